@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import threading
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -23,7 +23,7 @@ from maskloom.flows.signals import stop_on_signals
 from maskloom.flows.terminal import count
 from maskloom.segcore.errors import RunError
 from maskloom.segcore.figures.differences import draw
-from maskloom.segcore.geometry import Tile
+from maskloom.segcore.geometry import Tile, sizes_text
 from maskloom.segcore.ground.space import AXES
 from maskloom.segcore.models.protocols import Exactness, ObjectSegmenter
 from maskloom.segcore.objects.seam_audit import audit_seams
@@ -109,9 +109,11 @@ def _cluster(recipe: RunRecipe, region: Region) -> Cluster:
     return SerialCluster() if region.spec.pixels <= _PIXELS_IN_PROCESS else recipe.cluster
 
 
-def _opened(recipe: RunRecipe, cluster: Cluster, stop: threading.Event) -> Fanout:
+def _opened(
+    recipe: RunRecipe, cluster: Cluster, stop: threading.Event
+) -> AbstractContextManager[Fanout]:
     prepare = partial(prepare_process, recipe.storage, cluster.worker_threads, recipe.limits)
-    return cluster.open(prepare, stop)
+    return cluster.opened(prepare, stop)
 
 
 def _report(
@@ -133,7 +135,7 @@ def _report(
         ),
         (
             f"segmenter {recipe.kind}: {model.exactness.value}, halo "
-            f"{model.requirements.halo}{_planar(model, shape)}"
+            f"{sizes_text(model.requirements.halo)}{_planar(model, shape)}"
         ),
     ]
     if model != tiled_model:
@@ -190,10 +192,10 @@ def _first_readable(recipe: RunRecipe, stop: threading.Event) -> PlannedImage:
     with _opened(recipe, SerialCluster(), stop) as fanout:
         reason = ""
         for source in inventory.sources:
-            (image,) = describe_sources(fanout, [source], recipe.format, recipe.options)
-            if image.spec is not None:
-                return image
-            reason = reason or (image.failure.error if image.failure else "")
+            for image in describe_sources(fanout, [source], recipe.format, recipe.options):
+                if image.spec is not None:
+                    return image
+                reason = reason or (image.failure.error if image.failure else "")
     raise RunError(f"None of {count(len(inventory.sources), 'input')} can be read. {reason}")
 
 

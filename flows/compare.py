@@ -7,6 +7,7 @@ than a million), so it finds what a run with the same parameters finds there. On
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -18,7 +19,7 @@ from maskloom.flows.progress import ItemProgress, display
 from maskloom.flows.recipes.schemas import build
 from maskloom.flows.signals import stop_on_signals
 from maskloom.segcore import formats
-from maskloom.segcore.errors import ImageError, RecipeError, StoreError
+from maskloom.segcore.errors import RecipeError, StoreError
 from maskloom.segcore.figures.comparison import Cell, draw, label_cell, photo, photo_cell
 from maskloom.segcore.geometry import Tile
 from maskloom.segcore.models.planes import planes_of
@@ -26,7 +27,7 @@ from maskloom.segcore.models.protocols import SEGMENTERS, ObjectSegmenter
 from maskloom.segcore.pipeline.in_memory import Region
 from maskloom.segcore.pipeline.worker import prepare_process
 from maskloom.segcore.raster.source import Source
-from maskloom.segcore.raster.spec import Block
+from maskloom.segcore.raster.spec import Block, RasterSpec
 from maskloom.segcore.storage.filesystems import filesystem, store_errors, version_of
 from maskloom.tasks.clusters.serial import SerialCluster
 from maskloom.tasks.regions import RegionJob, segment_regions
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
 
     from maskloom.segcore.geometry import Shape
     from maskloom.segcore.models.protocols import Fitter, Model
-    from maskloom.segcore.raster.spec import RasterSpec
     from maskloom.tasks.clusters.protocol import Cluster
     from maskloom.tasks.regions import SegmentedRegion
 
@@ -63,6 +63,7 @@ CLASSICAL: tuple[Kind, ...] = (
 """All classical segmenters, with parameters that suit a photo."""
 
 _MOST_PIXELS = 10**6
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -159,7 +160,7 @@ def _results(jobs: Sequence[RegionJob], cluster: Cluster, quiet: bool) -> list[S
     prepare = partial(prepare_process, threads=cluster.worker_threads)
     with ExitStack() as stack:
         stack.enter_context(stop_on_signals(stop))
-        fanout = stack.enter_context(cluster.open(prepare, stop))
+        fanout = stack.enter_context(cluster.opened(prepare, stop))
         shown_by = stack.enter_context(display(quiet))
         return segment_regions(
             fanout, jobs, ItemProgress(shown_by, "compare", "segmenters", len(jobs))
@@ -193,10 +194,13 @@ def _header(path: str) -> RasterSpec:
         raise RecipeError(f"{path!r} is neither a file nor a folder. Check its name.")
     size, is_folder = int(info.get("size") or 0), info["type"] == "directory"
     source = Source(uri, "image", version_of(info), size, is_folder=is_folder)
-    spec = formats.describe_images(source, source.version)[0][1]
-    if isinstance(spec, ImageError):
-        raise spec
-    return spec
+    found = formats.describe_images(source, source.version)
+    headers = [header for _, header in found if isinstance(header, RasterSpec)]
+    if not headers:
+        raise RecipeError(f"None of the {len(found)} images in {path!r} can be read: {found[0][1]}")
+    if len(found) > 1:
+        log.warning("%s holds %d images; %s is compared.", path, len(found), headers[0].part)
+    return headers[0]
 
 
 def _text(section: Mapping[str, Any], result: SegmentedRegion) -> str:

@@ -24,7 +24,7 @@ def dry_run(recipe: RunRecipe) -> str:
     configure(recipe.storage)
     inventory = take_inventory(recipe)
     if inventory.nothing_to_do:
-        done = count(len(inventory.sources), "image is", "images are")
+        done = count(inventory.images_outside(frozenset()), "image is", "images are")
         lines = [f"Nothing to do: {done} done and unchanged."]
     else:
         lines = list(_planned(recipe, inventory, _pending_images(recipe, inventory)))
@@ -48,9 +48,11 @@ def _planned(
     sizes = dict.fromkeys(" x ".join(map(str, grid.tile)) for grid in grids)
     unreadable = len(images) - len(readable)
     passes = 2 if isinstance(recipe.segmenter, Fitter) else 1
-    to_read = passes * sum(image.source.size for image in readable)
+    sizes_of_files = {image.source.location: image.source.size for image in readable}
+    to_read = passes * sum(sizes_of_files.values())
     yield f"run {plan.run_id}"
-    yield f"images {len(images)} of {len(inventory.sources)} ({unreadable} unreadable)"
+    total = len(images) + inventory.images_outside({source.uri for source in inventory.pending})
+    yield f"images {len(images)} of {total} ({unreadable} unreadable)"
     yield f"pixels {sum(image.spec.pixels for image in readable if image.spec)}"
     yield f"tiles {sum(map(len, grids))} of {' or '.join(sizes) or recipe.tiling}"
     yield f"shards {len(plan.shards)}"
@@ -66,4 +68,6 @@ def _pending_images(recipe: RunRecipe, inventory: Inventory) -> list[PlannedImag
     """The images to do, described by their headers, which are read in this process."""
     prepare = partial(prepare_process, recipe.storage, time_limits=recipe.limits)
     with SerialCluster().open(prepare, threading.Event()) as fanout:
-        return describe_sources(fanout, inventory.pending, recipe.format, recipe.options)
+        return describe_sources(
+            fanout, inventory.pending, recipe.format, recipe.options, inventory.ids
+        )

@@ -6,7 +6,7 @@ A run that would leave images of another recipe in its output is refused, unless
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,7 @@ from maskloom.segcore.storage.store import Store
 from maskloom.tasks.commits.ledger import Committed, Ledger, rows_by_file
 from maskloom.tasks.commits.presence import process_folder
 from maskloom.tasks.discovery.discover import discover, passed_over_advice, passed_over_note
-from maskloom.tasks.discovery.series import ReadHeaders, read_headers_here
+from maskloom.tasks.discovery.series import ReadHeaders, SeriesHeaders
 from maskloom.tasks.memory import WORKER_MEMORY, with_retries
 from maskloom.tasks.plan import LastRun, identify, pending, read_head, read_plan
 from maskloom.tasks.publish import heal
@@ -74,6 +74,18 @@ class Inventory:
         )
 
     @property
+    def ids(self) -> dict[str, str]:
+        """Ids of all inputs, and of all images in the tables, by URI."""
+        known = {row.uri: row.image_id for row in self.committed.values()}
+        return known | {source.uri: source.image_id for source in self.sources}
+
+    def images_outside(self, inputs: Set[str]) -> int:
+        """Number of images that are not in these inputs, which are given by URI."""
+        rows = rows_by_file(self.committed)
+        others = (source.uri for source in self.sources if source.uri not in inputs)
+        return sum(len(rows.get(uri, ())) or 1 for uri in others)
+
+    @property
     def removed(self) -> int:
         """Number of images in the tables that are no longer inputs; their rows and masks stay."""
         files = {source.uri for source in self.sources}
@@ -81,12 +93,14 @@ class Inventory:
 
 
 def take_inventory(
-    recipe: RunRecipe, *, to_write: bool = False, read_headers: ReadHeaders = read_headers_here
+    recipe: RunRecipe, *, to_write: bool = False, read_headers: ReadHeaders | None = None
 ) -> Inventory:
     """List the inputs and read the committed rows. `to_write`: also complete a commit that a killed
-    run left incomplete. `read_headers` reads files that may belong to series.
+    run left incomplete. `read_headers` reads files that may belong to series. None: this process
+    reads those that no run has read.
     """
     store = Store(recipe.output)
+    read_headers = read_headers or SeriesHeaders(store)
     tables = [statistic.table for statistic in recipe.statistics.values()] + [Objects.table] * (
         recipe.objects is not None
     )
@@ -109,7 +123,7 @@ def take_inventory(
 
 
 def inventory_to_write(
-    recipe: RunRecipe, sharing: Sharing, read_headers: ReadHeaders = read_headers_here
+    recipe: RunRecipe, sharing: Sharing, read_headers: ReadHeaders | None = None
 ) -> Inventory:
     """The inventory of a run that is about to write. Raises `RecipeError` if images of another
     recipe would stay in the output.
@@ -143,7 +157,7 @@ def _known_ids(committed: Mapping[str, Committed]) -> dict[str, str]:
 
 
 def _healed(
-    recipe: RunRecipe, inventory: Inventory, sharing: Sharing, read_headers: ReadHeaders
+    recipe: RunRecipe, inventory: Inventory, sharing: Sharing, read_headers: ReadHeaders | None
 ) -> Inventory:
     """The inventory after removing superseded rows, which an earlier version of maskloom or a lost
     file left.

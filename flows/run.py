@@ -55,11 +55,10 @@ class RunResult:
 
     @property
     def unchanged(self) -> int:
-        """Number of inputs that an earlier, finished run has done."""
-        if self.outcome is None:
-            return len(self.inventory.sources)
-        # Counted by the outcome: a resumed run includes what it did before it was interrupted.
-        return max(0, len(self.inventory.sources) - self.outcome.done - self.outcome.failed)
+        """Number of images that an earlier, finished run has done."""
+        # A resumed run includes what it did before it was interrupted.
+        inputs = frozenset[str]() if self.outcome is None else self.outcome.inputs
+        return self.inventory.images_outside(inputs)
 
     @property
     def some_failed(self) -> bool:
@@ -127,7 +126,7 @@ class _Workers:
             prepare = partial(
                 prepare_process, self._recipe.storage, cluster.worker_threads, self._recipe.limits
             )
-            self._fanout = self._stack.enter_context(cluster.open(prepare, self.listen()))
+            self._fanout = self._stack.enter_context(cluster.opened(prepare, self.listen()))
         return self._fanout
 
 

@@ -12,7 +12,7 @@ import json
 import logging
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -80,6 +80,10 @@ class Outcome:
     pixels: int
     failures: tuple[tuple[str, Failure], ...] = ()
     """URI and reason of the first failures."""
+    areas: Mapping[tuple[str, str], float] = field(default_factory=dict)
+    """Total area of each class in these images, by its name and the unit."""
+    inputs: frozenset[str] = frozenset()
+    """URIs of the files, folders and series in which its images are."""
 
 
 def segment(
@@ -165,7 +169,9 @@ def _plan(recipe: RunRecipe, inventory: Inventory, fanout: Fanout) -> Plan:
             settings, (image for shard in interrupted.shards for image in shard.images), available
         )
         return with_addresses(interrupted, inventory.sources)
-    images = describe_sources(fanout, inventory.pending, recipe.format, recipe.options)
+    images = describe_sources(
+        fanout, inventory.pending, recipe.format, recipe.options, inventory.ids
+    )
     require_tiling(settings, images)
     images = without_room(images, available)
     require_memory(settings, (image for image in images if image.failure is None), available)
@@ -300,7 +306,16 @@ def _publish(store: Store, plan: Plan, tables: Tables, before: LastRun) -> Outco
         # it is at work beside this run.
         if run_id == plan.run_id or (parent != plan.run_id and not is_at_work(store, run_id)):
             store.remove(f"{STAGING}/{run_id}")
-    return Outcome(plan.run_id, result.done, result.failed, result.pixels, result.failures)
+    inputs = frozenset(image.source.location for shard in plan.shards for image in shard.images)
+    return Outcome(
+        plan.run_id,
+        result.done,
+        result.failed,
+        result.pixels,
+        result.failures,
+        result.areas,
+        inputs,
+    )
 
 
 def _class_names(settings: RunSettings) -> tuple[str, ...]:

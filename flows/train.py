@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from maskloom.flows.progress import TrainingProgress, display
 from maskloom.flows.recipes.training import TrainingRun
 from maskloom.flows.signals import stop_on_signals
+from maskloom.segcore import formats
 from maskloom.segcore.deep.inference.runtime import import_keras
-from maskloom.segcore.errors import RecipeError
+from maskloom.segcore.errors import ImageError, RecipeError
 from maskloom.segcore.models.protocols import SEGMENTERS
 from maskloom.segcore.raster.source import Source
 from maskloom.segcore.storage.filesystems import configure
@@ -77,4 +78,14 @@ def _discovered(entries: Sequence[str], key: str) -> list[Source]:
         raise RecipeError(f"{key}: {str(error).removeprefix('inputs: ')}") from error
     if found.passed_over:
         log.warning("%s: %s", key, passed_over_note(found.passed_over).strip())
-    return found.sources
+    return [image for source in found.sources for image in _images_of(source)]
+
+
+def _images_of(source: Source) -> list[Source]:
+    """The images in a file; the file itself if it cannot be read, which is reported later, unless
+    the recipe leaves it out.
+    """
+    try:
+        return formats.images_of(source)
+    except (ImageError, FileNotFoundError):
+        return [source]

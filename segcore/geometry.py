@@ -126,8 +126,8 @@ class Grid(Sequence[Tile]):
     """Shape of the raster."""
     tile: Shape
     """Shape of a tile's core; tiles at the far border are smaller."""
-    halo: int = 0
-    """Width of the halo in pixels."""
+    halo: int | Shape = 0
+    """Width of the halo in pixels: one number for all axes, or one per axis."""
     planar: bool = False
     """Whether halos extend along the last two axes only, not across the planes of a volume."""
 
@@ -136,7 +136,8 @@ class Grid(Sequence[Tile]):
             raise ValueError(
                 f"shape {self.shape} and tile {self.tile} have different numbers of axes"
             )
-        if min(self.tile) < 1 or self.halo < 0 or min(self.shape) < 1:
+        narrowest = min(per_axis(self.halo, len(self.shape)))
+        if min(self.tile) < 1 or narrowest < 0 or min(self.shape) < 1:
             raise ValueError(
                 f"shape {self.shape} and tile {self.tile} must be positive and halo {self.halo} "
                 "not negative"
@@ -146,7 +147,7 @@ class Grid(Sequence[Tile]):
     def margin(self) -> Shape:
         """The halo along each axis."""
         across = max(0, len(self.shape) - _IMAGE_AXES) if self.planar else 0
-        return (0,) * across + (self.halo,) * (len(self.shape) - across)
+        return (0,) * across + per_axis(self.halo, len(self.shape))[across:]
 
     @property
     def counts(self) -> Shape:
@@ -221,7 +222,7 @@ class Tiling:
             raise ValueError(f"tiles of {self.side} cannot cut a raster of shape {shape}")
         return (1,) * (len(shape) - _IMAGE_AXES) + self.side[-_IMAGE_AXES:] if planar else self.side
 
-    def grid(self, shape: Shape, halo: int = 0, planar: bool = False) -> Grid:
+    def grid(self, shape: Shape, halo: int | Shape = 0, planar: bool = False) -> Grid:
         """The tiles of a raster of this shape. Raises `ValueError` as `tile` does."""
         return Grid(shape, self.tile(shape, planar), halo, planar)
 
@@ -232,6 +233,58 @@ class Tiling:
         512 8x64x64
         """
         return str(self.side) if isinstance(self.side, int) else "x".join(map(str, self.side))
+
+
+def per_axis(value: int | Shape, axes: int) -> Shape:
+    """One number per axis, from one for all axes or one for each.
+
+    Raises `ValueError` if there are numbers for other axes.
+
+    >>> per_axis(4, 3), per_axis((2, 4, 4), 3)
+    ((4, 4, 4), (2, 4, 4))
+    """
+    if isinstance(value, int):
+        return (value,) * axes
+    if len(value) != axes:
+        raise ValueError(f"expected one number for each of {axes} axes; got {value}")
+    return value
+
+
+def by_axis(numbers: Sequence[int]) -> int | Shape:
+    """One number where it is the same for all axes, else one per axis.
+
+    >>> by_axis([4, 4, 4]), by_axis([2, 4, 4])
+    (4, (2, 4, 4))
+    """
+    return numbers[0] if len(set(numbers)) == 1 else tuple(numbers)
+
+
+def widest(halos: Sequence[int | Shape]) -> int | Shape:
+    """The largest of some halos along each axis.
+
+    >>> widest([3, 5]), widest([7, (2, 9, 9)])
+    (5, (7, 9, 9))
+    """
+    axes = max((len(halo) for halo in halos if not isinstance(halo, int)), default=1)
+    return by_axis([max(along) for along in zip(*(per_axis(h, axes) for h in halos), strict=True)])
+
+
+def wider(halo: int | Shape, pixels: int) -> int | Shape:
+    """A halo with some pixels more along each axis.
+
+    >>> wider((2, 9, 9), 3)
+    (5, 12, 12)
+    """
+    return halo + pixels if isinstance(halo, int) else tuple(each + pixels for each in halo)
+
+
+def sizes_text(value: int | Shape) -> str:
+    """Numbers of pixels for users.
+
+    >>> sizes_text(23), sizes_text((11, 23, 23))
+    ('23', '11 x 23 x 23')
+    """
+    return str(value) if isinstance(value, int) else " x ".join(map(str, value))
 
 
 def in_rows(array: Any, axes: int = 2) -> Any:

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from maskloom.segcore.errors import OutOfMemory, RecipeError
+from maskloom.segcore.geometry import sizes_text
 from maskloom.segcore.pipeline.jobs import RunSettings
 from maskloom.segcore.pipeline.records import Failure, PlannedImage
 from maskloom.segcore.raster.spec import RasterSpec
@@ -52,7 +53,7 @@ def require_memory(
         if needed > available:
             raise RecipeError(
                 f"tiling.tile: a tile of {settings.tiling} pixels with the segmenter's halo of "
-                f"{settings.model.requirements.halo} needs about "
+                f"{sizes_text(settings.model.requirements.halo)} needs about "
                 f"{needed / 1e9:.1f} GB on {image.source.uri}; a "
                 f"worker has {available / 1e9:.1f} GB. "
                 "Use a smaller tile or fewer workers, or a segmenter with a smaller halo (radius, "
@@ -112,12 +113,16 @@ def _fits(image: PlannedImage, available: int) -> bool:
 def _refused(image: PlannedImage, available: int) -> PlannedImage:
     assert image.spec is not None
     size = " x ".join(map(str, reversed(image.spec.shape)))
+    by_parts = (
+        "the image to a tiled TIFF (gdal_translate -of COG)"
+        if len(image.spec.shape) == len("yx")
+        else "the volume to Zarr, which is read chunk by chunk"
+    )
     error = OutOfMemory(
         f"{image.source.uri} can only be decoded as a whole, and its {size} pixels "
         "alone take "
         f"{_pixel_bytes(image.spec) / 1e9:.2f} GB; a worker has {available / 1e9:.2f} GB. Raise "
-        "cluster.memory, lower cluster.workers, "
-        "or convert the image to a tiled TIFF (gdal_translate -of COG)."
+        f"cluster.memory, lower cluster.workers, or convert {by_parts}."
     )
     return replace(image, failure=image.failure or Failure.of(error))
 

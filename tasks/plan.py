@@ -14,6 +14,7 @@ import json
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, cast
 
 import pyarrow as pa
@@ -133,9 +134,10 @@ def describe_sources(
     sources: Sequence[Source],
     format_name: str | None,
     options: ReadOptions = DEFAULT,
+    known_ids: Mapping[str, str] = MappingProxyType({}),
 ) -> list[PlannedImage]:
     """The images of all sources with their headers, which the workers read, in the order of the
-    sources.
+    sources. `known_ids`: ids of all images and inputs of the output, by URI.
     """
     starts = range(0, len(sources), DESCRIBE_BATCH)
     jobs = [
@@ -150,21 +152,28 @@ def describe_sources(
             found = answer
         for image in found:
             images[image.source.location].append(image)
-    described = _with_own_ids([image for source in sources for image in images[source.uri]])
+    described = _with_own_ids(
+        [image for source in sources for image in images[source.uri]], known_ids
+    )
     _log_notes(described)
     return described
 
 
-def _with_own_ids(images: Sequence[PlannedImage]) -> list[PlannedImage]:
-    """The images with other ids for parts of files whose ids other files have."""
-    taken = {image.source.image_id.casefold() for image in images if not image.source.part}
+def _with_own_ids(
+    images: Iterable[PlannedImage], known_ids: Mapping[str, str]
+) -> list[PlannedImage]:
+    """The images, each with an id that no other file has: a part keeps the one of earlier runs, or
+    gets a longer one if the name of another file is equal to it.
+    """
+    owners = {image_id.casefold(): split_part(uri)[0] for uri, image_id in known_ids.items()}
     result = []
     for image in images:
         source = image.source
-        if source.part and source.image_id.casefold() in taken:
-            source = dataclasses.replace(
-                source, image_id=f"{source.image_id}_{digest(source.uri)[:10]}"
-            )
+        if source.part:
+            image_id = known_ids.get(source.uri, source.image_id)
+            if owners.setdefault(image_id.casefold(), source.location) != source.location:
+                image_id = f"{image_id}_{digest(source.uri)[:10]}"
+            source = dataclasses.replace(source, image_id=image_id)
         result.append(dataclasses.replace(image, source=source))
     return result
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import math
 import threading
+from collections import Counter
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -21,14 +22,17 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from maskloom.segcore.errors import RunError
+from maskloom.segcore.ground.space import AXES
+from maskloom.segcore.masks import beside_endings
 from maskloom.segcore.pipeline.records import Failure, ImageResult, Plan, PlannedImage, Shard
 from maskloom.segcore.raster.source import Source, version_now
+from maskloom.segcore.raster.spec import RasterSpec
 from maskloom.segcore.raster.stored import split_part
 from maskloom.segcore.statistics.objects.options import Objects
 from maskloom.segcore.statistics.protocol import Statistic
 from maskloom.segcore.storage.records import read_table
 from maskloom.segcore.storage.store import Store
-from maskloom.tasks.commits.ledger import Committed, Ledger, rows_by_file
+from maskloom.tasks.commits.ledger import Committed, Ledger
 from maskloom.tasks.commits.log import IMAGES, Draft
 from maskloom.tasks.object_files import KEYS, ROW_GROUP, ObjectFile
 
@@ -49,6 +53,10 @@ IMAGES_SCHEMA = pa.schema(
         ("bands", pa.int32()),
         ("dtype", pa.string()),
         ("crs", pa.string()),
+        ("pixel_size_z", pa.float64()),
+        ("pixel_size_y", pa.float64()),
+        ("pixel_size_x", pa.float64()),
+        ("pixel_size_from", pa.string()),
         ("total_pixels", pa.int64()),
         ("valid_pixels", pa.int64()),
         ("nodata_pixels", pa.int64()),
@@ -75,6 +83,8 @@ class Record:
     """URI and reason of the first failures."""
     files: Mapping[str, str]
     """SHA-256 of each file of the run's records, by its name below the output."""
+    areas: Mapping[tuple[str, str], float] = field(default_factory=dict)
+    """Total area of each class, by its name and the unit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,8 +102,14 @@ class Tables:
     """Whether images of other recipes may stay in the output."""
     before: Mapping[str, Committed] = field(default_factory=dict)
     """The rows from which the plan was made, by URI."""
+    _planned: frozenset[str] = field(init=False)
+    """URIs of all images of the plan, which has all images of each of its files."""
     _lock: threading.Lock = field(default_factory=threading.Lock)
     """Lets this process commit one shard at a time; correctness does not depend on it."""
+
+    def __post_init__(self) -> None:
+        planned = (image.source.uri for shard in self.plan.shards for image in shard.images)
+        object.__setattr__(self, "_planned", frozenset(planned))
 
     @property
     def store(self) -> Store:
@@ -138,22 +154,38 @@ class Tables:
             # The manifest already exists if two processes have done the same run.
             if not name.endswith("/manifest.json"):
                 files[name] = hashlib.sha256(self.store.read(name)).hexdigest()
-        uris = {image.source.uri for shard in self.plan.shards for image in shard.images}
-        done, pixels, failures = 0, 0, []
+        uris = self._planned
+        done, pixels, failures, areas = 0, 0, [], Counter[tuple[str, str]]()
         for file in sorted(
             {row.file for uri in uris if (row := self.ledger.rows.get(uri)) is not None}
         ):
-            columns = ["uri", "status", "error", "error_type", "total_pixels"]
+            columns = ["uri", "image_id", "status", "error", "error_type", "total_pixels"]
+            ids = []
             for row in read_table(self.store, f"{IMAGES}/{file}", columns).to_pylist():
                 if row["uri"] not in uris:
                     continue
                 if row["status"] == "ok":
                     done, pixels = done + 1, pixels + row["total_pixels"]
+                    ids.append(row["image_id"])
                 else:
                     failures.append(
                         (row["uri"], Failure(row["error_type"], row["error"], permanent=True))
                     )
-        return Record(done, len(failures), pixels, tuple(failures[:_FAILURES_NAMED]), files)
+            areas.update(self._areas(file, ids))
+        named = tuple(failures[:_FAILURES_NAMED])
+        return Record(done, len(failures), pixels, named, files, areas)
+
+    def _areas(self, file: str, image_ids: Sequence[str]) -> dict[tuple[str, str], float]:
+        """The total area of each class of some images in a file, by its name and the unit."""
+        keys = ["class_name", "area_unit"]
+        try:
+            found = read_table(self.store, f"tables/areas/{file}", ["image_id", *keys, "area"])
+        except FileNotFoundError:
+            # The next run makes it again; this one ends with a line less.
+            return {}
+        ours = pc.is_in(found["image_id"], value_set=pa.array(image_ids, pa.string()))
+        sums = found.filter(ours).group_by(keys, use_threads=False).aggregate([("area", "sum")])
+        return {(row["class_name"], row["area_unit"]): row["area_sum"] for row in sums.to_pylist()}
 
     def _refresh(self) -> None:
         for row in self.ledger.refresh():
@@ -189,14 +221,15 @@ class Tables:
         row = self.ledger.rows.get(source.uri)
         if row is None:
             other = self.ledger.uris.get(source.image_id, source.uri)
-            same_file = split_part(other)[0] == split_part(source.uri)[0]
-            if other != source.uri and not same_file and other in self.ledger.rows:
+            elsewhere = split_part(other)[0] != source.location
+            if elsewhere and other in self.ledger.rows:
                 raise RunError(
                     f"Another run has given the image id {source.image_id} to {other} while this "
                     f"one worked; it was planned for {source.uri}. Run the same command again: it "
                     "will find another id."
                 )
-            return True
+            # Another run may have found another number of images in the file.
+            return not any(map(self._is_new, self._former(source))) or self._is_present(source)
         if not self._is_new(row):
             return True
         if row.run_id == self.plan.run_id or (row.version, row.fingerprint) == (
@@ -207,18 +240,31 @@ class Tables:
             return ok and not row.ok
         if row.fingerprint != self.plan.fingerprint:
             return True
+        return self._is_present(source)
+
+    def _is_present(self, source: Source) -> bool:
         # The file has changed between the listings of two runs; its present version is right.
         return _version_now(source) == source.version
+
+    def _former(self, source: Source) -> list[Committed]:
+        """Rows of images that this one's file no longer holds: a file of 12 images may now hold
+        10.
+        """
+        rows = self.ledger.images_of(source.location)
+        return [row for row in rows if row.uri not in self._planned]
 
     def _fill(self, draft: Draft, shard: Shard, results: Sequence[ImageResult]) -> None:
         groups: dict[str, list[ImageResult]] = {}
         for result in results:
             row = self.ledger.rows.get(result.source.uri)
             groups.setdefault(shard.file if row is None else row.file, []).append(result)
-        former = self._former_parts(results)
-        for file in {**groups, **former}:
+        former = {row.uri: row for each in results for row in self._former(each.source)}
+        gone: dict[str, set[str]] = {}
+        for row in former.values():
+            gone.setdefault(row.file, set()).add(row.image_id)
+        for file in {**groups, **gone}:
             members = groups.get(file, [])
-            ids = {result.source.image_id for result in members} | former.get(file, set())
+            ids = {result.source.image_id for result in members} | gone.get(file, set())
             for name, statistic in self.statistics.items():
                 schema = table_schema(statistic)
                 rows = [
@@ -233,7 +279,7 @@ class Tables:
                     pa.Table.from_pylist(rows, schema=schema),
                     ids,
                 )
-            self._write_objects(draft, file, members, former.get(file, set()))
+            self._write_objects(draft, file, members, gone.get(file, set()))
             image_rows = pa.Table.from_pylist(
                 [self._image(result) for result in members], schema=IMAGES_SCHEMA
             )
@@ -244,20 +290,17 @@ class Tables:
             for result in results
             if result.mask is not None and result.mask not in result.staged
         )
-
-    def _former_parts(self, results: Sequence[ImageResult]) -> dict[str, set[str]]:
-        """Ids of committed images that no longer exist, since their file now holds another number
-        of images, by the table file that has their rows.
-        """
-        counts = {
-            file: count for file, _, count in (split_part(each.source.uri) for each in results)
-        }
-        former: dict[str, set[str]] = {}
-        for file, rows in rows_by_file(self.ledger.rows).items():
-            for row in rows if file in counts else ():
-                if split_part(row.uri)[2] != counts[file]:
-                    former.setdefault(row.file, set()).add(row.image_id)
-        return former
+        # A file that cannot be read now may have the same images again in the next run.
+        unread = {each.source.uri for each in results if each.spec is None}
+        draft.removed = frozenset(
+            name
+            for row in former.values()
+            if row.mask_uri is not None and split_part(row.uri)[0] not in unread
+            for name in (
+                f"previews/{row.image_id}.png",
+                *(row.mask_uri + ending for ending in ("", *beside_endings())),
+            )
+        )
 
     def _write_objects(
         self, draft: Draft, file: str, results: Sequence[ImageResult], former: Set[str]
@@ -309,6 +352,7 @@ class Tables:
             "bands": spec.file_bands if spec else None,
             "dtype": spec.dtype if spec else None,
             "crs": crs_name(spec.space.crs) if spec else None,
+            **_pixel_size(spec),
             "total_pixels": total,
             "valid_pixels": 0 if failure else (total or 0) - result.nodata_pixels,
             "nodata_pixels": result.nodata_pixels,
@@ -371,6 +415,17 @@ def _write(
             compression="zstd",
             row_group_size=ROW_GROUP,
         )
+
+
+def _pixel_size(spec: RasterSpec | None) -> dict[str, float | str | None]:
+    """The columns on the size of a pixel in mm, and on what states it."""
+    metric = None if spec is None else spec.space.metric
+    sizes: dict[str, float | str | None] = dict.fromkeys(f"pixel_size_{axis}" for axis in AXES)
+    if spec is None or metric is None:
+        return {**sizes, "pixel_size_from": None}
+    found = zip(spec.space.axes, metric.millimetres, strict=True)
+    sizes |= {f"pixel_size_{axis}": size for axis, size in found}
+    return {**sizes, "pixel_size_from": metric.stated_by}
 
 
 def _version_now(source: Source) -> str | None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from links import link
@@ -20,29 +20,43 @@ PROCESSES = str(min(os.cpu_count() or 1, 4))
 """Test processes in parallel. Each starts with its share of the files in order; a process without
 work takes half of what another has left. With TensorFlow each needs about 3 GB.
 """
-STEPS = (
+STATIC = (
     (TOOLS / "ruff", "check", "."),
     (TOOLS / "ruff", "format", "--check", "."),
     # These two search folders for packages, so they run on the installed layout.
     (TOOLS / "mypy", "--config-file", CONFIG),
     (TOOLS / "lint-imports", "--config", CONFIG),
-    (sys.executable, "-m", "pytest", "-n", PROCESSES, "--dist", "worksteal", *sys.argv[1:]),
 )
+TESTS = (sys.executable, "-m", "pytest", "-n", PROCESSES, "--dist", "worksteal")
 
 
-def run(step: Sequence[str | Path], folder: Path) -> int:
-    """Run one step in `folder`; return its exit code."""
-    environment = {**os.environ, "PYTHONPATH": str(folder)} if folder != ROOT else None
-    command = [str(part) for part in step]
-    return subprocess.run(command, cwd=folder, env=environment, check=False).returncode
+def failures_of(tree: Path) -> list[str]:
+    """Run the static checks one after another, those of types and imports in `tree`; the commands
+    that failed. What each said is printed at once when it has ended.
+    """
+    failed = []
+    for step in STATIC:
+        folder = tree if CONFIG in step else ROOT
+        environment = {**os.environ, "PYTHONPATH": str(folder)} if folder != ROOT else None
+        done = subprocess.run(
+            step, cwd=folder, env=environment, capture_output=True, text=True, check=False
+        )
+        command = " ".join(map(str, step))
+        print(f"{command}\n{done.stdout}{done.stderr}", end="", flush=True)
+        if done.returncode:
+            failed.append(command)
+    return failed
 
 
 def main() -> int:
-    """Run all steps, even after a failure; return 1 if any step failed."""
-    tree = link()
-    failed = [step for step in STEPS if run(step, tree if CONFIG in step else ROOT)]
-    for step in failed:
-        sys.stderr.write(f"check: failed: {' '.join(str(part) for part in step)}\n")
+    """Run all, even after a failure; return 1 if anything failed."""
+    # Tests often wait for processes that they start, so the static checks run beside them.
+    with ThreadPoolExecutor(1) as beside:
+        static = beside.submit(failures_of, link())
+        tests = subprocess.run([*TESTS, *sys.argv[1:]], cwd=ROOT, check=False)
+        failed = static.result() + ["pytest"] * (tests.returncode != 0)
+    for command in failed:
+        sys.stderr.write(f"check: failed: {command}\n")
     return 1 if failed else 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -15,7 +16,7 @@ import pytest
 # prints the line that reproduces it.
 hypothesis.settings.register_profile(
     "ci",
-    max_examples=15,
+    max_examples=10,
     deadline=None,
     suppress_health_check=[hypothesis.HealthCheck.too_slow],
     print_blob=True,
@@ -32,6 +33,19 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         left_out = {item for item in items if item.get_closest_marker("nightly")}
         config.hook.pytest_deselected(items=list(left_out))
         items[:] = [item for item in items if item not in left_out]
+
+
+@pytest.fixture(scope="session")
+def two_workers():
+    """The `cluster` section for two worker processes, shared by all tests of this process: to start
+    them takes seconds.
+    """
+    import distributed
+
+    with distributed.LocalCluster(
+        n_workers=2, threads_per_worker=1, host="127.0.0.1", dashboard_address="127.0.0.1:0"
+    ) as cluster:
+        yield json.dumps({"kind": "address", "address": cluster.scheduler_address})
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,9 @@
-"""A folder format, a series format and a folder mask writer, as a plug-in would add them.
+"""Formats of folders, of series and of files with several images, and a mask writer of folders, as
+a plug-in would add them.
 
 A `.chunks` folder holds `shape.json` and one `.npy` file per 32 rows. A series is a set of files
-`NAME-0.rows`, `NAME-1.rows` ... of 32 rows each. Masks are folders of one file per tile.
+`NAME-0.rows`, `NAME-1.rows` ... of 32 rows each. A `.film` file holds images over time. Masks are
+folders of one file per tile.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import json
 import re
 import zlib
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import fsspec
 import numpy as np
@@ -159,6 +161,59 @@ class RowSeries:
 
     def open(self, spec):
         return RowsReader(spec.files, spec)
+
+
+@dataclass(frozen=True, slots=True)
+class FrameReader:
+    pixels: np.ndarray
+    spec: RasterSpec
+
+    def read(self, box):
+        bands = [band - 1 for band in self.spec.bands]
+        return self.pixels[box.slices][..., bands], np.ones(box.shape, np.bool_)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+
+@dataclass(frozen=True, slots=True)
+class Film:
+    """Images over time in one file: (t, y, x, band). One that is all `BROKEN` cannot be read."""
+
+    kinds: tuple[FileKind, ...] = (FileKind("a film", (".film",), ((0, NPY),)),)
+    mask: str = "png"
+
+    def parts(self, image, options):
+        count = len(load_film(image.location))
+        return [f"t{i + 1:04d}" for i in range(count)] if count > 1 else []
+
+    def describe(self, location, version):
+        return self.describe_image(StoredImage(location, version), ReadOptions())
+
+    def describe_image(self, image, options):
+        frame = load_film(image.location)[_number(image.part)]
+        if (frame == BROKEN).all():
+            raise FormatError(f"{image.location} is broken at {image.part}.")
+        spec = described(image.location, "film", frame.shape, frame.dtype.name, image.version)
+        return replace(spec, part=image.part)
+
+    def open(self, spec):
+        return FrameReader(load_film(spec.location)[_number(spec.part)], spec)
+
+
+BROKEN = 77
+
+
+def _number(part: str) -> int:
+    return int(part[1:] or "1") - 1
+
+
+def load_film(location: str) -> np.ndarray:
+    with fsspec.open(location) as file:
+        return np.load(io.BytesIO(file.read()))
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ import typer
 
 from maskloom.flows.commands.messages import SOME_FAILED
 from maskloom.flows.terminal import count, escaped, failure
+from maskloom.segcore.ground.amounts import amount
 from maskloom.segcore.storage.addresses import redacted
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from maskloom.flows.run import RunResult
     from maskloom.flows.segment import Outcome
 
+_CLASSES_SHOWN = 6
 _FAILURES_SHOWN = 5
 
 
@@ -57,22 +59,24 @@ def recordable(value: Any) -> Any:
 def print_result(recipe: RunRecipe, result: RunResult) -> None:
     """Print how many images are done, failed and unchanged, and where the results are."""
     if result.outcome is None:
-        _print_nothing_to_do(recipe, result.inventory)
+        _print_nothing_to_do(recipe, result)
     else:
         _print_outcome(recipe, result, result.outcome)
 
 
-def _print_nothing_to_do(recipe: RunRecipe, inventory: Inventory) -> None:
-    _print_removed(inventory)
-    failed = inventory.failed_before
+def _print_nothing_to_do(recipe: RunRecipe, result: RunResult) -> None:
+    _print_removed(result.inventory)
+    failed = result.inventory.failed_before
     note = f", {failed} of them failed before (see maskloom status)" if failed else ""
-    images = count(len(inventory.sources), "image is", "images are")
+    images = count(result.unchanged, "image is", "images are")
     typer.echo(f"Nothing to do: {images} unchanged{note}. Results: {recipe.output}")
 
 
 def _print_outcome(recipe: RunRecipe, result: RunResult, outcome: Outcome) -> None:
     _print_failures(recipe, outcome)
     _print_removed(result.inventory)
+    if areas := _areas(outcome.areas):
+        typer.echo(areas)
     unchanged = f", {result.unchanged} unchanged" if result.unchanged else ""
     typer.echo(
         f"{count(outcome.done, 'image')} done, {outcome.failed} failed{unchanged}, "
@@ -83,6 +87,17 @@ def _print_outcome(recipe: RunRecipe, result: RunResult, outcome: Outcome) -> No
             else f"See maskloom status {recipe.output}"
         )
     )
+
+
+def _areas(areas: Mapping[tuple[str, str], float]) -> str:
+    """A line on the total areas, or volumes, of the largest classes; empty without any."""
+    found = sorted(((size, *key) for key, size in areas.items() if size), reverse=True)
+    if not found:
+        return ""
+    kind = "Volumes" if {unit for *_, unit in found} == {"mm3"} else "Areas"
+    named = [f"{escaped(name)} {amount(size, unit)}" for size, name, unit in found[:_CLASSES_SHOWN]]
+    more = len(found) - len(named)
+    return f"{kind}: {', '.join(named)}{f' and {more} more classes' if more else ''}"
 
 
 def _print_failures(recipe: RunRecipe, outcome: Outcome) -> None:

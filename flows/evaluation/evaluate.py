@@ -75,6 +75,7 @@ def evaluate(location: str, request: EvaluationRequest, *, quiet: bool = True) -
         compared.failures,
         tuple(notes(output, run.left, pairs, compared, passed_over)),
         store.uri(folder).rstrip("/"),
+        compared.volumes,
     )
     picture = draw_picture(evaluation, compared, location)
     compared.result.publish(store, folder)
@@ -94,7 +95,7 @@ def _compare(
         options = request.job_options(output, holds_object_ids(first))
         stack.enter_context(stop_on_signals(stop))
         prepare = partial(prepare_process, threads=cluster.worker_threads)
-        fanout = stack.enter_context(cluster.open(prepare, stop))
+        fanout = stack.enter_context(cluster.opened(prepare, stop))
         progress = ItemProgress(
             stack.enter_context(display(quiet)), "evaluate", "images", len(masks)
         )
@@ -111,7 +112,8 @@ def _compare(
         tiles = {each.image_id: each.worst for each in worst[:_WORST]}
         shown = [mask for mask in masks if mask.image_id in tiles]
         views = view_images(fanout, _images(output, shown, pairs, options), options, tiles)
-    return Comparison(result, scored.failures, worst[:_WORST], views)
+    volumes = len(first.shape) > len("yx")
+    return Comparison(result, scored.failures, worst[:_WORST], views, volumes)
 
 
 def _cluster(output: Output, images: int) -> Cluster:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from maskloom.flows.recipes.yaml_files import read_yaml
+from maskloom.segcore import formats
 from maskloom.segcore.annotations.label_mapping import (
     VOID_NAME,
     LabelMapping,
@@ -17,7 +18,7 @@ from maskloom.segcore.annotations.label_mapping import (
     parse_values,
 )
 from maskloom.segcore.annotations.pairing import NameSuffixes
-from maskloom.segcore.errors import RecipeError
+from maskloom.segcore.errors import ImageError, RecipeError
 from maskloom.segcore.evaluation.scoring import EvaluationOptions
 from maskloom.segcore.raster.source import ABSENT
 from maskloom.tasks.clusters.local import LocalCluster
@@ -103,5 +104,11 @@ def find_truths(given: Sequence[str], output: str) -> tuple[dict[str, str], str]
     absent = [source.uri for source in found.sources if source.version == ABSENT]
     if absent:
         raise RecipeError(f"--truth: {absent[0]!r} does not exist. Check its name.")
-    truths = {source.uri: source.image_id for source in found.sources}
+    truths: dict[str, str] = {}
+    for source in found.sources:
+        try:
+            truths |= {image.uri: image.image_id for image in formats.images_of(source)}
+        except ImageError:
+            # It is reported where it is compared.
+            truths[source.uri] = source.image_id
     return truths, passed_over_note(found.passed_over).strip()

@@ -32,6 +32,8 @@ class Comparison:
     """The images with the most errors, the worst first."""
     views: Mapping[str, TileView]
     """A tile of each of the worst images, by `image_id`."""
+    volumes: bool = False
+    """Whether the masks are those of volumes."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -45,6 +47,8 @@ class Evaluation:
     """Lines for users: what was left out, and what limits the results."""
     folder: str
     """URI or path of the folder with the tables and the picture."""
+    volumes: bool = False
+    """Whether the masks are those of volumes."""
 
     @property
     def table(self) -> str:
@@ -73,8 +77,9 @@ class Evaluation:
     def summary(self) -> str:
         """The main figures in one line."""
         (row,) = (row for row in self.result.rows()["images"] if row["image_id"] is None)
+        unit = "megavoxels" if self.volumes else "megapixels"
         text = (
-            f"{count(len(self.result.scores), 'image')}, {row['pixels'] / 1e6:.2f} megapixels: "
+            f"{count(len(self.result.scores), 'image')}, {row['pixels'] / 1e6:.2f} {unit}: "
             f"accuracy {_figure(row['accuracy'])} "
             f"(majority {_figure(row['majority_baseline'])}), mean IoU {_figure(row['mean_iou'])}"
         )

@@ -195,6 +195,11 @@ class RunFile(pydantic.BaseModel):
     """Meaning of the pages of files that do not name their axes: zyx for volumes, tyx for images
     over time.
     """
+    nodata: Annotated[float, NUMBER, pydantic.Field(allow_inf_nan=False)] | None = None
+    """A value of pixels that means "no data", besides what the files say: e.g. 0 outside of a brain
+    whose skull was removed. Colours are no data where all bands have it, other pixels where any
+    band has.
+    """
     identifiers: bool = False
     """Name DICOM series by their SeriesInstanceUID, with which a hospital can find the patient,
     instead of by a keyed hash of it (the key: environment variable MASKLOOM_PSEUDONYM_KEY).
@@ -226,6 +231,7 @@ class RunFile(pydantic.BaseModel):
             "tags" if size == "tags" else PixelSize.parse(size) if size is not None else None,
             PixelSize.parse(level) if isinstance(level, str) else level,
             self.axes,
+            self.nodata,
             self.identifiers,
         )
 

@@ -4,18 +4,20 @@ Readers of images deliver a palette as its colours; in a mask its index is what 
 therefore read by `index` (the stored value of its only band, or the index into its palette) or by
 `colour` (red, green and blue packed into one number). Stored values are those in the file: 0 and 1
 in black and white, 0 to 3 in grey of two bits. Pixels that the file declares as no data (nodata of
-a GeoTIFF, alpha 0, a transparent palette entry) are not known.
+a GeoTIFF, alpha 0, a transparent palette entry) are not known, and neither are those with the
+nodata label in the file that maskloom writes beside a mask in NumPy's format.
 """
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
 from maskloom.segcore import formats
-from maskloom.segcore.errors import FormatError
+from maskloom.segcore.errors import FormatError, ImageError, StoreError
 from maskloom.segcore.formats.source import StoredFile
 
 if TYPE_CHECKING:
@@ -30,6 +32,8 @@ _PNG_GREY = 0
 _CLASS_NAMES = b"tEXtclasses\0"
 """How a PNG mask of classes by maskloom names them."""
 _COLOURS_SHOWN = 5
+_LARGEST_NOTE = 2**22
+"""Bytes of the file beside a mask that are read."""
 
 
 def holds_object_ids(spec: RasterSpec) -> bool:
@@ -51,6 +55,8 @@ class MaskReader:
     reader: Reader
     location: str
     by: By
+    nodata: int | None = None
+    """Index that means "not known". None: the reader knows."""
 
     def read(self, box: Box) -> tuple[NDArray[np.integer], NDArray[np.bool_]]:
         """The number of each pixel of a box, and whether it is known, both in the box's shape.
@@ -69,6 +75,8 @@ class MaskReader:
         if self.by == "colour":
             return self._packed(pixels), known
         first: NDArray[np.integer] = pixels[..., 0]  # type: ignore[assignment]
+        if self.nodata is not None:
+            known &= first != self.nodata
         if pixels.shape[-1] > 1 and not (pixels == pixels[..., :1])[known].all():
             found = np.unique(self._packed(pixels[known]))
             shown = ", ".join(f"#{value:06X}" for value in found[:_COLOURS_SHOWN])
@@ -113,8 +121,22 @@ def packed_colours(pixels: NDArray[np.generic]) -> NDArray[np.int32]:
 
 def open_mask(spec: RasterSpec, by: By) -> MaskReader:
     """Open a mask for reading. Raises `ReadError` if its pixels are broken."""
-    opened = formats.open_stored(spec) if by == "index" else formats.open_image(spec)
-    return MaskReader(opened, spec.location, by)
+    if by == "colour":
+        return MaskReader(formats.open_image(spec), spec.location, by)
+    return MaskReader(formats.open_stored(spec), spec.location, by, _nodata_beside(spec))
+
+
+def _nodata_beside(spec: RasterSpec) -> int | None:
+    """The nodata label that the file beside a NumPy array states; None without such a file."""
+    if not spec.location.lower().endswith(".npy"):
+        return None
+    try:
+        said = json.loads(StoredFile.of(f"{spec.location}.json").read(0, _LARGEST_NOTE))
+    except (OSError, ValueError, StoreError, ImageError):
+        # It is no file of maskloom, or none at all.
+        return None
+    nodata = said.get("nodata") if isinstance(said, dict) else None
+    return nodata if type(nodata) is int else None
 
 
 def _png_type(head: bytes) -> tuple[int, int]:

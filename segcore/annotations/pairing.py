@@ -17,6 +17,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from maskloom.segcore.errors import RecipeError
+from maskloom.segcore.formats.content import suffix_of
+from maskloom.segcore.raster.stored import split_part
 
 _SHOWN = 5
 _USUAL_FOLDERS = frozenset(
@@ -173,8 +175,11 @@ def _path(uri: str, path: str, end: str) -> str:
 
 
 def _name(uri: str, end: str) -> str:
-    stem, dot, _ = uri.rsplit("/", 1)[-1].rpartition(".")
-    return (stem if dot else uri.rsplit("/", 1)[-1]).removesuffix(end)
+    """The name of an image; one in a file of several is named as in the tables: `scan_t0001`."""
+    file, part, _ = split_part(uri)
+    last = file.rsplit("/", 1)[-1]
+    name = last[: len(last) - len(suffix_of(last))].removesuffix(end)
+    return f"{name}_{part}" if part else name
 
 
 def _without_usual_folders(path: str) -> str:
@@ -184,7 +189,7 @@ def _without_usual_folders(path: str) -> str:
 
 def _common_folders(one: str, other: str) -> int:
     """Length of the longest common subsequence of the folders of two paths."""
-    a, b = one.split("/")[:-1], other.split("/")[:-1]
+    a, b = (split_part(path)[0].split("/")[:-1] for path in (one, other))
     row = [0] * (len(b) + 1)
     for part in a:
         previous = row[:]

@@ -32,7 +32,12 @@ Scalar = TypeVar("Scalar", bound=np.generic)
 LARGEST_SIDE = 1024
 """Longer side of a preview in pixels, without the legend."""
 
+Limits = tuple[Any, Any] | None
+"""The numbers that are shown black and white, for each band or for all. None: nothing to spread."""
+
 _AXES = 2
+_STRIP = 64
+"""Rows of a preview that are drawn together."""
 _WINDOW = 16
 _TINT = 0.4
 _SATURATION = 0.35
@@ -119,7 +124,7 @@ def render_preview(
     nodata.
     """
     pixels, valid, labels = _join(parts, tuple(-(-n // stride) for n in shape[-2:]))
-    picture = _overlay(_show(pixels, valid, interpretation), valid, labels, class_table)
+    picture = _picture(pixels, valid, labels, interpretation, class_table)
     strip = (
         None if labels.dtype == np.uint32 else _draw_legend(class_table, labels, picture.shape[1])
     )
@@ -219,41 +224,79 @@ def _join(
     return pixels, valid, labels
 
 
+def _picture(
+    pixels: NDArray[np.generic],
+    valid: NDArray[np.bool_],
+    labels: NDArray[np.integer],
+    interpretation: Interpretation,
+    class_table: ClassTable,
+) -> NDArray[np.uint8]:
+    """The pixels tinted by their classes, made in strips of rows: their numbers take 30 times the
+    memory of the picture.
+    """
+    # The bands of an RGB picture share one stretch, which keeps its hues.
+    limits = _limits(pixels, valid, axis=None if interpretation == "rgb" else 0)
+    picture = np.empty((*labels.shape, 3), np.uint8)
+    for top in range(0, len(picture), _STRIP):
+        # With one row more: a border is drawn on its upper side.
+        rows = slice(top, top + _STRIP + 1)
+        shown = _show(pixels[rows], valid[rows], limits, top)
+        tinted = _overlay(shown, valid[rows], labels[rows], class_table)
+        picture[top : top + _STRIP] = tinted[:_STRIP]
+    return picture
+
+
+def _shown_bands(pixels: NDArray[np.generic]) -> NDArray[np.generic]:
+    """Three bands that are red, green and blue, or else the first."""
+    return pixels if pixels.shape[2] == 3 else pixels[..., :1]
+
+
 def _show(
-    pixels: NDArray[np.generic], valid: NDArray[np.bool_], interpretation: Interpretation
+    pixels: NDArray[np.generic], valid: NDArray[np.bool_], limits: Limits, top: int
 ) -> NDArray[np.float32]:
-    """Red, green and blue from 0 to 255; pixels without data are a dark checkerboard."""
-    height, width, bands = pixels.shape
-    shown = (
-        pixels.astype(np.float32)
-        if bands == 3
-        else np.repeat(pixels[..., :1], 3, axis=2).astype(np.float32)
-    )
+    """Red, green and blue from 0 to 255 of the rows from `top` on; pixels without data are a dark
+    checkerboard.
+    """
+    height, width, _ = pixels.shape
+    shown = _shown_bands(pixels).astype(np.float32)
     if pixels.dtype != np.uint8:
-        # The bands of an RGB picture share one stretch, which keeps its hues.
-        _stretch(shown, valid, axis=None if interpretation == "rgb" else 0)
+        shown = _stretched(shown, limits)
+    if shown.shape[2] == 1:
+        shown = np.repeat(shown, 3, axis=2)
     if valid.all():
         return shown
-    rows, columns = np.ogrid[:height, :width]
+    rows, columns = np.ogrid[top : top + height, :width]
     checks = np.where((rows // _CHECK_SIDE + columns // _CHECK_SIDE) % 2, *_NODATA_GREYS)
     return np.where(valid[..., None], shown, checks[..., None]).astype(np.float32)
 
 
-def _stretch(shown: NDArray[np.float32], valid: NDArray[np.bool_], axis: int | None) -> None:
-    """Spread the 2nd to 98th percentile of the valid pixels over 0 to 255, in place."""
+def _limits(pixels: NDArray[np.generic], valid: NDArray[np.bool_], axis: int | None) -> Limits:
+    """The 2nd and 98th percentile of the valid pixels. None: no pixel is finite in float32, or the
+    numbers are shown as they are.
+    """
+    if pixels.dtype == np.uint8:
+        return None
+    shown = _shown_bands(pixels).astype(np.float32, copy=False)
     values = shown[valid & np.isfinite(shown).all(axis=2)]
     if not len(values):
-        # No pixel is finite in float32: infinite ones become white or black.
-        shown[...] = np.clip(np.nan_to_num(shown), 0, 255)
-        return
+        return None
+    with np.errstate(over="ignore", invalid="ignore"):
+        low, high = np.percentile(values, [2, 98], axis=axis)
+    return low, high
+
+
+def _stretched(shown: NDArray[np.float32], limits: Limits) -> NDArray[np.float32]:
+    """The pixels with the limits spread over 0 to 255."""
+    if limits is None:
+        # Infinite ones become white or black.
+        return np.clip(np.nan_to_num(shown), 0, 255)
+    low, high = limits
     # Values that overflow float32 here (undeclared nodata of -3.4e38) are clipped, and NaN is
     # black.
     with np.errstate(over="ignore", invalid="ignore"):
-        low, high = np.percentile(values, [2, 98], axis=axis)
         scale = np.where(high > low, 255 / np.where(high > low, high - low, 1), 1)
-        shown[...] = np.clip(
-            np.nan_to_num((shown - low) * scale + np.where(high > low, 0, 128)), 0, 255
-        )
+        spread = np.nan_to_num((shown - low) * scale + np.where(high > low, 0, 128))
+    return np.asarray(np.clip(spread, 0, 255), np.float32)
 
 
 def _overlay(

@@ -1,8 +1,8 @@
 """Readers of image formats, one file or folder each.
 
 The format of a file is chosen by its suffix and the signature of its content, by the signature
-alone if no format claims the suffix (slides with the suffix .svs are TIFF inside), or named by the
-user; never by trial.
+alone if no format claims the suffix (microscopes write TIFF as .lsm), or named by the user; never
+by trial.
 """
 
 from __future__ import annotations
@@ -19,15 +19,16 @@ from maskloom.segcore.formats.content import (
     suffix_of,
 )
 from maskloom.segcore.formats.source import StoredFile
+from maskloom.segcore.formats.user_nodata import open_with
 from maskloom.segcore.raster.source import list_folder
 from maskloom.segcore.raster.spec import FORMATS, OptionsFormat, StoredFormat
-from maskloom.segcore.raster.stored import ReadOptions, StoredImage, uri_of_part
+from maskloom.segcore.raster.stored import ReadOptions, StoredImage, split_part, uri_of_part
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from maskloom.segcore.raster.source import Source
-    from maskloom.segcore.raster.spec import RasterSpec, Reader
+    from maskloom.segcore.raster.spec import Format, RasterSpec, Reader
 
 DEFAULT = ReadOptions()
 
@@ -38,6 +39,7 @@ __all__ = [
     "format_of",
     "format_of_folder",
     "image_folders",
+    "images_of",
     "open_image",
     "open_stored",
     "suffix_of",
@@ -114,62 +116,93 @@ def image_folders(paths: Iterable[str]) -> dict[str, list[str]]:
 
 
 def describe(location: str, version: str = "", explicit: str | None = None) -> RasterSpec:
-    """The header of the image in a file of any format, or in a folder whose suffix a format claims;
-    `explicit` as in `format_of`.
+    """The header of the image in a file of any format, in one part of a file (`uri_of_part`), or in
+    a folder whose suffix a format claims; `explicit` as in `format_of`.
 
     Raises `FormatError`, and `Unavailable` if the store fails.
     """
-    for folder_format, kind in claims(location):
-        if kind.markers and explicit in (None, folder_format):
-            return FORMATS[folder_format].describe(location, version)
-    name = format_of(location, StoredFile.of(location).head(), explicit)
-    return FORMATS[name].describe(location, version)
+    place, part, _ = split_part(location)
+    image_format = FORMATS[_format_of_location(place, explicit)]
+    if not part:
+        return image_format.describe(place, version)
+    if not isinstance(image_format, OptionsFormat):
+        raise FormatError(f"{place} holds one image, so it has no part {part!r}.")
+    return image_format.describe_image(StoredImage(place, version, part), DEFAULT)
+
+
+def images_of(source: Source, options: ReadOptions = DEFAULT) -> list[Source]:
+    """The images of a source: itself, or one for each of its parts. Only files that may hold
+    several images are read. Raises as `describe_images`.
+    """
+    claiming = claims(source.location)
+    if claiming and not any(isinstance(FORMATS[name], OptionsFormat) for name, _ in claiming):
+        return [source]
+    image_format, image = _stored(source, source.version, None)
+    return _parts(source, image_format, image, options)
 
 
 def describe_images(
     source: Source, version: str, explicit: str | None = None, options: ReadOptions = DEFAULT
 ) -> list[tuple[Source, RasterSpec | FormatError]]:
     """The images of a source, each with its header: one for most files, folders and series, several
-    for those that hold several, with an error in place of those that cannot be read. `explicit` as
-    in `format_of`.
+    for those that hold several, some of which may be broken. `explicit` as in `format_of`.
 
-    Raises `FormatError`, `Unavailable` if the store fails, and `FileNotFoundError`.
+    Raises `FormatError` for a broken image that is the only one, `Unavailable` if the store fails,
+    and `FileNotFoundError`.
     """
+    image_format, image = _stored(source, version, explicit)
+    if isinstance(image_format, OptionsFormat):
+        parts = _parts(source, image_format, image, options)
+        if parts == [source]:
+            return [(source, image_format.describe_image(image, options))]
+        return [(each, _part(each, image_format, image, options)) for each in parts]
+    if image.files:
+        raise FormatError(
+            f"The format {explicit!r} reads one file at a time; {source.uri} is a series of "
+            f"{len(image.files)} files. Leave `format` out of the recipe."
+        )
+    return [(source, image_format.describe(source.location, version))]
+
+
+def _stored(source: Source, version: str, explicit: str | None) -> tuple[Format, StoredImage]:
+    """The format of a source, and its place."""
     files = tuple(each.uri for each in source.members)
-    name = _format_of_source(source, explicit)
-    image_format, image = FORMATS[name], StoredImage(source.location, version, source.part, files)
-    if not isinstance(image_format, OptionsFormat):
-        if files:
-            raise FormatError(
-                f"The format {name!r} reads one file at a time; {source.uri} is a series of "
-                f"{len(files)} files. Leave `format` out of the recipe."
-            )
-        return [(source, image_format.describe(source.location, version))]
-    parts = () if source.part else image_format.parts(image, options)
-    if not parts:
-        return [(source, image_format.describe_image(image, options))]
+    image = StoredImage(source.location, version, source.part, files)
+    return FORMATS[_format_of_source(source, explicit)], image
+
+
+def _parts(
+    source: Source, image_format: Format, image: StoredImage, options: ReadOptions
+) -> list[Source]:
+    """The images of a source: itself, or one for each of its parts."""
+    if source.part or not isinstance(image_format, OptionsFormat):
+        return [source]
+    parts = image_format.parts(image, options)
     return [
-        (
-            replace(
-                source,
-                uri=uri_of_part(source.uri, part, len(parts)),
-                image_id=f"{source.image_id}_{part}",
-                part=part,
-            ),
-            _described_or_failed(image_format, replace(image, part=part), options),
+        replace(
+            source,
+            uri=uri_of_part(source.uri, part, len(parts)),
+            image_id=f"{source.image_id}_{part}",
+            part=part,
         )
         for part in parts
-    ]
+    ] or [source]
 
 
-def _described_or_failed(
-    image_format: OptionsFormat, image: StoredImage, options: ReadOptions
+def _part(
+    source: Source, image_format: OptionsFormat, image: StoredImage, options: ReadOptions
 ) -> RasterSpec | FormatError:
-    """The header of one of several images: a broken one hides no other."""
     try:
-        return image_format.describe_image(image, options)
+        return image_format.describe_image(replace(image, part=source.part), options)
     except FormatError as error:
         return error
+
+
+def _format_of_location(location: str, explicit: str | None) -> str:
+    for folder_format, kind in claims(location):
+        if kind.markers and explicit in (None, folder_format):
+            return folder_format
+    return format_of(location, StoredFile.of(location).head(), explicit)
 
 
 def _format_of_source(source: Source, explicit: str | None) -> str:
@@ -183,6 +216,8 @@ def _format_of_source(source: Source, explicit: str | None) -> str:
 
 def open_image(spec: RasterSpec) -> Reader:
     """Open an image that was described; use as a context manager. Raises `ReadError`."""
+    if spec.user_nodata is not None:
+        return open_with(spec, spec.user_nodata)
     return FORMATS[spec.format].open(spec)
 
 

@@ -29,11 +29,11 @@ from maskloom.segcore.errors import FormatError, ReadError, SourceChanged
 from maskloom.segcore.formats.content import require_kind
 from maskloom.segcore.formats.source import StoredFile
 from maskloom.segcore.ground.space import MILLIMETRES, Metric, Space
+from maskloom.segcore.raster.readers import NothingToClose
 from maskloom.segcore.raster.spec import FORMATS, FileKind, RasterSpec
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from types import TracebackType
 
     from numpy.typing import NDArray
 
@@ -150,23 +150,12 @@ class _Stored:
 
 
 @dataclass(frozen=True, slots=True)
-class RowReader:
+class RowReader(NothingToClose):
     """An open `.npy`; each box is read on request."""
 
     source: StoredFile
     stored: _Stored
     bands: tuple[int, ...]
-
-    def __enter__(self) -> RowReader:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Nothing to close: the file is open only during a read."""
 
     def read(self, box: Box) -> tuple[NDArray[np.generic], NDArray[np.bool_]]:
         """Pixels and `valid` of a box; see `segcore.raster.spec.Reader.read`."""
@@ -194,24 +183,13 @@ class RowReader:
 
 
 @dataclass(frozen=True, slots=True)
-class HeldReader:
+class HeldReader(NothingToClose):
     """An array in memory."""
 
     pixels: NDArray[Any]
     """(y, x, band), or (z, y, x, band)."""
     delivered: np.dtype[Any]
     bands: tuple[int, ...]
-
-    def __enter__(self) -> HeldReader:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Nothing to close."""
 
     def read(self, box: Box) -> tuple[NDArray[np.generic], NDArray[np.bool_]]:
         """Pixels and `valid` of a box; see `segcore.raster.spec.Reader.read`."""

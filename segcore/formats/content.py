@@ -24,6 +24,7 @@ _SLICES = "maskloom does not read this format yet. Write its slices as TIFF or P
 _PICTURE = "maskloom does not read this format. Convert it to PNG or TIFF."
 _EXPORT = "maskloom does not read this format. Export it as TIFF or OME-TIFF."
 _UNPACK = "Unpack it first."
+_UNPACK_ZIP = "Unpack it first; name a ZIP of DICOM files .zip."
 _PAGE = (
     "A server may have sent a page for signing in, or an error, in its place. Download it again."
 )
@@ -56,18 +57,6 @@ _UNREAD = (
     _Unread("HDF4", _CONVERT, ((0, b"\x0e\x03\x13\x01"),)),
     _Unread("GRIB", _CONVERT, ((0, b"GRIB"),)),
     _Unread("FITS", _CONVERT, ((0, b"SIMPLE  ="),)),
-    _Unread(
-        "NIfTI",
-        _SLICES,
-        (
-            (344, b"n+1\0"),
-            (344, b"ni1\0"),
-            (4, b"n+2\0\r\n\x1a\n"),
-            (4, b"ni2\0\r\n\x1a\n"),
-        ),
-    ),
-    _Unread("NRRD", _SLICES, ((0, b"NRRD0"),)),
-    _Unread("MetaImage", _SLICES, ((0, b"ObjectType = Image"),)),
     _Unread("MRC", _CONVERT, ((208, b"MAP "),)),
     _Unread("Zeiss CZI", _EXPORT, ((0, b"ZISRAWFILE"),)),
     _Unread("Nikon ND2", _EXPORT, ((0, b"\xda\xce\xbe\x0a"),)),
@@ -78,7 +67,7 @@ _UNREAD = (
     ),
     _Unread("Parquet", _LEAVE_OUT, ((0, b"PAR1"),)),
     _Unread("SQLite or GeoPackage", _LEAVE_OUT, ((0, b"SQLite format 3\0"),)),
-    _Unread("ZIP", _UNPACK, ((0, b"PK\x03\x04"),)),
+    _Unread("ZIP", _UNPACK_ZIP, ((0, b"PK\x03\x04"),)),
     _Unread("7-Zip", _UNPACK, ((0, b"7z\xbc\xaf\x27\x1c"),)),
     _Unread("Zstandard", _UNPACK, ((0, b"\x28\xb5\x2f\xfd"),)),
     _Unread("XZ", _UNPACK, ((0, b"\xfd7zXZ\0"),)),
@@ -199,7 +188,9 @@ def _kinds() -> Iterator[tuple[str, FileKind]]:
 
 def _fits(kind: FileKind, head: bytes, found: str) -> bool:
     """Whether content of the kind `found` is of this kind: two formats may share a signature."""
-    return kind.name == found or (found != "empty" and _matches(head, kind.signatures))
+    return found in (kind.name, kind.content) or (
+        found != "empty" and _matches(head, kind.signatures)
+    )
 
 
 def _matches(head: bytes, signatures: tuple[tuple[int, bytes], ...]) -> bool:
@@ -254,7 +245,9 @@ def _is(kind: str) -> str:
 
 def _remedy(name: str) -> str:
     for image_format, kind in _kinds():
-        if kind.name == name:
-            return f"Rename it to end in {kind.suffixes[0]}, or set `format: {image_format}`."
+        # What a ZIP holds is not known here.
+        if kind.name == name != "ZIP":
+            rename = f"Rename it to end in {kind.suffixes[0]}, or set" if kind.suffixes else "Set"
+            return f"{rename} `format: {image_format}`."
     plain = name.removesuffix(_IN_GZIP)
     return next((each.remedy for each in _UNREAD if each.name == plain), _LEAVE_OUT)

@@ -10,9 +10,13 @@ from __future__ import annotations
 
 import os
 import re
+from typing import TYPE_CHECKING
 
 from maskloom.segcore.errors import ReadError
 from maskloom.segcore.formats.tiff.dataset import environment, errors, reason
+
+if TYPE_CHECKING:
+    from maskloom.segcore.geometry import Shape
 
 _SCALE = 8
 _DAMAGE = re.compile(r"Corrupt JPEG data: (?!bad ICC)|Premature end of JPEG file")
@@ -23,7 +27,9 @@ _SETTINGS = {
     "GDAL_JPEG_MAX_ALLOWED_SCAN_NUMBER": "1000000",
 }
 _SCAN, _ADOBE, _COMMENT = 0xDA, 0xEE, 0xFE
-_END = b"\xff\xd9"
+_START, _END = b"\xff\xd8", b"\xff\xd9"
+_PADDING = re.compile(r"Corrupt JPEG data: \d extraneous bytes before marker 0xd9")
+"""The complaint about a few bytes that some programs add after the last pixel."""
 _APPLICATIONS = range(0xE0, 0xF0)
 _WITHOUT_LENGTH = frozenset((0x00, 0x01, *range(0xD0, 0xDA), 0xFF))
 """Bytes that may follow 0xFF without a segment: stuffing, fill, and markers without length."""
@@ -50,8 +56,22 @@ def require_whole_jpeg(location: str, content: bytes) -> None:
         )
 
 
-def _complaint(content: bytes) -> str:
-    """The warning of libjpeg about damage; empty if there is none."""
+def require_whole_tile(data: bytes, tables: bytes, shape: Shape) -> None:
+    """Raise `ValueError` if a tile of a TIFF, which is a JPEG without the tables that all tiles
+    share, has another shape (y, x) than it should, or if libjpeg has to guess its pixels. A tile of
+    another shape is not decoded.
+    """
+    if data[:2] != _START or _END not in data[-16:]:
+        raise ValueError("it is no JPEG, or ends early")
+    complaint = _complaint(tables.removesuffix(_END) + data[2 * bool(tables) :], shape)
+    if complaint and not _PADDING.search(complaint):
+        raise ValueError(complaint)
+
+
+def _complaint(content: bytes, shape: Shape | None = None) -> str:
+    """The warning of libjpeg about damage, or the error of a picture that should have `shape`;
+    empty without either. Raises `ValueError` for a picture of another shape.
+    """
     from rasterio.io import MemoryFile
 
     # Read by libjpeg itself: a progressive picture is decoded in memory, which takes more than the
@@ -61,12 +81,15 @@ def _complaint(content: bytes) -> str:
     with environment(_SETTINGS):
         try:
             with MemoryFile(content) as file, file.open(driver="JPEG") as picture:
-                shape = (max(1, picture.height // _SCALE), max(1, picture.width // _SCALE))
-                picture.read(1, out_shape=shape)
+                height, width = picture.shape
+                if shape is not None and picture.shape != shape:
+                    raise ValueError(f"it is a picture of {width} x {height} pixels")
+                small = (max(1, height // _SCALE), max(1, width // _SCALE))
+                picture.read(1, out_shape=small)
         except errors() as error:
             # If GDAL cannot read the file for other reasons, PIL decides.
             complaint = reason(error)
-    return complaint if _DAMAGE.search(complaint) else ""
+    return complaint if shape is not None or _DAMAGE.search(complaint) else ""
 
 
 def _without_metadata(content: bytes) -> bytes:

@@ -30,11 +30,11 @@ from maskloom.segcore.formats.frames import notes_on_frames
 from maskloom.segcore.formats.jpeg import require_whole_jpeg
 from maskloom.segcore.formats.orientation import picture_orientation, turn, turn_shape
 from maskloom.segcore.formats.source import MAX_PICTURE_PIXELS, StoredFile, silence
+from maskloom.segcore.raster.readers import NothingToClose
 from maskloom.segcore.raster.spec import FORMATS, FileKind, RasterSpec
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-    from types import TracebackType
 
     from numpy.typing import NDArray
     from PIL.ImageFile import ImageFile
@@ -180,23 +180,12 @@ FORMATS.register("picture")(PictureFormat())
 
 
 @dataclass(frozen=True, slots=True)
-class PictureReader:
+class PictureReader(NothingToClose):
     """A decoded picture."""
 
     pixels: NDArray[Any]
     valid: NDArray[np.bool_] | None
     """None: all pixels are data."""
-
-    def __enter__(self) -> PictureReader:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Nothing to close."""
 
     def read(self, box: Box) -> tuple[NDArray[np.generic], NDArray[np.bool_]]:
         """Pixels and `valid` of a box; see `segcore.raster.spec.Reader.read`."""

@@ -26,6 +26,9 @@ HEAD_BYTES = 512
 """Number of bytes at the start of a file that identify its content."""
 MAX_PICTURE_PIXELS = 2**28
 """Largest number of pixels that are decoded at once: of a picture, or of one block of a TIFF."""
+MAX_PIXELS = 2**40
+"""Largest number of pixels of one image; a header alone can claim any number."""
+MAX_BANDS = 4096
 _BLOCK_BYTES = 2**18
 _CACHED_BLOCKS = 32
 
@@ -82,6 +85,16 @@ class StoredFile:
         """A range of its bytes. Raises `Unavailable`."""
         with store_failures(self.location):
             return bytes(self.store.cat_file(self.path, start=start, end=stop))
+
+    def read_ranges(self, starts: Sequence[int], sizes: Sequence[int]) -> list[bytes]:
+        """Several ranges of its bytes, which object stores give in parallel. Raises
+        `Unavailable`.
+        """
+        stops = [start + size for start, size in zip(starts, sizes, strict=True)]
+        with store_failures(self.location):
+            paths = [self.path] * len(stops)
+            parts = self.store.cat_ranges(paths, list(starts), stops, on_error="raise")
+            return [bytes(part) for part in parts]
 
     def head(self) -> bytes:
         """Its first `HEAD_BYTES`. Raises `FormatError` if it is not a file, and `Unavailable`."""
@@ -188,15 +201,11 @@ class Ranges:
         """Several ranges at once, which object stores fetch in parallel. GDAL calls this for the
         blocks of a window.
         """
-        stops = [offset + size for offset, size in zip(offsets, sizes, strict=True)]
         try:
-            with store_failures(self.source.location):
-                paths = [self.source.path] * len(stops)
-                parts = self.source.store.cat_ranges(paths, list(offsets), stops, on_error="raise")
-                return [bytes(part) for part in parts]
+            return self.source.read_ranges(offsets, sizes)
         except Unavailable as error:
             self.failures.append(error)
-            return [b""] * len(stops)
+            return [b""] * len(offsets)
 
     def _cached(self, start: int, stop: int) -> bytes:
         first, last = start // _BLOCK_BYTES, max(start, stop - 1) // _BLOCK_BYTES

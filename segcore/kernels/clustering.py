@@ -305,7 +305,7 @@ def expect(chunk, data, units, mixture, sums):  # type: ignore[no-untyped-def]
 @strict_njit
 def posteriors(pixels, scorer, diagonal, out):  # type: ignore[no-untyped-def]
     """Probability of each component for each row of `pixels` (n, channel), into `out` (n,
-    components). Scores as in `label_pixels`.
+    components), which holds numbers to add to the scores before. Scores as in `label_pixels`.
 
     All components are equally probable for a pixel that is not finite.
     """
@@ -320,6 +320,8 @@ def posteriors(pixels, scorer, diagonal, out):  # type: ignore[no-untyped-def]
                 x[j, p] = pixels[start + p, j]
         for k in range(components):
             score_batch(x, n, constants[k], means[k], factors[k], diagonal, score[k])
+            for p in range(n):
+                score[k, p] += out[start + p, k]
         _responsibilities(ones, score, top, total)
         for p in range(n):
             for k in range(components):

@@ -89,7 +89,23 @@ def find_runs(lines, table, starts, stops, codes):  # type: ignore[no-untyped-de
 
 
 @strict_njit
-def _tie(runs, parent, lines, limits):  # type: ignore[no-untyped-def]
+def _tie_alike(starts, stops, parent, lines, limit):  # type: ignore[no-untyped-def]
+    """Join runs of two lines, each a range of runs, whose codes are all equal, if their distance is
+    below the limit.
+    """
+    i, i_end, j, j_end = lines
+    while i < i_end and j < j_end:
+        i_stop, j_stop = stops[i], stops[j]
+        distance = max(starts[i], starts[j]) - min(i_stop, j_stop)
+        # One branch that is rarely taken: most runs that touch have been joined before.
+        if (distance < limit) & (parent[i] != parent[j]):
+            unite(parent, i, j)
+        i += i_stop <= j_stop
+        j += j_stop <= i_stop
+
+
+@strict_njit
+def _tie_mixed(runs, parent, lines, limits):  # type: ignore[no-untyped-def]
     """Join runs of two lines, each a range of runs. Runs join if their distance is below the limit
     for holes or for classes.
 
@@ -97,13 +113,14 @@ def _tie(runs, parent, lines, limits):  # type: ignore[no-untyped-def]
     """
     starts, stops, codes = runs
     i, i_end, j, j_end = lines
-    of_holes, of_classes, mixed = limits
+    of_holes, of_classes, _ = limits
     while i < i_end and j < j_end:
         i_stop, j_stop = stops[i], stops[j]
         distance = max(starts[i], starts[j]) - min(i_stop, j_stop)
-        if codes[i] == codes[j] and distance < (of_holes if codes[i] == HOLE else of_classes):
+        limit = of_holes if codes[i] == HOLE else of_classes
+        if (codes[i] == codes[j]) & (distance < limit) & (parent[i] != parent[j]):
             unite(parent, i, j)
-        if mixed and i_stop == j_stop:
+        if i_stop == j_stop:
             # Runs that are not compared otherwise touch only if both stop together and runs of
             # other codes follow.
             next_i, next_j = (
@@ -127,6 +144,15 @@ def _tie(runs, parent, lines, limits):  # type: ignore[no-untyped-def]
 
 
 @strict_njit
+def _tie(runs, parent, lines, limits):  # type: ignore[no-untyped-def]
+    """Join runs of two lines, which may have several codes if the last of the `limits` says so."""
+    if limits[2]:
+        _tie_mixed(runs, parent, lines, limits)
+    else:
+        _tie_alike(runs[0], runs[1], parent, lines, limits[1])
+
+
+@strict_njit
 def _limit(reach, order, width):  # type: ignore[no-untyped-def]
     """The limit of distance below which runs join, in lines of this width that differ along `order`
     axes.
@@ -146,7 +172,7 @@ def tie_runs(runs, first, shape, reach, mixed):  # type: ignore[no-untyped-def]
     layers, rows, width = shape
     faces = (_limit(reach[0], 1, width), _limit(reach[1], 1, width), mixed)
     edges = (_limit(reach[0], 2, width), _limit(reach[1], 2, width), mixed)
-    over_edges = max(reach[0], reach[1]) > 1
+    over_edges = reach[1] > 1 or (mixed and reach[0] > 1)
     parent = np.arange(runs[0].size).astype(np.int32)
     for z in range(layers):
         for y in range(rows):

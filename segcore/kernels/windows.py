@@ -89,6 +89,43 @@ def weighted_sums(values, rows, columns, weights, out):  # type: ignore[no-untyp
 
 
 @strict_njit
+def box_sums_across(squares, planes, out):  # type: ignore[no-untyped-def]
+    """Sums over cubes from the sums over the squares of each plane (z, y, x), which are integers,
+    by running sums.
+    """
+    span = planes.size - out.shape[0]
+    for y in range(out.shape[1]):
+        total = np.zeros(out.shape[2])
+        for i in range(span):
+            entering = squares[planes[i], y]
+            for x in range(total.size):
+                total[x] += entering[x]
+        for z in range(out.shape[0]):
+            entering, leaving, into = squares[planes[z + span], y], squares[planes[z], y], out[z, y]
+            for x in range(total.size):
+                into[x] = total[x] + entering[x]
+                total[x] = into[x] - leaving[x]
+
+
+@strict_njit
+def weighted_sums_across(squares, planes, weights, out):  # type: ignore[no-untyped-def]
+    """Sums over cubes from the sums over the squares of each plane (z, y, x), weighted by the
+    distance of the plane.
+    """
+    radius = weights.size - 1
+    for y in range(out.shape[1]):
+        for z in range(out.shape[0]):
+            into, middle = out[z, y], squares[planes[z + radius], y]
+            for x in range(into.size):
+                into[x] = weights[0] * middle[x]
+            for k in range(1, radius + 1):
+                before, after = planes[z + radius - k], planes[z + radius + k]
+                above, below, weight = squares[before, y], squares[after, y], weights[k]
+                for x in range(into.size):
+                    into[x] += weight * (above[x] + below[x])
+
+
+@strict_njit
 def _catch_up(group, columns_fine, state, x):  # type: ignore[no-untyped-def]
     """Bring the 16 levels of a group up to the window that begins at column x of the strip."""
     fine, seen, span = state

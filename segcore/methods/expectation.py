@@ -101,10 +101,15 @@ class Mixture:
         return constants, self.means, factors
 
 
-def posteriors(pixels: NDArray[Any], scorer: tuple[Floats, Floats, Floats]) -> NDArray[np.float32]:
+def posteriors(
+    pixels: NDArray[Any],
+    scorer: tuple[Floats, Floats, Floats],
+    priors: NDArray[np.float32] | None = None,
+) -> NDArray[np.float32]:
     """Probability of each component for the pixels of a (..., band) array, shape (..., component).
 
-    `scorer` is that of `Mixture.scorer`. The most probable component is the one that
+    `scorer` is that of `Mixture.scorer`. `priors` are added to the log-probabilities, and
+    overwritten with the result. Without them, the most probable component is the one that
     `pointwise.Scores` labels, up to float32 rounding.
     """
     from maskloom.segcore.kernels import clustering as kernels
@@ -112,7 +117,12 @@ def posteriors(pixels: NDArray[Any], scorer: tuple[Floats, Floats, Floats]) -> N
     if pixels.dtype in (np.bool_, np.float16):
         pixels = pixels.astype(np.float32)
     rows = pixels.reshape(-1, pixels.shape[-1])
-    found = np.empty((len(rows), len(scorer[0])), np.float32)
+    components = len(scorer[0])
+    found = (
+        np.zeros((len(rows), components), np.float32)
+        if priors is None
+        else priors.reshape(-1, components)
+    )
     kernels.posteriors(rows, scorer, not np.any(np.tril(scorer[2], -1)), found)
     return found.reshape(*pixels.shape[:-1], -1)
 

@@ -1,5 +1,7 @@
 """Names of clusters, and the order in which clusters become classes.
 
+A name given to several clusters makes them one class.
+
 Without references, clusters are sorted by ascending luminance of their centres, so equal runs agree
 on the meaning of class 1. Bands that are not colours have no luminance. Their mean replaces it,
 each band in units of its standard deviation, so physical units do not matter. With references (a
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
 
 Classes = tuple[str, ...] | Mapping[str, tuple[float, ...] | str] | None
 """Names, or names with one reference each: one number per band, or `#rrggbb`. None: cluster_0,
-cluster_1 …
+cluster_1 … The same name several times merges clusters.
 """
 MOST_CLASSES = 250
 """Largest number of classes: a mask of clusters is uint8, with 255 for nodata."""
@@ -43,7 +45,13 @@ def requested_clusters(number: int | str | None, classes: Classes, field: str) -
     Raises `ValueError` naming `field` if the number is out of range or does not match `classes`.
     """
     if classes is not None:
-        check_names(tuple(classes))
+        distinct = tuple(dict.fromkeys(classes))
+        check_names(distinct)
+        if len(distinct) == 1 < len(classes):
+            raise ValueError(
+                f"classes: all {len(classes)} clusters are called {distinct[0]!r}; give at least "
+                "two different names"
+            )
     if number == "auto":
         if classes is not None:
             raise ValueError(
@@ -126,12 +134,21 @@ def class_order(
 
 
 def class_names(count: int, classes: Classes) -> tuple[str, ...]:
-    """The given names, or cluster_0, cluster_1 and so on."""
+    """The given names, each once, or cluster_0, cluster_1 and so on."""
     return (
-        tuple(classes)
+        tuple(dict.fromkeys(classes))
         if classes is not None
         else tuple(f"cluster_{number}" for number in range(count))
     )
+
+
+def merged_clusters(classes: Classes) -> tuple[int, ...] | None:
+    """The class id of each cluster in order, where a name is given to several. None: cluster k is
+    class k.
+    """
+    names = tuple(classes or ())
+    distinct = tuple(dict.fromkeys(names))
+    return None if names == distinct else tuple(distinct.index(name) for name in names)
 
 
 def check_bands(bands: tuple[int, ...] | None) -> None:

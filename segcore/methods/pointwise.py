@@ -75,6 +75,11 @@ class Scores:
         return out
 
 
+def merged(labels: NDArray[np.uint8], class_of: tuple[int, ...] | None) -> NDArray[np.uint8]:
+    """The classes of clusters. None: cluster k is class k."""
+    return labels if class_of is None else np.asarray(np.array(class_of, np.uint8)[labels])
+
+
 @lru_cache(maxsize=16)
 def _arrays(
     scores: Scores,

@@ -25,6 +25,10 @@ _BINS = 256
 """Largest number of levels for multi-otsu, whose cost grows with a power of it. More levels are
 grouped into equal bins.
 """
+_LI_TOLERANCE = 0.5
+"""Change of the threshold at which Li's iteration ends, in steps between levels: scikit-image's for
+integers, however far apart their values lie.
+"""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -34,16 +38,11 @@ class Histogram:
     counts: NDArray[np.int64]
     levels: NDArray[Any]
     """Ascending, equally spaced, the first and the last one occupied."""
-    tolerance: float = 0.5
-    """Change of the threshold at which Li's iteration ends, in steps between levels."""
 
     @classmethod
     def of_values(cls, counts: NDArray[np.int64], low: int) -> Histogram:
-        """The counts of the integers from `low` on. As in scikit-image, Li's tolerance is half the
-        smallest gap between two occupied values.
-        """
-        gaps = np.diff(np.flatnonzero(counts))
-        return cls(counts, np.arange(low, low + counts.size), gaps.min(initial=counts.size) / 2)
+        """The counts of the integers from `low` on."""
+        return cls(counts, np.arange(low, low + counts.size))
 
     def level(self, place: float) -> float:
         """The level at an index, or interpolated between two.
@@ -75,7 +74,7 @@ def find_thresholds(histogram: Histogram, method: str, classes: int) -> tuple[fl
     elif counts.size == 1:
         places = (0.0,)
     elif method == "li":
-        places = (_li(counts, histogram.tolerance),)
+        places = (_li(counts),)
     elif method == "triangle":
         places = (_triangle(counts),)
     else:
@@ -105,12 +104,14 @@ def _multi_otsu(counts: NDArray[np.int64], classes: int) -> tuple[float, ...]:
     )
 
 
-def _li(counts: NDArray[np.int64], tolerance: float) -> float:
-    """Minimum cross entropy (Li and Tam 1998), iterated from the mean."""
+def _li(counts: NDArray[np.int64]) -> float:
+    """Minimum cross entropy (Li and Tam 1998), iterated from the mean until it changes by at most
+    `_LI_TOLERANCE`.
+    """
     places = np.arange(counts.size, dtype=np.float64)
     following = float(np.average(places, weights=counts))
-    current = -2 * tolerance
-    while abs(following - current) > tolerance:
+    current = -2 * _LI_TOLERANCE
+    while abs(following - current) > _LI_TOLERANCE:
         current = following
         brighter = places > current
         bright = float(np.average(places[brighter], weights=counts[brighter]))

@@ -9,7 +9,7 @@ others, and the median of an even number of values is the mean of the middle two
 - Mean of 8- and 16-bit integers: exact running sums. Other types: sums in a fixed order.
 - Gaussian: weighted sums along rows, then columns, in a fixed order. The weights are correctly
   rounded on every processor.
-- Sums in volumes: those of each plane, added across planes in a fixed order.
+- Sums in volumes: those of each plane, added across planes in the same way.
 - Median of uint8: OpenCV's or, if pixels are missing, our histograms, at a cost that hardly depends
   on the window. Other types, and volumes: sorted patches, at a cost that grows with the side of the
   window, in volumes with its square. A median is a value of the image or the mean of two, so no
@@ -108,16 +108,16 @@ class LocalWindow:
 
     def _sums_across(self, values: NDArray[Any], core: Box) -> NDArray[np.float64]:
         """Sums over cubes: the sums over the squares of each plane, weighted by the distance."""
+        from maskloom.segcore.kernels import windows as kernels
+
         flat = Box(core.start[1:], core.stop[1:])
         squares = np.stack([self._sums(plane, flat) for plane in values])
-        planes, depth = self._reflected(values, core)[0], core.shape[0]
-        out = np.zeros(core.shape, np.float64)
-        for distance, weight in enumerate(self._weights):
-            before, after = (
-                squares[planes[self.radius + step : self.radius + step + depth]]
-                for step in (-distance, distance)
-            )
-            out += weight * (before + after if distance else before)
+        planes = self._reflected(values, core)[0]
+        out = np.empty(core.shape, np.float64)
+        if self._runs(values):
+            kernels.box_sums_across(squares, planes, out)
+        else:
+            kernels.weighted_sums_across(squares, planes, self._weights, out)
         return out
 
     @property

@@ -107,11 +107,8 @@ def start_around(recipe: SegmenterRecipe, outer: Outer) -> Fitter | Model:
 
 def _around(inner: Fitter | Model, outer: Outer) -> Fitter | Model:
     if isinstance(inner, ObjectSegmenter | Composed):
-        name = type(inner.outer if isinstance(inner, Composed) else inner).__name__
         raise RecipeError(
-            f"{type(outer).__name__} works on a segmenter that gives every pixel a class; {name} "
-            "finds objects by "
-            "itself. Give a semantic segmenter (threshold, kmeans, mixture ...) as `of`, or run "
-            "the inner one alone."
+            "`of`: expected a segmenter that gives every pixel a class (threshold, kmeans, mixture "
+            "...), got one that finds objects by itself. Give another one, or run it alone."
         )
     return Composed(inner, outer) if isinstance(inner, Fitter) else outer.around(inner)

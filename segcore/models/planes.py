@@ -41,11 +41,14 @@ def planes_of(block: Block) -> Iterator[Block]:
 def segment_by_plane(
     segment: Callable[[Any, Block], Labels],
 ) -> Callable[[Any, Block], Labels]:
-    """Extend `Segmenter.segment` to blocks of volumes. Instances are numbered across all planes."""
+    """Extend `Segmenter.segment` to blocks of volumes. Instances are numbered across all planes.
+
+    A model whose requirements are not planar gets the blocks of volumes as they are.
+    """
 
     @wraps(segment)
     def over_planes(self: Any, block: Block) -> Labels:
-        if len(block.spec.shape) == 2:
+        if len(block.spec.shape) == 2 or not self.requirements.planar:
             return segment(self, block)
         return _stacked([segment(self, plane) for plane in planes_of(block)], block)
 
@@ -55,11 +58,11 @@ def segment_by_plane(
 def score_by_plane(
     scores: Callable[[Any, Block], NDArray[np.float32]],
 ) -> Callable[[Any, Block], NDArray[np.float32]]:
-    """Extend `Scorer.scores` to blocks of volumes."""
+    """Extend `Scorer.scores` to blocks of volumes, as `segment_by_plane` does."""
 
     @wraps(scores)
     def over_planes(self: Any, block: Block) -> NDArray[np.float32]:
-        if len(block.spec.shape) == 2:
+        if len(block.spec.shape) == 2 or not self.requirements.planar:
             return scores(self, block)
         found = [scores(self, plane) for plane in planes_of(block)]
         whole = np.zeros((*block.valid.shape, found[0].shape[-1]), np.float32)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from maskloom.segcore.geometry import Grid
+    from maskloom.segcore.geometry import Grid, Shape
     from maskloom.segcore.models.fragments import Equivalences, Fragments, TileBoundary
     from maskloom.segcore.raster.spec import Block, Labels, RasterSpec
 
@@ -48,8 +48,10 @@ class Exactness(Enum):
 class Requirements:
     """A model's requirements on tiling and memory."""
 
-    halo: int = 0
-    """Pixels that it needs around a tile's core, along each axis, for an exact core."""
+    halo: int | Shape = 0
+    """Pixels that it needs around a tile's core for an exact core: one number for all axes, or one
+    per axis.
+    """
     bytes_per_pixel: int = 16
     """Peak memory for one pixel of a block, its input included."""
     cost: int = 1

@@ -10,7 +10,10 @@ With `fill_holes`, a hole is a connected set of valid pixels outside all selecte
 complementary connectivity (4 for 8, 8 for 4; in volumes 26 for 6, 6 for 18 and 26), whose
 neighbours by that connectivity all belong to one selected class; so it touches neither nodata nor
 the border of the image. It becomes part of that class before parts are found. For a single class
-this is `scipy.ndimage.binary_fill_holes`. Parts smaller than `min_size` are dropped last.
+this is `scipy.ndimage.binary_fill_holes`. Then parts smaller than `min_size` are dropped, and with
+`largest` all but that many of each class; of equally large ones, those remain whose first pixels
+come first. A part inside a tile that is not among the largest there is not among the largest of the
+image, so a tile has few to report.
 
 The boundary of a tile contains what the tile cannot decide alone: parts and holes that touch
 another tile. A part within an undecided hole remains a part only if the hole stays open. If it
@@ -90,6 +93,8 @@ class Components:
     """Smallest size of an object in pixels."""
     fill_holes: bool = False
     """Whether holes that a single class surrounds become part of it."""
+    largest: int | None = None
+    """Number of parts of each class that are kept, the largest. None: all."""
 
     def __post_init__(self) -> None:
         if not self.classes or min(self.classes) < 0 or len(set(self.classes)) < len(self.classes):
@@ -102,6 +107,8 @@ class Components:
             raise ValueError(
                 f"min_size: expected a number of pixels from 1 on; got {self.min_size}"
             )
+        if self.largest is not None and self.largest < 1:
+            raise ValueError(f"largest: expected a number of parts from 1 on; got {self.largest}")
 
     def reach(self, axes: int) -> tuple[int, int]:
         """The largest number of axes along which neighbours differ: within holes, and within parts.
@@ -135,9 +142,11 @@ class Components:
         reach = self.reach(values.ndim)
         found = _label(values, self, reach, _sides(tile, shape))
         if self.fill_holes:
-            order, number, boundary = _fill(found, reach[0], self.min_size)
+            order, number, boundary = _fill(found, self, reach[0])
         else:
-            order, number, boundary = _keep(found, self.min_size)
+            order, number, boundary = _keep(found, self)
+        if self.largest is not None:
+            boundary = {**boundary, "first": _first_pixels(found, tile, shape)[order]}
         painted = _paint(found, number).reshape(values.shape)
         class_of = np.zeros(len(order) + 1, np.uint16)
         codes = found.codes[order]
@@ -175,15 +184,41 @@ class Components:
         codes = np.where(codes == _HOLE, seen, codes)
         total = np.bincount(parent, sizes, len(parent))
         kept = (codes >= _FIRST_CLASS) & (total[parent] >= self.min_size)
+        islands = _open_islands(boundaries, codes, offsets)
+        if self.largest is not None:
+            first = np.concatenate([each["first"][: len(each["codes"])] for each in boundaries])
+            self._keep_largest((parent, codes, total, first, kept), islands)
         numbers = np.cumsum(parent == np.arange(len(parent)))
         groups = np.where(kept, numbers[parent], 0)
         class_of = np.where(kept, np.array([0, 0, 0, *self.classes], np.uint16)[codes], 0).astype(
             np.uint16
         )
         return [
-            _equivalences(boundary, groups[a : a + n], class_of[a : a + n])
-            for boundary, a, n in zip(boundaries, offsets, counts, strict=True)
+            _equivalences(each, groups[a : a + n], class_of[a : a + n])
+            for each, a, n in zip(islands, offsets, counts, strict=True)
         ]
+
+    def _keep_largest(self, nodes: tuple[NDArray[Any], ...], islands: Sequence[_Islands]) -> None:
+        """Drop all but the largest parts of each class: clear `kept`, the last of `nodes`, and fill
+        `dropped` of `islands`.
+        """
+        parent, codes, total, first, kept = nodes
+        assert self.largest is not None
+        roots = np.flatnonzero(kept & (parent == np.arange(len(parent))))
+        begin = np.full(len(parent), np.iinfo(np.int64).max)
+        np.minimum.at(begin, parent, first)
+        parts: list[tuple[NDArray[Any], ...]] = [(codes[roots], total[roots], begin[roots])]
+        parts += [tuple(array[each.stays] for array in each.parts) for each in islands]
+        code, size, place = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+        chosen = _lead(code, size.astype(np.int64), place, self.largest)
+        is_root_kept = np.zeros(len(parent), np.bool_)
+        is_root_kept[roots] = chosen[: len(roots)]
+        kept &= is_root_kept[parent]
+        at = len(roots)
+        for each in islands:
+            count = int(np.count_nonzero(each.stays))
+            each.dropped[each.stays] = ~chosen[at : at + count]
+            at += count
 
     def _check(self, values: NDArray[Any], tile: Tile) -> None:
         if values.dtype not in (np.uint8, np.uint16):
@@ -267,16 +302,16 @@ def _paint(found: _Found, number: NDArray[np.uint32]) -> NDArray[np.uint32]:
 
 
 def _keep(
-    found: _Found, min_size: int
+    found: _Found, parts: Components
 ) -> tuple[NDArray[np.int64], NDArray[np.uint32], TileBoundary]:
     """Labels by fragment, fragment (or 0) by label, and the boundary without its faces: parts at
     tile boundaries first, then those large enough.
     """
     at_seam = (found.touched & _OTHER_TILE) > 0
-    alone = ~at_seam & (found.sizes >= min_size)
+    alone = ~at_seam & (found.sizes >= parts.min_size)
     at_seam[0] = alone[0] = False
-    chosen = np.flatnonzero(at_seam)
-    order = np.concatenate([chosen, np.flatnonzero(alone)])
+    chosen, rest = _reported(np.flatnonzero(at_seam), alone, found.codes, found.sizes, parts)
+    order = np.concatenate([chosen, rest])
     number = np.zeros(len(found.sizes), np.uint32)
     number[order] = np.arange(1, len(order) + 1)
     boundary: TileBoundary = {
@@ -287,8 +322,54 @@ def _keep(
     return order, number, boundary
 
 
+def _reported(
+    at_seam: NDArray[np.int64],
+    alone: NDArray[np.bool_],
+    codes: NDArray[np.uint16],
+    sizes: NDArray[np.int64],
+    parts: Components,
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The labels that joining must know of, and other parts. Where only the largest parts count,
+    those alone in their tile are known to joining, and all but the largest are dropped.
+    """
+    inside = np.flatnonzero(alone)
+    if parts.largest is None:
+        return at_seam, inside
+    # Labels are in the order of their first pixels.
+    leading = inside[_lead(codes[inside], sizes[inside], inside, parts.largest)]
+    return np.concatenate([at_seam, leading]), leading[:0]
+
+
+def _lead(
+    codes: NDArray[Any], sizes: NDArray[np.int64], first: NDArray[np.int64], count: int
+) -> NDArray[np.bool_]:
+    """Which parts are among the `count` largest of their code; of equal ones, those with the first
+    pixels.
+    """
+    order = np.lexsort((first, -sizes, codes))
+    ranked = codes[order]
+    rank = np.arange(len(order)) - np.searchsorted(ranked, ranked)
+    leading = np.zeros(len(order), np.bool_)
+    leading[order] = rank < count
+    return leading
+
+
+def _first_pixels(found: _Found, tile: Tile, shape: Shape) -> NDArray[np.int64]:
+    """(n + 1,) place of the first pixel of each label in the flattened raster."""
+    count = len(found.labels)
+    run = np.zeros(len(found.sizes), np.int64)
+    # Of equal labels, the last value that is assigned remains: that of the first run.
+    run[found.labels[::-1]] = np.arange(count)[::-1]
+    line = np.searchsorted(found.first, run, side="right") - 1
+    *above, rows, columns = tile.core.start
+    starts = found.runs[0][run] if count else np.zeros(len(run), np.int64)
+    layer, row = np.divmod(line, found.shape[1])
+    places = (layer + sum(above)) * shape[-2] + row + rows
+    return np.asarray(places * shape[-1] + starts + columns, np.int64)
+
+
 def _fill(
-    found: _Found, reach: int, min_size: int
+    found: _Found, parts: Components, reach: int
 ) -> tuple[NDArray[np.int64], NDArray[np.uint32], TileBoundary]:
     """As `_keep`, after filling the holes inside the core. `reach` is the connectivity of holes."""
     from maskloom.segcore.kernels.connected import meet_runs
@@ -326,14 +407,15 @@ def _fill(
     host[around[:, 1]] = around[:, 0]
 
     part = (root == np.arange(n)) & (codes >= _FIRST_CLASS)
-    inside, small = part & ~at_seam, sizes < min_size
+    inside, small = part & ~at_seam, sizes < parts.min_size
     pieces = np.flatnonzero(inside & small & (host > 0))
     islands = np.flatnonzero(inside & ~small & (host > 0))
     islands = islands[np.argsort(host[islands], kind="stable")]
     for within in (pieces, islands):
         np.add.at(sizes, host[within], sizes[within])
-    chosen = np.flatnonzero((part & at_seam) | undecided)
-    order = np.concatenate([chosen, islands, np.flatnonzero(inside & ~small & (host == 0))])
+    at_seams, alone = np.flatnonzero((part & at_seam) | undecided), inside & ~small & (host == 0)
+    chosen, rest = _reported(at_seams, alone, codes, sizes, parts)
+    order = np.concatenate([chosen, islands, rest])
     number = np.zeros(n, np.uint32)
     number[order] = np.arange(1, len(order) + 1)
     number[pieces] = number[host[pieces]]
@@ -344,6 +426,8 @@ def _fill(
         "links": number[np.stack(np.divmod(links, n), axis=1)],
         "islands": np.bincount(number[host[islands]].astype(np.int64) - 1, minlength=len(chosen)),
     }
+    if parts.largest is not None:
+        boundary = {**boundary, "island_codes": codes[islands], "island_sizes": sizes[islands]}
     return order, number[root], boundary
 
 
@@ -389,21 +473,56 @@ def _lines(facing: NDArray[np.uint32], step: Shape) -> NDArray[np.uint32]:
     return np.ascontiguousarray(facing).reshape((1, 1, *along)[-2:])
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Islands:
+    """The parts of a tile that are inside undecided holes."""
+
+    host: NDArray[np.int64]
+    """The hole of each, among the fragments of the boundary."""
+    stays: NDArray[np.bool_]
+    """Whether the hole stays open, and the island a part."""
+    dropped: NDArray[np.bool_]
+    """Whether an island that stays is no object."""
+    parts: tuple[NDArray[Any], ...]
+    """Code, size and first pixel of each; empty unless only the largest parts count."""
+
+
+def _open_islands(
+    boundaries: Sequence[TileBoundary], codes: NDArray[np.uint16], offsets: NDArray[np.int64]
+) -> list[_Islands]:
+    """The islands of each tile; `codes` are those of the fragments of all boundaries, after the
+    holes are decided.
+    """
+    found = []
+    for boundary, offset in zip(boundaries, offsets, strict=True):
+        count = len(boundary["codes"])
+        host = np.repeat(np.arange(count), boundary.get("islands", np.zeros(count, np.int64)))
+        parts: tuple[NDArray[Any], ...] = ()
+        if "first" in boundary:
+            none = np.zeros(0, np.int64)
+            names = ("island_codes", "island_sizes")
+            first = boundary["first"][count : count + len(host)]
+            parts = (*(boundary.get(name, none) for name in names), first)
+        stays = codes[host + offset] < _FIRST_CLASS
+        found.append(_Islands(host, stays, np.zeros(len(host), np.bool_), parts))
+    return found
+
+
 def _equivalences(
-    boundary: TileBoundary, groups: NDArray[np.int64], class_of: NDArray[np.uint16]
+    islands: _Islands, groups: NDArray[np.int64], class_of: NDArray[np.uint16]
 ) -> Equivalences:
     """The equivalences of a tile from the groups and classes of the fragments of its boundary:
     parts inside filled holes join them.
     """
     count = len(groups)
     fragments = np.arange(1, count + 1, dtype=np.uint32)
-    if "islands" not in boundary or not boundary["islands"].any():
+    listed = ~islands.stays | islands.dropped
+    if not listed.any():
         return Equivalences(fragments, groups, class_of)
-    host = np.repeat(np.arange(count), boundary["islands"])
-    filled = groups[host] > 0
-    islands, host = np.flatnonzero(filled) + count + 1, host[filled]
+    host, joins = islands.host[listed], ~islands.stays[listed]
+    inner = np.flatnonzero(listed) + count + 1
     return Equivalences(
-        np.concatenate([fragments, islands.astype(np.uint32)]),
-        np.concatenate([groups, groups[host]]),
-        np.concatenate([class_of, class_of[host]]),
+        np.concatenate([fragments, inner.astype(np.uint32)]),
+        np.concatenate([groups, np.where(joins, groups[host], 0)]),
+        np.concatenate([class_of, np.where(joins, class_of[host], 0).astype(np.uint16)]),
     )

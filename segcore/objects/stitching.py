@@ -50,7 +50,7 @@ from maskloom.segcore.objects.tile_overlap import OverlapMatches, cut_by, frame_
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from maskloom.segcore.geometry import Grid
+    from maskloom.segcore.geometry import Grid, Shape
     from maskloom.segcore.models.protocols import Requirements
     from maskloom.segcore.raster.spec import Block, Labels, RasterSpec
 
@@ -116,10 +116,11 @@ class Stitched:
                 f"rules: {len(self.segmenter.classes)} classes need a rule each; got "
                 f"{len(self.rules)}"
             )
-        if self.segmenter.requirements.halo < 1:
+        halo = self.segmenter.requirements.halo
+        if (halo if isinstance(halo, int) else min(halo)) < 1:
             raise ValueError(
                 f"stitching needs tiles that overlap; the halo of {type(self.segmenter).__name__} "
-                f"is {self.requirements.halo}"
+                f"is {halo}"
             )
 
     @property
@@ -180,7 +181,7 @@ def _join(
 _fragment_plane, _join_planes = fragment_by_plane(_fragment), join_by_plane(_join)
 
 
-def cut_fragments(labels: Labels, block: Block, halo: int) -> Fragments:
+def cut_fragments(labels: Labels, block: Block, halo: int | Shape) -> Fragments:
     """The instances of one tile: the fragments of its core, and a boundary with its labels at most
     `halo` pixels away from the sides of its core.
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from maskloom.segcore.geometry import per_axis
 from maskloom.segcore.objects.faces import neighbours
 
 if TYPE_CHECKING:
@@ -25,15 +26,15 @@ if TYPE_CHECKING:
     from maskloom.segcore.objects.merging import Nodes
 
 
-def interior_of(tile: Tile, halo: int, shape: Shape) -> tuple[slice, ...]:
+def interior_of(tile: Tile, halo: int | Shape, shape: Shape) -> tuple[slice, ...]:
     """The part of a read-sized array that no other tile reads: the core without a halo along the
     sides where other tiles are.
     """
     parts = []
-    for axis in range(len(shape)):
+    for axis, width in enumerate(per_axis(halo, len(shape))):
         start, stop, origin = tile.core.start[axis], tile.core.stop[axis], tile.read.start[axis]
-        first = start - origin + (halo if start > 0 else 0)
-        parts.append(slice(first, max(first, stop - origin - (halo if stop < shape[axis] else 0))))
+        first = start - origin + (width if start > 0 else 0)
+        parts.append(slice(first, max(first, stop - origin - (width if stop < shape[axis] else 0))))
     return tuple(parts)
 
 

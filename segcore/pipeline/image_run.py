@@ -128,7 +128,8 @@ class ImageRun:
 
     def mask_writer(self, count: int) -> MaskWriter:
         """The writer of the mask, which may hold `count` objects."""
-        name = self.settings.masks.get(self.spec.format, FORMATS[self.spec.format].mask)
+        usual = self.spec.mask or FORMATS[self.spec.format].mask
+        name = self.settings.masks.get(self.spec.format, usual)
         return mask_writer(name, count if self.has_object_mask else 0)
 
     def segment_tile(self, reader: Reader, tile: Tile) -> tuple[TileResults, PackedLabels | None]:

@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 import numpy as np
 
 from maskloom.segcore.fold import observe_all
+from maskloom.segcore.formats import open_image
 from maskloom.segcore.geometry import Box, Grid, Tile, Tiling, middle
 from maskloom.segcore.models.protocols import EngineSelector, Fitter, Model, ObjectSegmenter
 from maskloom.segcore.models.selection import pending_selections, probe_box, with_selections
 from maskloom.segcore.objects.two_pass import join_tiles, pack_labels, relabel
-from maskloom.segcore.raster.spec import FORMATS, Block, RasterSpec
+from maskloom.segcore.raster.spec import Block, RasterSpec
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -67,7 +68,7 @@ class Region:
             tuple(a + b for a, b in zip(tile.read.start, start, strict=True)),
             tuple(a + b for a, b in zip(tile.read.stop, start, strict=True)),
         )
-        with FORMATS[spec.format].open(replace(spec, shape=self.image.shape)) as reader:
+        with open_image(replace(spec, shape=self.image.shape)) as reader:
             pixels, valid = reader.read(place)
         return Block(tile, pixels, valid, spec)
 

@@ -10,6 +10,8 @@ from dataclasses import dataclass, replace
 from math import prod
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from maskloom.segcore import formats
 from maskloom.segcore.errors import (
     FormatError,
@@ -21,12 +23,14 @@ from maskloom.segcore.errors import (
     StoreError,
     Unavailable,
 )
+from maskloom.segcore.formats.user_nodata import with_user_nodata
 from maskloom.segcore.geometry import Box, Tile
 from maskloom.segcore.ground.control import with_fitted_affine
 from maskloom.segcore.ground.space import PixelSize
 from maskloom.segcore.pipeline.jobs import DescribeJob, HeadersJob
 from maskloom.segcore.pipeline.records import Failure, PlannedImage
 from maskloom.segcore.processes import limits
+from maskloom.segcore.raster.readers import NothingToClose
 from maskloom.segcore.raster.source import ABSENT, Source, learn_addresses, version_now
 from maskloom.segcore.raster.spec import FORMATS, Block, RasterSpec, Reader, SeriesFormat
 from maskloom.segcore.raster.stored import ReadOptions
@@ -34,10 +38,10 @@ from maskloom.segcore.storage.addresses import remember_address
 from maskloom.segcore.storage.filesystems import filesystem, is_local
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
-    import numpy as np
     from numpy.typing import NDArray
+
+_SAME = 1e-3
+"""Relative difference up to which two sizes of a pixel are the same."""
 
 
 def describe_source(source: Source, job: DescribeJob) -> list[PlannedImage]:
@@ -55,9 +59,20 @@ def describe_source(source: Source, job: DescribeJob) -> list[PlannedImage]:
             # Some stores list a file with another version than they report for the file itself:
             # later checks compare with this one.
             found = formats.describe_images(source, version, job.format, job.options)
-            return [_planned(part, spec, job.options) for part, spec in found]
+            return [_planned(image, header, job.options) for image, header in found]
     except ImageError as error:
         return [PlannedImage(source, None, Failure.of(error))]
+
+
+def _planned(
+    source: Source, header: RasterSpec | FormatError, options: ReadOptions
+) -> PlannedImage:
+    try:
+        if isinstance(header, FormatError):
+            raise header
+        return PlannedImage(source, _placed(header, options))
+    except FormatError as error:
+        return PlannedImage(source, None, Failure.of(error))
 
 
 def read_headers(job: HeadersJob) -> tuple[str, ...]:
@@ -73,29 +88,45 @@ def read_headers(job: HeadersJob) -> tuple[str, ...]:
     return tuple(image_format.headers(job.members, job.options))
 
 
-def _planned(part: Source, spec: RasterSpec | FormatError, options: ReadOptions) -> PlannedImage:
-    if isinstance(spec, FormatError):
-        return PlannedImage(part, None, Failure.of(spec))
-    return PlannedImage(part, _placed(spec, options))
-
-
 def _placed(spec: RasterSpec, options: ReadOptions) -> RasterSpec:
-    """The metadata with the position and the pixel size that the user wants."""
+    """The metadata with the position, the pixel size and the nodata value that the user wants."""
     if options.ground_control == "affine":
         spec = _fitted_to_ground(spec)
+    if options.nodata is not None:
+        spec = with_user_nodata(spec, options.nodata)
+    spec = _with_plausible_size(spec)
     return _sized(spec, options.pixel_size) if isinstance(options.pixel_size, PixelSize) else spec
 
 
+def _with_plausible_size(spec: RasterSpec) -> RasterSpec:
+    stated = spec.space.metric
+    if stated is None or stated.is_plausible:
+        return spec
+    note = (
+        f"its pixel size, {stated}, is not used, and sizes are in px: expected 1 nm to 1 m. Set "
+        "`pixel_size`"
+    )
+    return replace(spec, space=replace(spec.space, metric=None), notes=(*spec.notes, note))
+
+
 def _sized(spec: RasterSpec, size: PixelSize) -> RasterSpec:
+    """The metadata with the size of a pixel at full resolution in the user's words."""
+    stated, notes = spec.space.metric, spec.notes
     if spec.space.crs is not None:
         note = "`pixel_size` is not used, since its coordinate reference system gives the areas"
-        return replace(spec, notes=(*spec.notes, note))
+        return replace(spec, notes=(*notes, note))
     try:
         metric = size.metric(spec.space.axes)
     except ValueError as error:
-        raise FormatError(f"pixel_size: {error}. {spec.location} does not suit it.") from error
-    # The size of a level is that of full resolution in the recipe, times its factor.
-    return replace(spec, space=replace(spec.space, metric=metric))
+        raise FormatError(
+            f"{spec.location} does not suit the recipe's pixel_size: {error}."
+        ) from error
+    if spec.reduction:
+        spacing = zip(metric.spacing, spec.reduction, strict=True)
+        metric = replace(metric, spacing=tuple(step * factor for step, factor in spacing))
+    if stated is not None and not np.allclose(stated.millimetres, metric.millimetres, _SAME, 0):
+        notes = (*notes, f"`pixel_size` replaces {stated}, its own pixel size")
+    return replace(spec, space=replace(spec.space, metric=metric, lattice=None), notes=notes)
 
 
 def _require_regular_files(source: Source) -> None:
@@ -144,7 +175,7 @@ def open_planned(image: PlannedImage, spec: RasterSpec) -> Iterator[Reader]:
         limits.begin_read(prod(planned.chunks))
         _require_unchanged(image)
         try:
-            with FORMATS[spec.format].open(spec) as reader:
+            with formats.open_image(spec) as reader:
                 yield _AnnouncingReader(reader, prod(planned.chunks))
         except ImageError:
             # The content may have been a mix of two versions of the file.
@@ -156,23 +187,12 @@ def open_planned(image: PlannedImage, spec: RasterSpec) -> Iterator[Reader]:
 
 
 @dataclass(frozen=True, slots=True)
-class _AnnouncingReader:
+class _AnnouncingReader(NothingToClose):
     """A reader that announces the begin of each read, and of the work on the pixels."""
 
     reader: Reader
     least: int
     """Smallest number of pixels that are decoded for a read."""
-
-    def __enter__(self) -> _AnnouncingReader:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """The inner reader is closed where it was opened."""
 
     def read(self, box: Box) -> tuple[NDArray[np.generic], NDArray[np.bool_]]:
         """Pixels and `valid` of a box; see `segcore.raster.spec.Reader.read`."""

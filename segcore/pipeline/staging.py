@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 import pyarrow as pa
@@ -113,8 +113,15 @@ def with_rows(result: ImageResult, run: ImageRun, states: States) -> ImageResult
         result,
         rows=rows,
         nodata_pixels=areas[0]["nodata_pixels"],
-        warning=caution_of([run.model], run.spec, shares),
+        warning=_warning(run, shares),
     )
+
+
+def _warning(run: ImageRun, shares: Mapping[str, float]) -> str | None:
+    """The warnings about the result on an image. None: no warning."""
+    level = run.spec.level
+    read = f"level {level} of the pyramid was read, not full resolution" if level else None
+    return "; ".join(filter(None, (read, caution_of([run.model], run.spec, shares)))) or None
 
 
 @contextlib.contextmanager

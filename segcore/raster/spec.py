@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 import numpy as np
 
 from maskloom.segcore.errors import ModelMismatch
-from maskloom.segcore.ground.space import Frame, Metric, Space
+from maskloom.segcore.ground.space import Frame, Lattice, Metric, Space
 from maskloom.segcore.registry import Registry
 from maskloom.segcore.storage.canonical import with_tuples
 
@@ -28,6 +28,16 @@ if TYPE_CHECKING:
     from maskloom.segcore.raster.stored import ReadOptions, StoredImage
 
 Interpretation = Literal["rgb", "bands"]
+
+
+@dataclass(frozen=True, slots=True)
+class UserNodata:
+    """A value that means "no data" because the user says so."""
+
+    value: float
+    """Compared with the pixels that a reader delivers."""
+    bands: tuple[int, ...] = ()
+    """The bands that must all have it, for colours. Empty: any band that is read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +75,14 @@ class RasterSpec:
     """Name of the image among several in the file; see `StoredImage.part`."""
     level: int = 0
     """Level of a pyramid that is read; 0: full resolution."""
+    user_nodata: UserNodata | None = None
+    """What else means "no data", in images of any format; `formats.open_image` applies it."""
+    reduction: tuple[float, ...] = ()
+    """Size of a pixel of this level along each axis, in pixels of full resolution, from which
+    `space` follows if the file states the size of these. Empty: 1.
+    """
+    mask: str = ""
+    """Name in `MASKS` of the writer for its mask. Empty: that of its format."""
 
     def __post_init__(self) -> None:
         if len(self.shape) != len(self.space.axes):
@@ -91,7 +109,11 @@ class RasterSpec:
         if metric is not None:
             metric = replace(metric, spacing=metric.spacing[-2:])
         return replace(
-            self, shape=self.shape[-2:], chunks=self.chunks[-2:], space=Space(metric=metric)
+            self,
+            shape=self.shape[-2:],
+            chunks=self.chunks[-2:],
+            space=Space(metric=metric),
+            reduction=self.reduction[-2:],
         )
 
     def select(self, bands: Sequence[int] | None) -> RasterSpec:
@@ -116,8 +138,12 @@ class RasterSpec:
 def load_spec(record: Mapping[str, Any]) -> RasterSpec:
     """A raster spec from its fields, as given by `dataclasses.asdict`."""
     fields = {name: with_tuples(value) for name, value in record.items() if name != "space"}
+    if fields.get("user_nodata"):
+        fields["user_nodata"] = UserNodata(
+            **{key: with_tuples(each) for key, each in record["user_nodata"].items()}
+        )
     space = {name: with_tuples(value) for name, value in record["space"].items()}
-    for name, kind in (("metric", Metric), ("frame", Frame)):
+    for name, kind in (("metric", Metric), ("frame", Frame), ("lattice", Lattice)):
         if space.get(name):
             space[name] = kind(**{key: with_tuples(each) for key, each in space[name].items()})
     return RasterSpec(**fields, space=Space(**space))
@@ -187,6 +213,10 @@ class FileKind:
     signatures: tuple[tuple[int, bytes], ...] = ()
     """Offset and value of bytes in such files; one match suffices. Content in gzip needs none:
     those of the kind inside apply.
+    """
+    content: str = ""
+    """Name of the kind that such files look like by their first bytes, such as `TIFF` for slides;
+    only the suffix, or the name of the format in the recipe, then tells them apart.
     """
     markers: tuple[str, ...] = ()
     """Names of files that make the folder around them one image; one suffices. Empty for kinds of

@@ -47,6 +47,8 @@ class ReadOptions:
     """The meaning of the pages of a file that does not name its axes: a volume, or images over
     time. None: unknown.
     """
+    nodata: float | None = None
+    """A value of pixels that means "no data", besides what the file says. None: no such value."""
     identifiers: bool = False
     """Whether images of patients are named by the identifiers in their files instead of by keyed
     hashes.

@@ -62,6 +62,8 @@ class ConnectedParts:
     """Whether a hole surrounded by one class belongs to it, unless the hole touches nodata or the
     border of the image.
     """
+    largest: int | None = None
+    """Number of objects of each class, the largest; all others become background. None: all."""
 
     exactness: ClassVar[Exactness] = Exactness.EXACT
     units: ClassVar[str] = "as the segmenter inside; sizes are in pixels of the image"
@@ -93,6 +95,7 @@ class ConnectedParts:
             self.connectivity,
             self.min_size,
             fill_holes=self.fill_holes,
+            largest=self.largest,
         )
 
     def classes_around(self, classes: tuple[str, ...]) -> tuple[str, ...]:
@@ -130,6 +133,7 @@ class ConnectedPartsModel:
     connectivity: int | None
     min_size: int
     fill_holes: bool
+    largest: int | None = None
 
     @property
     def rule(self) -> Components:
@@ -189,11 +193,13 @@ class ConnectedPartsModel:
 
     def provenance(self) -> Mapping[str, Any]:
         """The inner segmenter's, and which of its classes became objects."""
-        rule = {
+        rule: dict[str, Any] = {
             "connectivity": self.connectivity,
             "min_size": self.min_size,
             "fill_holes": self.fill_holes,
         }
+        if self.largest is not None:
+            rule["largest"] = self.largest
         return {"of": dict(self.inner.provenance()), "parts": list(self.classes[1:]), **rule}
 
     def caution(self, spec: RasterSpec, shares: Mapping[str, float]) -> str | None:
@@ -209,7 +215,7 @@ class ConnectedPartsModel:
 
 
 def _rule(classes: tuple[int, ...], of: ConnectedParts | ConnectedPartsModel) -> Components:
-    return Components(classes, of.connectivity, of.min_size, of.fill_holes)
+    return Components(classes, of.connectivity, of.min_size, of.fill_holes, of.largest)
 
 
 def _names(classes: tuple[str, ...], chosen: tuple[int, ...]) -> tuple[str, ...]:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 
 from maskloom.segcore.errors import FitError, ModelMismatch, RecipeError
+from maskloom.segcore.geometry import widest
 from maskloom.segcore.methods.naming import check_names
 from maskloom.segcore.models.composed import Composed
 from maskloom.segcore.models.protocols import (
@@ -312,7 +313,7 @@ def _names_of(member: Member) -> tuple[str, ...]:
 
 def _total_requirements(members: Sequence[Member]) -> Requirements:
     requirements = [member.requirements for member in members]
-    halo = max(each.halo for each in requirements)
+    halo = widest([each.halo for each in requirements])
     memory, time = (
         sum(each.bytes_per_pixel for each in requirements),
         sum(each.cost for each in requirements),

@@ -30,10 +30,11 @@ from maskloom.segcore.methods.naming import (
     MOST_CLASSES,
     class_names,
     class_order,
+    merged_clusters,
     requested_clusters,
 )
 from maskloom.segcore.methods.notes import note_of_nodata, note_of_units
-from maskloom.segcore.methods.pointwise import Scores, select_fitted
+from maskloom.segcore.methods.pointwise import Scores, merged, select_fitted
 from maskloom.segcore.methods.sampled_fitter import SampledFitter
 from maskloom.segcore.methods.samples import Samples, State, Units, WeightedValues, spread_of
 from maskloom.segcore.models.protocols import (
@@ -63,8 +64,8 @@ class KMeans(SampledFitter):
     all pixels have one value. None: as many as `classes`, or 5.
     """
     classes: tuple[str, ...] | Mapping[str, tuple[float, ...] | str] | None = None
-    """Names by class id (ascending luminance), or names with one reference each: one number per
-    band, or `#rrggbb`.
+    """Names by ascending luminance, or names with one reference each: one number per band, or
+    `#rrggbb`. A name given several times merges those clusters into one class.
     """
     bands: tuple[int, ...] | None = None
     """Bands to use, counted from 1. None: all."""
@@ -124,6 +125,7 @@ class KMeans(SampledFitter):
             deviations=tuple(units.deviation.tolist()),
             standardised=self.standardise,
             suspect=note_of_nodata(dataset, self.bands),
+            class_of=merged_clusters(self.classes),
         )
 
     def _best(self, dataset: WeightedValues, spread: Floats) -> Clustering:
@@ -160,11 +162,11 @@ class KMeansModel:
     """A fitted model: the centres."""
 
     centres: tuple[tuple[float, ...], ...]
-    """One per class, each with one number per band."""
+    """One per cluster, each with one number per band."""
     classes: tuple[str, ...]
     bands: tuple[int, ...] | None
     fractions: tuple[float, ...]
-    """Share of the fitted pixels in each class."""
+    """Share of the fitted pixels in each cluster."""
     inertia: float
     """Sum of squared distances of the fitted values to their centres, weighted by the pixels that
     each value represents. In squared `deviations` if `standardised`.
@@ -183,6 +185,8 @@ class KMeansModel:
     """Whether distances are in units of `deviations`, otherwise in units of the pixels."""
     suspect: str | None = None
     """A note if some fitted pixels look like undeclared nodata."""
+    class_of: tuple[int, ...] | None = None
+    """Class of each cluster, where some clusters are one class. None: cluster k is class k."""
 
     exactness: ClassVar[Exactness] = Exactness.EXACT
 
@@ -199,7 +203,7 @@ class KMeansModel:
 
     def segment(self, block: Block) -> Labels:
         """The class of the nearest centre of each pixel."""
-        return Labels(self._scores.label(block.pixels))
+        return Labels(merged(self._scores.label(block.pixels), self.class_of))
 
     @property
     def _scores(self) -> Scores:
@@ -223,6 +227,7 @@ class KMeansModel:
             "steps": self.steps,
             "standardised": self.standardised,
             "deviations": list(self.deviations),
+            **({} if self.class_of is None else {"class_of": list(self.class_of)}),
             **({} if note is None else {"note": note}),
             "pixels": self.pixels,
             "values": self.values,

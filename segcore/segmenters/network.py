@@ -10,6 +10,9 @@ network, the labels also equal those of a run on the whole image, and the networ
 network with a larger receptive field (for example with global pooling) runs on overlapping windows
 that are blended (`segcore.deep.inference.blended_windows`), and is APPROXIMATE.
 
+A network of images labels volumes plane by plane. A network of volumes takes volumes only, in
+patches with three axes.
+
 Metadata of the network are in the card beside its file (`segcore.deep.inference.card`); a file
 without a card is examined in a separate process. Engine and precision are selected once per run, on
 a worker and with pixels of the collection (`select_engine`).
@@ -17,7 +20,8 @@ a worker and with pixels of the collection (`select_engine`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
@@ -32,23 +36,31 @@ from maskloom.segcore.deep.inference.files.weights import Weights, WeightsLocati
 from maskloom.segcore.deep.inference.patches import Patching
 from maskloom.segcore.deep.inference.runtime import LIBRARY_BYTES
 from maskloom.segcore.errors import ModelMismatch, RecipeError, WeightsError
+from maskloom.segcore.geometry import per_axis, sizes_text
+from maskloom.segcore.ground.space import MILLIMETRES, PixelSize
 from maskloom.segcore.methods.naming import check_names
 from maskloom.segcore.models.planes import PLANAR, planes_of, score_by_plane, segment_by_plane
 from maskloom.segcore.models.protocols import MODELS, SEGMENTERS, Exactness, Requirements
+from maskloom.segcore.models.rescaled import Rescaled
 from maskloom.segcore.raster.spec import Labels
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from maskloom.segcore.deep.inference.engines.protocol import Engine
+    from maskloom.segcore.geometry import Shape
     from maskloom.segcore.raster.spec import Block, RasterSpec
 
 Windows = Literal["auto", "exact", "blended"]
 _LARGEST_PROBE = 1024
 """Side of the largest patch for comparing engines, in pixels."""
-_FARTHEST_EXACT = 512
-"""Halo in pixels beyond which exact patches are considered too expensive and `windows: auto`
-blends.
+_LARGEST_CUBE_PROBE = 182
+"""The same for networks of volumes: a cube of 32 voxels a side, to which the halo is added."""
+_KINDS = {2: "image", 3: "volume"}
+"""What networks take, by their axes."""
+_FARTHEST_EXACT = {2: 512, 3: 64}
+"""Halo in pixels, by the axes of the network, beyond which exact patches are considered too
+expensive and `windows: auto` blends.
 """
 
 
@@ -81,40 +93,49 @@ class Network:
     """
     windows: Windows = "auto"
     """exact: patches with their full receptive field. blended: overlapping windows. auto: exact if
-    the receptive field reaches at most 512 pixels to each side.
+    the receptive field reaches at most 512 pixels to each side (64 voxels in a network of volumes).
     """
-    halo: int | None = None
+    halo: int | tuple[int, ...] | None = None
     """Receptive field of the network to each side in pixels, confirmed by a trial before work
-    begins. None: from the card, or measured for a `.keras` file; other files run in blended
-    windows.
+    begins; of a network of volumes also [z, y, x]. None: from the card, or measured for a `.keras`
+    file; other files run in blended windows.
     """
-    patch: int = 512
-    """Side of the area that one patch labels, without its halo, in pixels. Larger patches are
-    faster up to a point and take more memory.
+    patch: int | tuple[int, ...] = 512
+    """Side of the area that one patch labels, without its halo, in pixels. Of a network of volumes
+    [z, y, x], or one number for a cube with about as many voxels (512: 64 x 64 x 64). Larger
+    patches are faster up to a point and take more memory.
     """
     trust: bool = False
     """Load a file that can run arbitrary code (Lambda layers, .h5). Only for files whose maker
     you trust.
+    """
+    pixel_size: str | None = None
+    """Size of the pixels that the network knows, such as 0.5 um. Images that state another size are
+    resampled for it, and refused if it differs by more than a factor of 4. None: that of the card.
+    any: pixels are shown as they are.
     """
 
     exactness: ClassVar[Exactness] = Exactness.EXACT
     units: ClassVar[str] = (
         "pixels must come in the units of training; `scaling` converts other units"
     )
-    volumes: ClassVar[str] = PLANAR
+    volumes: ClassVar[str] = f"networks of volumes: as images; networks of images: {PLANAR}"
     kind: ClassVar[str] = "network"
 
     def __post_init__(self) -> None:
         if self.bands is not None and (not self.bands or min(self.bands) < 1):
             raise ValueError(f"bands: expected numbers from 1 on; got {list(self.bands)}")
-        if self.halo is not None and self.halo < 0:
+        if self.halo is not None and min(_numbers(self.halo)) < 0:
             raise ValueError(f"halo: expected 0 or more pixels; got {self.halo}")
-        if not 32 <= self.patch <= 8192:
+        if isinstance(self.patch, int) and not 32 <= self.patch <= 8192:
             raise ValueError(f"patch: expected 32 to 8192 pixels; got {self.patch}")
+        if not all(1 <= side <= 8192 for side in _numbers(self.patch)):
+            raise ValueError(f"patch: expected 1 to 8192 pixels along each axis; got {self.patch}")
         if self.classes is not None:
             check_names(self.classes)
+        _micrometres(self.pixel_size)
 
-    def start(self) -> NetworkModel:
+    def start(self) -> NetworkModel | Rescaled:
         """Return the model, ready to run.
 
         Raises `WeightsError` if the file is not such a network, `RecipeError` if other settings do
@@ -122,6 +143,7 @@ class Network:
         """
         weights = Weights.of(self.weights, self.trust)
         card = weights.card() or _examined(weights)
+        self._check_axes(card)
         if self.halo is not None:
             card = self._with_halo(card, self.halo)
         self._check(card)
@@ -138,7 +160,7 @@ class Network:
                 f"windows: {file_name(self.weights)} has too large a receptive field for exact "
                 "patches (global pooling, or one small size of input). Use auto or blended."
             )
-        return NetworkModel(
+        model = NetworkModel(
             weights=weights,
             card=card if self.scaling is None else replace(card, scaling=self.scaling, dtype=""),
             classes=self.classes or card.classes,
@@ -148,8 +170,19 @@ class Network:
             blended=self.windows == "blended" or _looks_too_far(self.windows, card),
             patch=self.patch,
         )
+        size = card.pixel_size if self.pixel_size is None else _micrometres(self.pixel_size)
+        return model if size is None else Rescaled(model, size)
 
-    def _with_halo(self, card: Card, halo: int) -> Card:
+    def _check_axes(self, card: Card) -> None:
+        for name, value in (("halo", self.halo), ("patch", self.patch)):
+            if isinstance(value, tuple) and len(value) != card.dimensions:
+                axes = "[y, x]" if card.dimensions == 2 else "[z, y, x]"
+                raise RecipeError(
+                    f"{name}: {file_name(self.weights)} is a network of "
+                    f"{_KINDS[card.dimensions]}s; expected one number or {axes}, got {list(value)}."
+                )
+
+    def _with_halo(self, card: Card, halo: int | Shape) -> Card:
         if card.reach.fixed is not None:
             raise RecipeError(
                 f"halo: {file_name(self.weights)} takes images of one size only, "
@@ -223,7 +256,7 @@ class NetworkModel:
     engine: EngineName | Literal["auto"] = "auto"
     precision: Precision | Literal["auto"] = "auto"
     blended: bool = False
-    patch: int = 512
+    patch: int | tuple[int, ...] = 512
     choice: Choice | None = None
     """None: float32 in the default engine of such files."""
 
@@ -237,20 +270,22 @@ class NetworkModel:
         """Placement of patches or windows on an image."""
         if self.blended:
             return Windowing(
-                self.card.reach, self.patch, "cut" if self.card.output == "labels" else "blended"
+                self.card.reach,
+                self.patch,
+                "cut" if self.card.output == "labels" else "blended",
+                self.card.dimensions,
             )
-        return Patching(self.card.reach, self.patch)
+        return Patching(self.card.reach, self.patch, self.card.dimensions)
 
     @property
     def requirements(self) -> Requirements:
         """Halo of the patches; memory per pixel, and for libraries, weights and one patch."""
         layout = self.layout
         # Weights are in memory as read, in the engine, and in a second precision.
-        rows, columns = (_length(layout, axis) for axis in (0, 1))
-        fixed = (
-            LIBRARY_BYTES + 12 * self.card.parameters + self.card.bytes_per_pixel * rows * columns
-        )
-        return Requirements(layout.halo, 16 + 8 * self.card.channels, 200, fixed, planar=True)
+        pixels = math.prod(_length(layout, axis) for axis in range(self.card.dimensions))
+        fixed = LIBRARY_BYTES + 12 * self.card.parameters + self.card.bytes_per_pixel * pixels
+        planar = self.card.dimensions == 2
+        return Requirements(layout.halo, 16 + 8 * self.card.channels, 200, fixed, planar)
 
     @property
     def pending_selection(self) -> str | None:
@@ -260,11 +295,8 @@ class NetworkModel:
         """
         if self.choice is not None:
             return None
-        windows, (height, width) = "blended" if self.blended else "exact", self.layout.sides
-        return (
-            f"{self.weights.sha256[:16]} {self.engine} {self.precision} {windows} {height} x "
-            f"{width}"
-        )
+        windows, sides = "blended" if self.blended else "exact", sizes_text(self.layout.sides)
+        return f"{self.weights.sha256[:16]} {self.engine} {self.precision} {windows} {sides}"
 
     def select_engine(self, block: Block) -> Mapping[str, Any]:
         """Select the fastest engine and precision for one patch in the middle of the block.
@@ -274,8 +306,9 @@ class NetworkModel:
         """
         from maskloom.segcore.deep.inference.engines.selection import select_engine
 
-        card, plane = replace(self.card, classes=self.classes), next(planes_of(block))
-        choice = select_engine(self.weights, card, self._probe(plane), self.engine, self.precision)
+        card = replace(self.card, classes=self.classes)
+        seen = next(planes_of(block)) if self.card.dimensions == 2 else block
+        choice = select_engine(self.weights, card, self._probe(seen), self.engine, self.precision)
         if not self.blended and self.card.reach.fixed is None:
             self._verify_receptive_field(choice)
         return asdict(choice)
@@ -287,9 +320,14 @@ class NetworkModel:
     def select(self, spec: RasterSpec) -> RasterSpec:
         """Return the image with the network's bands.
 
-        Raises `ModelMismatch` if it has other bands, or pixels of a type that the scaling is not
-        made for.
+        Raises `ModelMismatch` if it has other bands, pixels of a type that the scaling is not made
+        for, or if it is an image and the network is one of volumes.
         """
+        if len(spec.shape) < self.card.dimensions:
+            raise ModelMismatch(
+                f"{spec.location} is an image; {file_name(self.weights.location)} is a network of "
+                "volumes. Give it volumes, or use a network that was trained with `dimensions: 2`."
+            )
         name, bands = (
             file_name(self.weights.location),
             self.bands or self._trained_bands(spec) or self._colours(spec),
@@ -322,16 +360,20 @@ class NetworkModel:
         for place, scores in self._scored_regions(block):
             if self.card.output == "labels":
                 core[place] = self._ids(scores)
-            elif scores.shape[-1] == 1:
-                # One score for the second of two classes: its probability or its log-odds.
-                threshold_labels(scores, 0.5 if self.card.output == "sigmoid" else 0.0, core[place])
-            else:
-                argmax_labels(scores, core[place])
+                continue
+            for plane, part in zip(_planes(scores, 3), _planes(core[place], 2), strict=True):
+                if scores.shape[-1] == 1:
+                    # One score for the second of two classes: its probability or its log-odds.
+                    threshold_labels(plane, 0.5 if self.card.output == "sigmoid" else 0.0, part)
+                else:
+                    argmax_labels(plane, part)
         return Labels(labels)
 
     @score_by_plane
     def scores(self, block: Block) -> NDArray[np.float32]:
-        """Return class probabilities (y, x, class); 0 and 1 if the network outputs class ids."""
+        """Return class probabilities (y, x, class), or (z, y, x, class); 0 and 1 if the network
+        outputs class ids.
+        """
         whole = np.zeros((*block.valid.shape, len(self.classes)), np.float32)
         whole[..., 0] = 1
         core = whole[block.tile.core.relative_to(block.tile.read).slices]
@@ -378,14 +420,22 @@ class NetworkModel:
 
         expected, engine = self.card.reach, open_engine(self.weights, self.card, choice)
         # Copies, because an engine's output is valid only until the next patch.
-        measured = verified(expected, lambda pixels: np.array(engine(pixels)), self.card.channels)
-        if measured.halo != expected.halo:
+        measured = verified(
+            expected,
+            lambda pixels: np.array(engine(pixels)),
+            self.card.channels,
+            self.card.dimensions,
+        )
+        if measured.axes(self.card.dimensions) != expected.axes(self.card.dimensions):
             size = (
-                "the whole image" if measured.halo is None else f"at least {measured.halo} pixels"
+                "the whole image"
+                if measured.halo is None
+                else f"at least {sizes_text(measured.halo)} pixels"
             )
+            said = sizes_text(expected.halo or 0)
             raise WeightsError(
                 f"{file_name(self.weights.location)} has a receptive field of {size}; `halo` or "
-                f"its card says {expected.halo}. Set another halo; remove the card if it was "
+                f"its card says {said}. Set another halo; remove the card if it was "
                 "changed or belongs to another network; or set windows: blended."
             )
 
@@ -445,15 +495,18 @@ class NetworkModel:
         """
         pixels = self._without_gaps(block).pixels
         # The fastest engine on this patch is also the fastest on larger ones.
-        layout = replace(self, patch=min(self.patch, _LARGEST_PROBE)).layout
-        for axis in (0, 1):
+        axes = self.card.dimensions
+        largest = patches.sides_of(_LARGEST_PROBE if axes == 2 else _LARGEST_CUBE_PROBE, axes)
+        sides = patches.sides_of(self.patch, axes)
+        layout = replace(self, patch=tuple(map(min, sides, largest))).layout
+        for axis in range(axes):
             size, length = pixels.shape[axis], _length(layout, axis)
             first = (size - length) // 2
             pixels = np.take(pixels, patches.mirrored(np.arange(first, first + length), size), axis)
         return self.card.scaling.apply(pixels)
 
     def _ids(self, scores: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return class ids (y, x) that a network outputs directly.
+        """Return class ids (y, x), or (z, y, x), that a network outputs directly.
 
         Raises `WeightsError` if there are no such classes.
         """
@@ -481,10 +534,31 @@ class NetworkModel:
         return scores
 
 
+def _micrometres(size: str | None) -> float | None:
+    """The side of a pixel in um; None for any. Raises `ValueError`."""
+    if size in (None, "any"):
+        return None
+    try:
+        metric = PixelSize.parse(str(size)).metric(("y",))
+    except ValueError as error:
+        raise ValueError(f"pixel_size: {error}; or say any") from error
+    return metric.spacing[0] * MILLIMETRES[metric.unit] / MILLIMETRES["um"]
+
+
 def _looks_too_far(wanted: Windows, card: Card) -> bool:
     return wanted == "auto" and (
-        not Patching.suits(card.reach) or (card.reach.halo or 0) > _FARTHEST_EXACT
+        not Patching.suits(card.reach)
+        or (card.reach.farthest or 0) > _FARTHEST_EXACT[card.dimensions]
     )
+
+
+def _numbers(value: int | Shape) -> Shape:
+    return (value,) if isinstance(value, int) else value
+
+
+def _planes(array: NDArray[Any], axes: int) -> Iterable[NDArray[Any]]:
+    """The planes of a volume, each with `axes` axes; an image is one."""
+    return array if array.ndim > axes else (array,)
 
 
 def _length(layout: Patching | Windowing, axis: int) -> int:
@@ -492,7 +566,8 @@ def _length(layout: Patching | Windowing, axis: int) -> int:
     side = layout.sides[axis]
     if isinstance(layout, Windowing):
         return layout.windows(axis, 4 * side)[1].length
-    first = (layout.halo // side + 2) * side
+    halo = per_axis(layout.halo, layout.dimensions)[axis]
+    first = (halo // side + 2) * side
     return layout.spans(axis, 2 * first + side, (first, first + 1))[0].length
 
 

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from maskloom.segcore.errors import RecipeError
+from maskloom.segcore.geometry import wider
 from maskloom.segcore.models.composed import start_around
 from maskloom.segcore.models.protocols import (
     MODELS,
@@ -184,7 +185,7 @@ class WatershedModel:
         inner = self.segmenter.requirements
         return replace(
             inner,
-            halo=inner.halo + 3 * self.distance,
+            halo=wider(inner.halo, 3 * self.distance),
             # In volumes the landscape extends across planes, even if the inner segmenter does not.
             planar=False,
             bytes_per_pixel=inner.bytes_per_pixel + _BYTES_PER_PIXEL,

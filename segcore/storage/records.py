@@ -41,7 +41,7 @@ _REMEDIES = {
     ),
     "model.json": (
         "Restore it from a copy (`runs/recipes` and other runs of the recipe hold the same file). "
-        "Where there is none, run the recipe "
+        "Without a copy, run the recipe "
         "with a new output: a model that is fitted anew may give its classes another meaning."
     ),
 }

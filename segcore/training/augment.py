@@ -1,6 +1,7 @@
 """Augmentation: changes of patches that leave their labels true.
 
-Geometric ones turn pixels and labels together, the others change pixels only. Pixels are float32
+Geometric ones turn pixels and labels together, the others change pixels only. Volumes are turned in
+their planes, and along z only if asked for: slices often have another spacing. Pixels are float32
 after scaling, so amounts are in the network's units: with values from 0 to 1, a brightness of 0.1
 is a tenth of the range.
 """
@@ -27,7 +28,7 @@ AUGMENTATIONS: Registry[type[Augmentation]] = Registry("augmentation")
 
 @dataclass(frozen=True, slots=True)
 class Patch:
-    """Pixels of a patch with their labels."""
+    """Pixels of a patch with their labels; that of a volume has an axis z before y."""
 
     pixels: Pixels
     """(y, x, band), scaled."""
@@ -84,21 +85,34 @@ class Zoom(Protocol):
 class Flip:
     """Left and right, top and bottom exchanged, each half of the time."""
 
+    z: bool = False
+    """Also the first and the last plane of volumes. Only if body or sample have no fixed side up.
+    """
+
     def apply(self, patch: Patch, random: np.random.Generator) -> Patch:
         """A changed patch."""
         rows, columns = (slice(None, None, -1 if random.random() < 0.5 else 1) for _ in range(2))
-        return patch.turned(lambda array: array[rows, columns])
+        if patch.classes.ndim == 2:
+            return patch.turned(lambda array: array[rows, columns])
+        planes = slice(None, None, -1 if self.z and random.random() < 0.5 else 1)
+        return patch.turned(lambda array: array[planes, rows, columns])
 
 
 @AUGMENTATIONS.register("rotate90")
 @dataclass(frozen=True, slots=True)
 class Rotate90:
-    """A turn by 0, 90, 180 or 270 degrees."""
+    """A turn by 0, 90, 180 or 270 degrees, of volumes around z; by 0 or 180 if patches are no
+    squares.
+    """
 
     def apply(self, patch: Patch, random: np.random.Generator) -> Patch:
         """A changed patch."""
         turns = int(random.integers(4))
-        return patch.turned(lambda array: np.rot90(array, turns))
+        *_, height, width = patch.classes.shape
+        if height != width:
+            turns = turns // 2 * 2
+        plane = (patch.classes.ndim - 2, patch.classes.ndim - 1)
+        return patch.turned(lambda array: np.rot90(array, turns, plane))
 
 
 @AUGMENTATIONS.register("scale")
@@ -228,7 +242,7 @@ class Noise:
 @AUGMENTATIONS.register("blur")
 @dataclass(frozen=True, slots=True)
 class Blur:
-    """A Gaussian blur of 0 to `by` pixels."""
+    """A Gaussian blur of 0 to `by` pixels, in volumes along all axes."""
 
     by: float = 1.0
 
@@ -238,10 +252,14 @@ class Blur:
     def apply(self, patch: Patch, random: np.random.Generator) -> Patch:
         """A changed patch."""
         import cv2
+        from scipy import ndimage
 
         sigma = random.uniform(0, self.by)
         if sigma < 0.2:
             return patch
+        if patch.classes.ndim > 2:
+            widths = (*[sigma] * patch.classes.ndim, 0)
+            return patch.coloured(ndimage.gaussian_filter(patch.pixels, widths, mode="mirror"))
         blurred = cv2.GaussianBlur(np.ascontiguousarray(patch.pixels), (0, 0), sigma)
         return patch.coloured(blurred.reshape(patch.pixels.shape))
 

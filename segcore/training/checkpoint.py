@@ -100,7 +100,7 @@ def exists(store: Store) -> bool:
 
 
 def read(store: Store) -> tuple[TrainingState, list[NDArray[Any]]] | None:
-    """The last checkpoint; None if there is none. Raises `RunError` if it, or the best weights
+    """The last checkpoint; None if none was written. Raises `RunError` if it, or the best weights
     beside it, is broken.
     """
     if not exists(store):

@@ -7,6 +7,7 @@ that the recipe does not name, and counts the classes in small cells, by which
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,11 +21,14 @@ from maskloom.segcore.training.labels import UNKNOWN
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from maskloom.segcore.geometry import Shape
     from maskloom.segcore.training.dataset import Dataset
     from maskloom.segcore.training.setup import OnProgress
 
 CELL = 64
-"""Side of a cell in pixels."""
+"""Side of a cell of an image in pixels."""
+_CUBE = 16
+"""Side of a cell of a volume in voxels: about as many as a cell of an image has pixels."""
 _FILES_SHOWN = 5
 _VALUES_SHOWN = 6
 
@@ -34,12 +38,14 @@ class ClassCounts:
     """Labelled pixels of each class by image and cell."""
 
     cells: tuple[NDArray[np.int64], ...]
-    """One array (row of cells, column of cells, class) per image."""
+    """One array (row of cells, column of cells, class) per image; of volumes with planes of cells
+    first.
+    """
 
     @property
     def classes(self) -> NDArray[np.int64]:
         """(image, class)."""
-        return np.array([cells.sum(axis=(0, 1)) for cells in self.cells])
+        return np.array([cells.sum(axis=tuple(range(cells.ndim - 1))) for cells in self.cells])
 
     def shares(self, numbers: Sequence[int]) -> NDArray[np.float64]:
         """The smallest and the largest share of each class in the labelled pixels of these images:
@@ -51,25 +57,35 @@ class ClassCounts:
         return np.stack([found.min(axis=0), found.max(axis=0)], axis=1)
 
 
-def count_classes(dataset: Dataset, classes: Sequence[str], on_progress: OnProgress) -> ClassCounts:
-    """Count the classes of all pixels; `on_progress` is called for each strip of an image. Raises
-    `RecipeError` if a file is broken or a value is unknown.
+def cell_of(axes: int, planar: bool = False) -> Shape:
+    """The sides of a cell: a square of an image or, if `planar`, of a plane of a volume; else a
+    cube.
+    """
+    if axes == 2:
+        return CELL, CELL
+    return (1, CELL, CELL) if planar else (_CUBE, _CUBE, _CUBE)
+
+
+def count_classes(
+    dataset: Dataset, classes: Sequence[str], on_progress: OnProgress, cell: Shape = (CELL, CELL)
+) -> ClassCounts:
+    """Count the classes of all pixels, in cells of these sides; `on_progress` is called for each
+    strip of an image. Raises `RecipeError` if a file is broken or a value is unknown.
     """
     cells, faults = [], []
     for number, pair in enumerate(dataset.pairs):
         unknown: Counter[int] = Counter()
-        height, width = pair.image.shape
-        counts = np.zeros((-(-height // CELL), -(-width // CELL), len(classes)), np.int64)
+        counts = np.zeros((*_cells(pair.image.shape, cell), len(classes)), np.int64)
         try:
-            for box, window, values in dataset.strips(number, CELL):
+            for box, window, values in dataset.strips(number, cell[0]):
                 on_progress(number, len(dataset.pairs))
                 strange = window.classes == UNKNOWN
                 if strange.any():
                     found, pixels = np.unique(values[strange], return_counts=True)
                     unknown.update(dict(zip(found.tolist(), pixels.tolist(), strict=True)))
                     continue
-                top = box.start[0] // CELL
-                strip = _count(window.classes, len(classes))
+                top = box.start[0] // cell[0]
+                strip = _count(window.classes, cell, len(classes))
                 counts[top : top + len(strip)] = strip
         except ImageError as error:
             raise RecipeError(f"{error} Fix the file, or add it to `split.leave_out`.") from error
@@ -130,20 +146,26 @@ def require_labelled(
     ]
 
 
-def _count(labels: NDArray[np.uint8], classes: int) -> NDArray[np.int64]:
+def _cells(shape: Shape, cell: Shape) -> Shape:
+    """Number of cells along each axis."""
+    return tuple(-(-n // side) for n, side in zip(shape, cell, strict=True))
+
+
+def _count(labels: NDArray[np.uint8], cell: Shape, classes: int) -> NDArray[np.int64]:
     """Pixels by cell and class: (row of cells, column of cells, class)."""
-    height, width = labels.shape
-    rows, columns = -(-height // CELL), -(-width // CELL)
-    counts = np.zeros((rows, columns, classes), np.int64)
-    for row in range(rows):
-        band = labels[row * CELL : (row + 1) * CELL]
+    cells = _cells(labels.shape, cell)
+    counts = []
+    # Row by row of cells, so that the numbers of pixels take little memory.
+    for row in range(cells[0]):
+        band = labels[row * cell[0] : (row + 1) * cell[0]]
+        place = np.zeros((1,) * labels.ndim, np.int32)
+        for axis in range(1, labels.ndim):
+            along = np.arange(labels.shape[axis], dtype=np.int32) // cell[axis]
+            spread = along.reshape(-1, *[1] * (labels.ndim - 1 - axis))
+            place = place * np.int32(cells[axis]) + spread
         # One number per pixel for its cell and its class; void takes the last slot of a cell.
-        keys = (
-            np.minimum(band, classes).astype(np.int32)
-            + (np.arange(width, dtype=np.int32) // CELL * (classes + 1))[None]
-        )
-        found = np.bincount(keys.ravel(), minlength=columns * (classes + 1)).reshape(
-            columns, classes + 1
-        )
-        counts[row] = found[:, :classes]
-    return counts
+        keys = np.minimum(band, classes).astype(np.int32) + place * np.int32(classes + 1)
+        size = math.prod(cells[1:]) * (classes + 1)
+        found = np.bincount(keys.ravel(), minlength=size).reshape(*cells[1:], classes + 1)
+        counts.append(found[..., :classes])
+    return np.stack(counts)

@@ -8,6 +8,7 @@ room; of large ones each window is read. Masks are read as in evaluation
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from maskloom.segcore.annotations.masks import MaskReader
+    from maskloom.segcore.geometry import Shape
     from maskloom.segcore.raster.spec import Reader
     from maskloom.segcore.training.labels import LabelDecoder
     from maskloom.segcore.training.pairs import Pair
@@ -37,7 +39,7 @@ _STRIP_PIXELS = 2**22
 
 @dataclass(frozen=True, slots=True)
 class DatasetWindow:
-    """A part of an image with its labels."""
+    """A part of an image with its labels; that of a volume has an axis z before y."""
 
     pixels: NDArray[np.generic]
     """(y, x, band) as read."""
@@ -71,10 +73,9 @@ class Dataset:
         self._whole.clear()
         self._held = 0
 
-    def shape(self, number: int) -> tuple[int, int]:
-        """(height, width) of an image."""
-        height, width = self.pairs[number].image.shape
-        return height, width
+    def shape(self, number: int) -> Shape:
+        """(height, width) of an image, or (depth, height, width) of a volume."""
+        return self.pairs[number].image.shape
 
     def strips(
         self, number: int, multiple: int
@@ -82,15 +83,16 @@ class Dataset:
         """An image from top to bottom: the box of each strip, its window, and the values (y, x) of
         its mask.
 
-        Strips start at multiples of `multiple` rows.
+        Strips start at multiples of `multiple` rows; those of volumes are slabs of planes.
         """
-        height, width = self.shape(number)
-        rows = multiple * max(1, _STRIP_PIXELS // width // multiple)
+        length, *others = self.shape(number)
+        rows = multiple * max(1, _STRIP_PIXELS // math.prod(others) // multiple)
         readers = self._open(number)
         try:
             kept, whole = self._kept(number), []
-            for top in range(0, height, rows):
-                box = Box((top, 0), (min(top + rows, height), width))
+            for top in range(0, length, rows):
+                bottom = min(top + rows, length)
+                box = Box((top, *[0] * len(others)), (bottom, *others))
                 window, values = self._decoded(number, readers, box)
                 if kept:
                     whole.append(window)
@@ -111,23 +113,20 @@ class Dataset:
         found = self._inside(number, inside)
         if inside == box:
             return found
-        rows, columns = (
-            mirrored(np.arange(box.start[axis], box.stop[axis]), shape[axis]) - inside.start[axis]
-            for axis in (0, 1)
+        places = [
+            mirrored(np.arange(start, stop), size)
+            for start, stop, size in zip(box.start, box.stop, shape, strict=True)
+        ]
+        seen = Box(
+            tuple(int(each.min()) for each in places),
+            tuple(int(each.max()) + 1 for each in places),
         )
-        if (
-            min(rows.min(), columns.min()) < 0
-            or rows.max() >= inside.shape[0]
-            or columns.max() >= inside.shape[1]
-        ):
+        if seen & inside != seen:
             # The mirror shows more than the box itself.
-            first = (inside.start[0] + int(rows.min()), inside.start[1] + int(columns.min()))
-            found = self._inside(
-                number,
-                Box(first, (first[0] + int(np.ptp(rows)) + 1, first[1] + int(np.ptp(columns)) + 1)),
-            )
-            rows, columns = rows - rows.min(), columns - columns.min()
-        place = np.ix_(rows, columns)
+            found = self._inside(number, seen)
+        else:
+            seen = inside
+        place = np.ix_(*(each - start for each, start in zip(places, seen.start, strict=True)))
         within = inside.relative_to(box).slices
         classes = np.full(box.shape, VOID, np.uint8)
         classes[within] = found.classes[place][within]
@@ -164,7 +163,7 @@ class Dataset:
         pixels, valid = image.read(box)
         # A border between objects depends on the objects on both sides of it: read around the box.
         reach = self.decoder.reach
-        around = box.grow((reach, reach)) & Box.whole(self.shape(number))
+        around = box.grow((reach,) * len(box.shape)) & Box.whole(self.shape(number))
         values, known = mask.read(around)
         inner = box.relative_to(around).slices
         classes, values = self.decoder.decode(values, known)[inner], values[inner]

@@ -16,12 +16,14 @@ import numpy as np
 import maskloom
 from maskloom.segcore.errors import StoreError
 from maskloom.segcore.figures.training import curves, examples
+from maskloom.segcore.models.rescaled import ALIKE, pixel_sides
 from maskloom.segcore.training import checkpoint
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from maskloom.segcore.deep.inference.card import Card
+    from maskloom.segcore.raster.spec import RasterSpec
     from maskloom.segcore.storage.store import Store
     from maskloom.segcore.training.checkpoint import TrainingState
     from maskloom.segcore.training.loop import TrainingLoop
@@ -95,8 +97,20 @@ def _completed(card: Card, prepared: Prepared) -> Card:
         card,
         dtype=images[0].dtype,
         interpretation="rgb" if is_rgb else "bands",
+        pixel_size=common_pixel_size(images),
         network=asdict(prepared.recipe.network),
     )
+
+
+def common_pixel_size(images: Sequence[RasterSpec]) -> float | None:
+    """The side of the pixels of all images in um, so that the network can be shown others at this
+    size; None if an image does not state it, or if sizes differ.
+    """
+    sides = [pixel_sides(image) for image in images]
+    known = [side for each in sides if each is not None for side in each]
+    if not known or None in sides or max(known) > ALIKE * min(known):
+        return None
+    return float(f"{np.median(known):.6g}")
 
 
 def _about(prepared: Prepared, state: TrainingState, measured: MeasuredEpoch) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from maskloom.segcore.annotations.object_metrics import (
     Overlaps,
 )
 from maskloom.segcore.deep.inference.card import Card, ReceptiveField
+from maskloom.segcore.errors import RecipeError
 from maskloom.segcore.figures.training import Curve, Example, shown
 from maskloom.segcore.geometry import Box
 from maskloom.segcore.raster.classes import ClassTable
@@ -43,8 +44,13 @@ _EXAMPLES = 4
 
 
 def patch_shape_of(recipe: TrainingRecipe) -> PatchShape:
-    """Input and output are the whole patch: these networks take any size."""
-    return PatchShape(recipe.training.patch)
+    """Input and output are the whole patch: these networks take any size. Raises `RecipeError` for
+    a patch that is no square.
+    """
+    side = recipe.training.patch
+    if not isinstance(side, int):
+        raise RecipeError(f"training.patch: {recipe.kind} takes squares: one number; got {side}.")
+    return PatchShape.square(side)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +89,7 @@ class InstanceTask:
             (number, box)
             for number in setup.validation
             for box, _ in sliding_windows(
-                setup.dataset.shape(number), setup.patch_shape, setup.patch_shape.patch // 8
+                setup.dataset.shape(number), setup.patch_shape, setup.patch_shape.patch[0] // 8
             )
         ]
         if most is not None and len(windows) > most:
@@ -109,7 +115,7 @@ class InstanceTask:
         """
         setup, recipe = self.setup, self.setup.recipe
         # Of objects larger than a patch, training has seen only parts.
-        largest = min(largest_side(setup.dataset, setup.training), setup.patch_shape.patch)
+        largest = min(largest_side(setup.dataset, setup.training), setup.patch_shape.patch[0])
         return Card(
             kind=recipe.kind,
             sha256=sha256,
@@ -126,7 +132,7 @@ class InstanceTask:
         """The middles of some validation images. Objects that count nowhere are left out."""
         detector, found = _detector(trainer), []
         for number in self.setup.shown_images(_EXAMPLES):
-            box = self.setup.middle(number, self.setup.patch_shape.patch)
+            box = self.setup.middle(number, self.setup.patch_shape.patch[0])
             truth, predicted = self._objects(detector, number, box)
             matching = match(truth, predicted)
             ignored = matching.predicted.ids[matching.in_void & (matching.partner == 0)]

@@ -173,7 +173,7 @@ def _decoder(by: By, names: Mapping[int, str], void: Void, classes: Sequence[str
     both = [value for value in ignored if value in names]
     if both:
         raise RecipeError(
-            f"labels.void: the value {both[0]} stands for a class too. Leave it out in one place."
+            f"labels.void: the value {both[0]} means a class too. Leave it out in one place."
         )
     rules = [
         *(ValueRule(value, value, name, by) for value, name in names.items()),

@@ -38,7 +38,7 @@ def class_weights(terms: LossTerms, counts: NDArray[np.integer]) -> NDArray[np.f
 
 def loss_of(terms: LossTerms, weights: NDArray[np.float32]) -> Callable[[Tensor, Tensor], Tensor]:
     """The loss, one number, of labels (image, y, x), in which all but class ids are void, and
-    logits (image, y, x, class).
+    logits (image, y, x, class); those of volumes have an axis z before y.
 
     Cross-entropy and focal loss (Lin 2017) are weighted means of the labelled pixels; Dice
     (Milletari 2016) is that of the whole batch by class, then the weighted mean of the classes.
@@ -68,9 +68,10 @@ def loss_of(terms: LossTerms, weights: NDArray[np.float32]) -> Callable[[Tensor,
             total = total + terms.focal * ops.sum(weight * doubt * missed) / whole
         if terms.dice:
             predicted = ops.exp(likely) * known[..., None]
+            pixels = tuple(range(len(likely.shape) - 1))
             common, both = (
-                ops.sum(actual * predicted, (0, 1, 2)),
-                ops.sum(actual + predicted, (0, 1, 2)),
+                ops.sum(actual * predicted, pixels),
+                ops.sum(actual + predicted, pixels),
             )
             dice = (2 * common + _SMOOTH) / (both + _SMOOTH)
             total = total + terms.dice * ops.sum(by_class * (1 - dice)) / ops.sum(by_class)

@@ -10,12 +10,15 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from maskloom.segcore import formats
 from maskloom.segcore.annotations.pairing import NameSuffixes, pair
 from maskloom.segcore.deep.inference.card import Scaling
-from maskloom.segcore.errors import ImageError, RecipeError
+from maskloom.segcore.errors import FormatError, ImageError, RecipeError
 from maskloom.segcore.storage.filesystems import filesystem, store_errors
 from maskloom.segcore.training.recipe import matches
 
@@ -27,6 +30,8 @@ if TYPE_CHECKING:
     from maskloom.segcore.training.setup import OnProgress
 
 _SHOWN = 5
+_NEAR = 0.1
+"""Voxels by which a mask may be shifted by the rounding of headers."""
 _CHUNK_BYTES = 2**22
 _FACTORS = {"uint8": 1 / 255, "uint16": 1 / 65535}
 
@@ -50,11 +55,11 @@ def find_pairs(
     """The pairs in the order of their names, without those that the recipe leaves out, and notes
     for the user; `on_progress` is called for each pair.
 
-    Raises `RecipeError` if an image has no mask, the sizes of both differ, or the bands of images
-    differ.
+    Raises `RecipeError` if an image has no mask, the sizes or places of both differ, or the bands
+    or the axes of images differ.
     """
     found = _paired(images, masks, recipe)
-    versions = {source.uri: source.version for source in (*images, *masks)}
+    sources = {source.uri: source for source in (*images, *masks)}
     pairs: list[Pair] = []
     for image, name in sorted(found.name_of.items(), key=lambda item: item[1]):
         on_progress(len(pairs), len(found.name_of))
@@ -62,11 +67,13 @@ def find_pairs(
         pairs.append(
             Pair(
                 name,
-                _described(image, versions[image], recipe.bands),
-                _described(mask, versions[mask], None),
+                _described(sources[image], recipe.bands),
+                _described(sources[mask], None),
             )
         )
         _require_same_shape(pairs[-1])
+        _require_same_place(pairs[-1])
+    _require_same_axes(pairs)
     _require_same_bands(pairs)
     unused = sorted(found.without_image)
     if not unused:
@@ -157,12 +164,16 @@ def data_digest(pairs: Sequence[Pair], on_progress: OnProgress) -> str:
     """SHA-256 over the names and bytes of all images and masks; `on_progress` is called for each
     pair.
     """
-    whole = hashlib.sha256()
+    whole, digests = hashlib.sha256(), dict[str, bytes]()
     for number, each in enumerate(pairs):
         on_progress(number, len(pairs))
         whole.update(each.name.encode())
-        for location in (each.image.location, each.mask.location):
-            whole.update(_digest_of(location))
+        for spec in (each.image, each.mask):
+            for location in spec.files or (spec.location,):
+                # A file may hold many images.
+                if location not in digests:
+                    digests[location] = _digest_of(location)
+                whole.update(digests[location])
     return whole.hexdigest()
 
 
@@ -178,17 +189,14 @@ def _digest_of(location: str) -> bytes:
     return part.digest()
 
 
-def _described(location: str, version: str, bands: Sequence[int] | None) -> RasterSpec:
+def _described(source: Source, bands: Sequence[int] | None) -> RasterSpec:
     try:
-        spec = formats.describe(location, version).select(bands)
+        [(_, header)] = formats.describe_images(source, source.version)
+        if isinstance(header, FormatError):
+            raise header
+        return header.select(bands)
     except ImageError as error:
         raise RecipeError(f"{error} Fix the file, or add it to `split.leave_out`.") from error
-    if len(spec.shape) != len("yx"):
-        raise RecipeError(
-            f"{location} is a volume of {len(spec.shape)} axes; networks are trained on images. "
-            "Write its planes as images, or add it to `split.leave_out`."
-        )
-    return spec
 
 
 def _require_same_shape(both: Pair) -> None:
@@ -200,6 +208,43 @@ def _require_same_shape(both: Pair) -> None:
             f"{both.mask.location} is {theirs} pixels, its image {both.image.location} is {ours}. "
             "Write the mask in the size of its image, or name it in `split.leave_out`."
         )
+
+
+def _require_same_place(both: Pair) -> None:
+    """Raise `RecipeError` if a mask of the same size lies elsewhere in the scanner, for example
+    turned or mirrored.
+    """
+    frames = both.image.space.frame, both.mask.space.frame
+    affines = [
+        np.reshape(frame.affine, (3, 4))
+        for frame in frames
+        if frame is not None and (frame.sform_code or frame.qform_code)
+    ]
+    if len(affines) < len(frames):
+        return
+    step = float(np.abs(np.linalg.norm(affines[0][:, :3], axis=0)).min())
+    corners = np.array(list(product(*((0, n - 1) for n in both.image.shape[::-1]))))
+    moved, expected = (corners @ affine[:, :3].T + affine[:, 3] for affine in affines)
+    if np.abs(moved - expected).max() > _NEAR * step:
+        raise RecipeError(
+            f"{both.mask.location} has the size of its image {both.image.location}, but its header "
+            "places it elsewhere (another orientation, spacing or origin), so its labels would be "
+            "learned at wrong voxels. Resample the mask to the image's grid, or name it in "
+            "`split.leave_out`."
+        )
+
+
+def _require_same_axes(pairs: Sequence[Pair]) -> None:
+    first = pairs[0].image
+    for each in pairs:
+        if len(each.image.shape) != len(first.shape):
+            volume, image = (
+                (each, pairs[0]) if len(each.image.shape) > len(first.shape) else (pairs[0], each)
+            )
+            raise RecipeError(
+                f"images: {volume.image.location} is a volume, {image.image.location} an image. "
+                "Train on either; name the others in `split.leave_out`."
+            )
 
 
 def _require_same_bands(pairs: Sequence[Pair]) -> None:

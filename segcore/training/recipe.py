@@ -201,8 +201,10 @@ class Split:
 class Training:
     """How to train."""
 
-    patch: int = 256
-    """Side of the network's input, in pixels; a multiple of its stride."""
+    patch: int | tuple[int, ...] = 256
+    """Side of the network's input, in pixels; a multiple of its stride. For a network of volumes
+    [z, y, x], or one number for a cube with about as many voxels (256: 32 x 32 x 32).
+    """
     batch: int = 8
     """Patches per step."""
     epochs: int = 40
@@ -256,8 +258,10 @@ class Training:
         return None
 
     def __post_init__(self) -> None:
+        sides = (self.patch,) if isinstance(self.patch, int) else self.patch
+        for side in sides:
+            _check("patch", side, 8 if len(sides) < 3 else 1, 8192)
         limits = {
-            "patch": (8, 8192),
             "batch": (1, 4096),
             "epochs": (1, 100_000),
             "steps": (1, 1_000_000),

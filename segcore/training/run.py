@@ -101,10 +101,11 @@ def prepare(
     scaling = scaling_of(pairs, recipe.scaling)
     decoder = recipe.labels.decoder(recipe.classes)
     _use_threads(recipe.training.threads)
-    patch_shape = patch_shape_of(recipe, pairs[0].image.channels)
+    image = pairs[0].image
+    patch_shape = patch_shape_of(recipe, image.channels, len(image.shape))
     _require_writable(recipe.output)
     dataset = Dataset(pairs, decoder, recipe.training.memory)
-    class_counts = count_classes(dataset, recipe.classes, checked("pixels"))
+    class_counts = count_classes(dataset, recipe.classes, checked("pixels"), patch_shape.cell)
     notes += require_labelled(class_counts, training, validation, recipe.classes)
     setup = TrainingSetup(
         recipe,
@@ -114,7 +115,7 @@ def prepare(
         tuple(training),
         tuple(validation),
         patch_shape,
-        pairs[0].image.channels,
+        image.channels,
     )
     data = data_digest(pairs, checked("digests"))
     return Prepared(

@@ -14,14 +14,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from maskloom.segcore.geometry import Box
+from maskloom.segcore.geometry import Box, per_axis
 from maskloom.segcore.training.augment import Patch, Zoom
-from maskloom.segcore.training.class_counts import CELL
+from maskloom.segcore.training.class_counts import cell_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from maskloom.segcore.deep.inference.card import Scaling
+    from maskloom.segcore.geometry import Shape
     from maskloom.segcore.training.augment import Augmentation
     from maskloom.segcore.training.class_counts import ClassCounts
     from maskloom.segcore.training.dataset import Dataset, DatasetWindow
@@ -29,24 +30,54 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class PatchShape:
-    """Input and output of a network for a patch."""
+    """Input and output of a network for a patch, along each axis of the training images.
 
-    patch: int
-    """Side of its input in pixels."""
-    margin: int = 0
+    A network of images that is trained on volumes takes patches one plane deep, without their axis
+    z: each slice is a sample, and volumes still are on one side of the split.
+    """
+
+    patch: Shape
+    """Sides of its input in pixels."""
+    margin: Shape
     """Pixels by which its output is smaller at each side."""
-    stride: int = 1
+    stride: Shape
     """The output follows shifts of the input by multiples of this many pixels."""
+    planar: bool = False
+    """Whether the network takes single planes of volumes."""
+
+    @classmethod
+    def square(cls, side: int, margin: int = 0, stride: int = 1) -> PatchShape:
+        """A patch of an image."""
+        return cls((side, side), (margin, margin), (stride, stride))
 
     @property
-    def target(self) -> int:
-        """Side of its output in pixels."""
-        return self.patch - 2 * self.margin
+    def target(self) -> Shape:
+        """Sides of its output in pixels."""
+        return tuple(n - 2 * m for n, m in zip(self.patch, self.margin, strict=True))
+
+    @property
+    def cell(self) -> Shape:
+        """Sides of the cells in which classes are counted; see `class_counts`."""
+        return cell_of(len(self.patch), self.planar)
+
+    @property
+    def inner(self) -> tuple[slice, ...]:
+        """The output in an input as the network takes it."""
+        sides = zip(self.patch, self.margin, strict=True)
+        return tuple(slice(margin, side - margin) for side, margin in sides)[self.planar :]
+
+    def taken(self, patch: Patch) -> Patch:
+        """A patch as the network takes it: without its axis z if that is one plane."""
+        return patch.turned(lambda array: array[0]) if self.planar else patch
+
+    def output(self, box: Box) -> Box:
+        """The box of the output for that of the input."""
+        return box.grow(tuple(-margin for margin in self.margin))
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Patches with their labels."""
+    """Patches with their labels; those of volumes have an axis z before y."""
 
     pixels: NDArray[np.float32]
     """(patch, y, x, band), scaled; 0 without data."""
@@ -82,11 +113,10 @@ class Sampler:
         places, counts = [], []
         for number in numbers:
             cells = class_counts.cells[number]
-            rows, columns = np.nonzero(cells.any(axis=2))
-            places.append(
-                np.stack([np.full(len(rows), number), rows * CELL, columns * CELL], axis=1)
-            )
-            counts.append(cells[rows, columns])
+            found = np.nonzero(cells.any(axis=-1))
+            corners = np.stack(found, axis=1) * np.array(options.patch_shape.cell)
+            places.append(np.insert(corners, 0, number, axis=1))
+            counts.append(cells[found])
         self._places = np.concatenate(places)
         by_cell = np.concatenate(counts)
         self._anywhere = np.cumsum(by_cell.sum(axis=1))
@@ -107,37 +137,44 @@ class Sampler:
         options, patch_shape = self._options, self._options.patch_shape
         number, middle = self._place(random)
         zooms = [each.factor(random) for each in options.augmentation if isinstance(each, Zoom)]
-        side = max(8, round(patch_shape.patch * float(np.prod(zooms))))
-        margin = round(patch_shape.margin * side / patch_shape.patch)
-        box = _around(middle, side, margin, self._dataset.shape(number))
-        patch = scaled(self._dataset.window(number, box), self._scaling)
-        if side != patch_shape.patch:
-            patch = resized(patch, patch_shape.patch)
+        zoom = float(np.prod(zooms))
+        sides = tuple(max(8, round(n * zoom)) if n > 1 else 1 for n in patch_shape.patch)
+        margins = tuple(
+            round(margin * side / whole)
+            for margin, side, whole in zip(
+                patch_shape.margin, sides, patch_shape.patch, strict=True
+            )
+        )
+        box = _around(middle, sides, margins, self._dataset.shape(number))
+        patch = patch_shape.taken(scaled(self._dataset.window(number, box), self._scaling))
+        if sides != patch_shape.patch:
+            patch = resized(patch, patch_shape.patch[patch_shape.planar :])
         for each in options.augmentation:
             patch = each.apply(patch, random)
-        inner = slice(patch_shape.margin, patch_shape.patch - patch_shape.margin)
+        inner = patch_shape.inner
         return Patch(
             patch.pixels,
-            patch.classes[inner, inner],
-            None if patch.ids is None else patch.ids[inner, inner],
+            patch.classes[inner],
+            None if patch.ids is None else patch.ids[inner],
         )
 
-    def _place(self, random: np.random.Generator) -> tuple[int, tuple[int, int]]:
+    def _place(self, random: np.random.Generator) -> tuple[int, Shape]:
         """An image and a pixel of it as the middle of a patch."""
         sums = self._anywhere
         if random.random() < self._options.balance:
             sums = self._by_class[int(random.integers(len(self._by_class)))]
         cell = int(np.searchsorted(sums, random.integers(int(sums[-1])), side="right"))
-        number, top, left = (int(value) for value in self._places[cell])
-        height, width = self._dataset.shape(number)
-        # The middle is anywhere within half a patch of the cell: the wanted pixel is in the patch,
-        # but not always at its centre.
-        spread = max(CELL, self._options.patch_shape.target // 2)
-        y, x = (
-            int(start + CELL // 2 + random.integers(-spread // 2, spread // 2 + 1))
-            for start in (top, left)
-        )
-        return number, (min(max(y, 0), height - 1), min(max(x, 0), width - 1))
+        number, *corner = (int(value) for value in self._places[cell])
+        patch_shape, middle = self._options.patch_shape, []
+        for start, side, target, size in zip(
+            corner, patch_shape.cell, patch_shape.target, self._dataset.shape(number), strict=True
+        ):
+            # The middle is anywhere within half a patch of the cell: the wanted pixel is in the
+            # patch, but not always at its centre. A patch of one plane is that of its cell.
+            spread = max(side, target // 2)
+            drawn = int(random.integers(-spread // 2, spread // 2 + 1)) if side > 1 else 0
+            middle.append(min(max(start + side // 2 + drawn, 0), size - 1))
+        return number, tuple(middle)
 
 
 def scaled(window: DatasetWindow, scaling: Scaling) -> Patch:
@@ -149,42 +186,59 @@ def scaled(window: DatasetWindow, scaling: Scaling) -> Patch:
     return Patch(pixels, window.classes, window.ids, window.valid)
 
 
-def resized(patch: Patch, side: int) -> Patch:
-    """A square patch resized: pixels interpolated (averaged if it shrinks), labels by the nearest
-    pixel.
+def resized(patch: Patch, side: int | Shape) -> Patch:
+    """A patch resized to one side, or to these sides: pixels interpolated (averaged if it shrinks),
+    labels by the nearest pixel.
     """
+    sides = per_axis(side, patch.classes.ndim)
+    pixels = np.ascontiguousarray(patch.pixels)
+    if len(sides) == 2:
+        pixels = _resized_plane(pixels, sides)
+    else:
+        depth, (height, width) = sides[0], sides[1:]
+        planes = np.stack([_resized_plane(plane, (height, width)) for plane in pixels])
+        # Then along z: its planes as rows of one picture.
+        pixels = _resized_plane(
+            planes.reshape(len(planes), -1, 1), (depth, planes[0].size)
+        ).reshape(*sides, -1)
+    rows = (
+        (np.arange(new) * 2 + 1) * old // (2 * new)
+        for new, old in zip(sides, patch.classes.shape, strict=True)
+    )
+    nearest = np.ix_(*rows)
+    labels = patch.turned(lambda array: array[nearest])
+    return labels.coloured(pixels)
+
+
+def _resized_plane(pixels: NDArray[np.float32], sides: Shape) -> NDArray[np.float32]:
+    """Pixels (y, x, band) resized to (height, width)."""
     import cv2
 
-    shrinks = patch.pixels.shape[0] > side
-    pixels = cv2.resize(
-        np.ascontiguousarray(patch.pixels),
-        (side, side),
-        interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR,
+    shrinks = pixels.shape[0] > sides[0]
+    new = cv2.resize(
+        pixels, sides[::-1], interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
     )
-    rows = (np.arange(side) * 2 + 1) * patch.pixels.shape[0] // (2 * side)
-    nearest = np.ix_(rows, rows)
-    labels = patch.turned(lambda array: array[nearest])
-    return labels.coloured(pixels.reshape(side, side, -1))
+    return np.asarray(new.reshape(*sides, -1), np.float32)
 
 
-def _around(middle: tuple[int, int], side: int, margin: int, shape: tuple[int, int]) -> Box:
-    """A square window whose output is centred on a pixel, and shifted into the image if that is
-    large enough.
+def _around(middle: Shape, sides: Shape, margins: Shape, shape: Shape) -> Box:
+    """A window whose output is centred on a pixel, and shifted into the image if that is large
+    enough.
     """
-    target = side - 2 * margin
     start = []
-    for centre, size in zip(middle, shape, strict=True):
+    for centre, side, margin, size in zip(middle, sides, margins, shape, strict=True):
+        target = side - 2 * margin
         first = (
             min(max(centre - target // 2, 0), size - target)
             if size >= target
             else (size - target) // 2
         )
         start.append(first - margin)
-    return Box((start[0], start[1]), (start[0] + side, start[1] + side))
+    return Box(tuple(start), tuple(a + side for a, side in zip(start, sides, strict=True)))
 
 
 def sliding_windows(
-    shape: tuple[int, int], patch_shape: PatchShape, context: int
+    shape: Shape, patch_shape: PatchShape, context: int | Shape
 ) -> list[tuple[Box, Box]]:
     """Windows that together cover each pixel of an image once: (box that the network sees, box of
     its output that counts).
@@ -192,20 +246,27 @@ def sliding_windows(
     The latter keeps `context` pixels away from the window's edge, except at the border of the
     image. Outputs start at multiples of the stride, as in inference.
     """
-    rows, columns = (_steps(size, patch_shape, context) for size in shape)
-    margin, windows = patch_shape.margin, []
-    for (y, top, bottom), (x, left, right) in product(rows, columns):
-        seen = Box(
-            (y - margin, x - margin),
-            (y - margin + patch_shape.patch, x - margin + patch_shape.patch),
+    steps = [
+        _steps(size, target, stride, around)
+        for size, target, stride, around in zip(
+            shape,
+            patch_shape.target,
+            patch_shape.stride,
+            per_axis(context, len(shape)),
+            strict=True,
         )
-        windows.append((seen, Box((top, left), (bottom, right))))
+    ]
+    windows = []
+    for window in product(*steps):
+        outputs, first, stop = zip(*window, strict=True)
+        start = tuple(a - margin for a, margin in zip(outputs, patch_shape.margin, strict=True))
+        end = tuple(a + side for a, side in zip(start, patch_shape.patch, strict=True))
+        windows.append((Box(start, end), Box(first, stop)))
     return windows
 
 
-def _steps(size: int, patch_shape: PatchShape, context: int) -> list[tuple[int, int, int]]:
+def _steps(size: int, target: int, stride: int, context: int) -> list[tuple[int, int, int]]:
     """(start of the output, first and one past the last pixel of it that counts) along an axis."""
-    target, stride = patch_shape.target, patch_shape.stride
     last = max(0, -(-(size - target) // stride) * stride)
     step = max(stride, (target - 2 * context) // stride * stride)
     starts = [*range(0, last, step), last]

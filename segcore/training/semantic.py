@@ -12,9 +12,10 @@ import numpy as np
 
 from maskloom.segcore.annotations import label_mapping
 from maskloom.segcore.annotations.metrics import Confusion, mean_of_known
+from maskloom.segcore.deep.inference.patches import sides_of
 from maskloom.segcore.errors import RecipeError
 from maskloom.segcore.figures.training import Curve, Example, shown
-from maskloom.segcore.geometry import Box
+from maskloom.segcore.geometry import Box, sizes_text
 from maskloom.segcore.raster.classes import ClassTable
 from maskloom.segcore.training.losses import class_weights, loss_of
 from maskloom.segcore.training.sampling import Batch, PatchShape, scaled, sliding_windows
@@ -23,7 +24,8 @@ from maskloom.segcore.training.setup import MeasuredEpoch, OnProgress, TrainingS
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from maskloom.segcore.deep.inference.card import Card
+    from maskloom.segcore.deep.inference.card import AxisReach, Card
+    from maskloom.segcore.geometry import Shape
     from maskloom.segcore.training.recipe import TrainingRecipe
 
 _CONTEXT = 8
@@ -35,25 +37,62 @@ Window = tuple[int, Box, Box]
 """Number of an image, the box that the network sees, and the box of its output that counts."""
 
 
-def patch_shape_of(recipe: TrainingRecipe, channels: int) -> PatchShape:
-    """Input and output of the network for a patch, as measured. Raises `RecipeError` if the network
-    does not take patches of this size.
+def patch_shape_of(recipe: TrainingRecipe, channels: int, axes: int) -> PatchShape:
+    """Input and output of the network for a patch, as measured, of images with 2 `axes` or volumes
+    with 3. Raises `RecipeError` if the network does not take such images, or patches of this size.
     """
     from maskloom.segcore.deep.inference.receptive_field.skeletons import receptive_field_of
 
-    field = receptive_field_of(recipe.network.build(channels, len(recipe.classes)))
-    patch, stride = recipe.training.patch, field.stride
-    least = 2 * field.margin + stride
-    least += (field.residue - least) % stride
-    below = patch - (patch - field.residue) % stride
-    if below != patch or patch < least:
-        fits = sorted({max(below, least), max(below + stride, least)})
+    model = recipe.network.build(channels, len(recipe.classes))
+    dimensions = len(model.input_shape) - 2
+    if dimensions > axes:
         raise RecipeError(
-            f"training.patch: {recipe.kind} does not take {patch} x {patch} pixels; heights and "
-            f"widths are {least} or more by steps of {stride}. "
-            f"Set it to {' or '.join(map(str, fits))}."
+            f"images: this {recipe.kind} learns from volumes, and these are images. Give volumes, "
+            "or set network.dimensions: 2."
         )
-    return PatchShape(patch, field.margin, stride)
+    patch = recipe.training.patch
+    if not isinstance(patch, int) and len(patch) != dimensions:
+        wanted = "[y, x]" if dimensions == 2 else "[z, y, x]"
+        raise RecipeError(
+            f"training.patch: this {recipe.kind} takes one number or {wanted}; got {list(patch)}."
+        )
+    reaches = receptive_field_of(model).axes(dimensions)
+    sides = sides_of(patch, dimensions)
+    _require_fitting(recipe.kind, sides, reaches)
+    planar = dimensions < axes
+    return PatchShape(
+        (1,) * planar + sides,
+        (0,) * planar + tuple(reach.margin for reach in reaches),
+        (1,) * planar + tuple(reach.stride for reach in reaches),
+        planar,
+    )
+
+
+def _require_fitting(kind: str, sides: Shape, reaches: Sequence[AxisReach]) -> None:
+    """Raise `RecipeError` unless the network takes patches of these sides."""
+    nearest = [_nearest(side, reach) for side, reach in zip(sides, reaches, strict=True)]
+    below, above = (tuple(fits) for fits in zip(*nearest, strict=True))
+    if above == sides:
+        return
+    least = tuple(reach.fitting(2 * reach.margin + reach.stride) for reach in reaches)
+    steps = tuple(reach.stride for reach in reaches)
+    proposed = " or ".join(_in_recipe(fits) for fits in sorted({below, above}))
+    raise RecipeError(
+        f"training.patch: {kind} does not take {sizes_text(sides)} pixels; sides are "
+        f"{_in_recipe(least)} or more by steps of {_in_recipe(steps)}. Set it to {proposed}."
+    )
+
+
+def _nearest(side: int, reach: AxisReach) -> tuple[int, int]:
+    """The nearest sizes that a network takes: not above `side` and not below it, if possible."""
+    least = reach.fitting(2 * reach.margin + reach.stride)
+    above = max(least, reach.fitting(side))
+    return above if above == side else max(least, above - reach.stride), above
+
+
+def _in_recipe(sides: Shape) -> str:
+    """Sides as users write them: one number for a square."""
+    return str(sides[0] if len(sides) == 2 and len(set(sides)) == 1 else list(sides))
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +136,7 @@ class SemanticTask:
             for (_, box, counted), labels, logits in zip(
                 some, *self._predict(trainer, some), strict=True
             ):
-                cut = counted.relative_to(_output_box(box, setup.patch_shape)).slices
+                cut = counted.relative_to(setup.patch_shape.output(box)).slices
                 known = labels[cut] < classes
                 truth = np.where(known, labels[cut].astype(np.int64), label_mapping.VOID)
                 confusion += Confusion.of(truth, logits[cut].argmax(axis=-1), classes)
@@ -118,7 +157,7 @@ class SemanticTask:
         return card_of_model(model, recipe.kind, recipe.classes, self.setup.scaling, sha256, about)
 
     def examples(self, trainer: Any) -> list[Example]:
-        """The middles of some validation images."""
+        """The middles of some validation images; of volumes, those of their middle planes."""
         return [self._example(trainer, number) for number in self.setup.shown_images(_EXAMPLES)]
 
     def panels(self, history: Sequence[Mapping[str, Any]]) -> tuple[list[Curve], list[Curve]]:
@@ -144,7 +183,10 @@ class SemanticTask:
     def _sliding_windows(self, number: int) -> list[tuple[Box, Box]]:
         patch_shape = self.setup.patch_shape
         # Without padding, the output is as good at the edge as elsewhere.
-        context = 0 if patch_shape.margin else patch_shape.patch // _CONTEXT
+        context = tuple(
+            0 if margin else side // _CONTEXT
+            for side, margin in zip(patch_shape.patch, patch_shape.margin, strict=True)
+        )
         return sliding_windows(self.setup.dataset.shape(number), patch_shape, context)
 
     def _predict(
@@ -153,7 +195,8 @@ class SemanticTask:
         """Labels and logits of windows, for the box of the network's output."""
         setup, patch_shape = self.setup, self.setup.patch_shape
         patches = [
-            scaled(setup.dataset.window(number, box), setup.scaling) for number, box, _ in windows
+            patch_shape.taken(scaled(setup.dataset.window(number, box), setup.scaling))
+            for number, box, _ in windows
         ]
         pixels = np.stack([patch.pixels for patch in patches])
         # Always the same shape, so that compiling backends compile once.
@@ -164,8 +207,10 @@ class SemanticTask:
             else pixels
         )
         predicted = np.asarray(trainer.predict_on_batch(padded), np.float32)[: len(pixels)]
-        inner = slice(patch_shape.margin, patch_shape.patch - patch_shape.margin)
-        return np.stack([patch.classes[inner, inner] for patch in patches]), predicted
+        labels = np.stack([patch.classes[patch_shape.inner] for patch in patches])
+        if patch_shape.planar:
+            return labels[:, np.newaxis], predicted[:, np.newaxis]
+        return labels, predicted
 
     def _example(self, trainer: Any, number: int) -> Example:
         whole = self.setup.middle(number, _EXAMPLE_SIDE)
@@ -176,11 +221,14 @@ class SemanticTask:
                 continue
             labels, logits = self._predict(trainer, [(number, box, counted)])
             cut, place = (
-                common.relative_to(_output_box(box, self.setup.patch_shape)).slices,
+                common.relative_to(self.setup.patch_shape.output(box)).slices,
                 common.relative_to(whole).slices,
             )
             truth[place], predicted[place] = labels[0][cut], logits[0][cut].argmax(axis=-1)
-        return Example(shown(self.setup.dataset.window(number, whole).pixels), truth, predicted)
+        pixels = self.setup.dataset.window(number, whole).pixels
+        if truth.ndim > 2:
+            pixels, truth, predicted = pixels[0], truth[0], predicted[0]
+        return Example(shown(pixels), truth, predicted)
 
 
 def _score(confusion: Confusion) -> float:
@@ -221,10 +269,6 @@ def _cross_entropy(labels: NDArray[np.uint8], logits: NDArray[np.float32]) -> fl
     return float(
         (np.log(np.exp(values).sum(axis=-1)) - values[np.arange(len(labels)), labels]).sum()
     )
-
-
-def _output_box(box: Box, patch_shape: PatchShape) -> Box:
-    return box.grow((-patch_shape.margin, -patch_shape.margin))
 
 
 def _logits_of(model: Any) -> Any:

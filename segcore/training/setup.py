@@ -6,6 +6,7 @@ pictures. There are two, `semantic` and `instances`; `segcore.training.loop` kno
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
@@ -48,7 +49,7 @@ class TrainingSetup:
         if wanted.steps is not None:
             return wanted.steps
         pixels = int(self.class_counts.classes[list(self.training)].sum())
-        enough = -(-pixels // (self.patch_shape.target**2 * wanted.batch))
+        enough = -(-pixels // (math.prod(self.patch_shape.target) * wanted.batch))
         return int(np.clip(enough, _FEWEST_STEPS, _MOST_STEPS))
 
     def shown_images(self, most: int) -> list[int]:
@@ -56,10 +57,14 @@ class TrainingSetup:
         return sorted({self.validation[i * len(self.validation) // most] for i in range(most)})
 
     def middle(self, number: int, side: int) -> Box:
-        """The middle of an image, with at most `side` pixels per axis."""
-        start = tuple(max(0, (size - side) // 2) for size in self.dataset.shape(number))
-        whole = Box.whole(self.dataset.shape(number))
-        return Box(start, tuple(first + side for first in start)) & whole
+        """The middle of an image, with at most `side` pixels per axis; of a volume, that of its
+        middle plane.
+        """
+        shape = self.dataset.shape(number)
+        sides = (*[1] * (len(shape) - 2), side, side)
+        start = tuple(max(0, (n - m) // 2) for n, m in zip(shape, sides, strict=True))
+        end = tuple(first + n for first, n in zip(start, sides, strict=True))
+        return Box(start, end) & Box.whole(shape)
 
 
 @dataclass(frozen=True, slots=True)

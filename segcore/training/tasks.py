@@ -17,12 +17,20 @@ _OBJECTS = frozenset({"mask_rcnn"})
 """Kinds of networks that find objects; all others are semantic."""
 
 
-def patch_shape_of(recipe: TrainingRecipe, channels: int) -> PatchShape:
-    """Input and output of the network for a patch. Raises `RecipeError` if it does not take patches
-    of this size, or these labels.
+def patch_shape_of(recipe: TrainingRecipe, channels: int, axes: int) -> PatchShape:
+    """Input and output of the network for a patch of images with `channels` bands and 2 `axes`, or
+    of volumes with 3. Raises `RecipeError` if it does not take patches of this size, these images
+    or these labels.
     """
+    if axes > 2 and isinstance(recipe.labels, Instances) and recipe.labels.border is not None:
+        raise RecipeError("labels.border: borders are found in images, not in volumes. Remove it.")
     if recipe.kind not in _OBJECTS:
-        return semantic.patch_shape_of(recipe, channels)
+        return semantic.patch_shape_of(recipe, channels, axes)
+    if axes > 2:
+        raise RecipeError(
+            f"images: {recipe.kind} is trained on images, and these are volumes. Write their "
+            "planes as images, or use another network."
+        )
     if not isinstance(recipe.labels, Instances) or recipe.labels.border is not None:
         raise RecipeError(
             f"labels: {recipe.kind} learns objects. Set labels: {{kind: instances}}, without "

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, ClassVar, Self
 
-from maskloom.segcore.errors import RecipeError
+from maskloom.segcore.errors import MaskloomError, RecipeError, RunError
 from maskloom.segcore.registry import Registry
 
 if TYPE_CHECKING:
     import threading
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from maskloom.tasks.fanout.protocol import Fanout
 
@@ -51,6 +52,26 @@ class Cluster(ABC):
         `prepare` is called once in every process that runs jobs, so it must pickle; setting `stop`
         ends the work.
         """
+
+    @contextlib.contextmanager
+    def opened(self, prepare: Callable[[], None], stop: threading.Event) -> Iterator[Fanout]:
+        """A started fan-out on this cluster; see `open`. Raises `RunError` if a plug-in's cluster
+        cannot be opened.
+        """
+        with contextlib.ExitStack() as stack:
+            try:
+                fanout = stack.enter_context(self.open(prepare, stop))
+            except MaskloomError:
+                raise
+            except Exception as error:
+                kind = next(
+                    (name for name in CLUSTERS if CLUSTERS[name] is type(self)), type(self).__name__
+                )
+                raise RunError(
+                    f"The cluster {kind!r} cannot be opened ({type(error).__name__}: {error}). "
+                    "Check the section `cluster` of the recipe, and what it needs on this machine."
+                ) from error
+            yield fanout
 
 
 CLUSTERS: Registry[type[Cluster]] = Registry("cluster", "maskloom.tasks.clusters")

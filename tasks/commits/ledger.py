@@ -44,6 +44,8 @@ class Committed:
     """Name of the table file that contains the row."""
     mask: str | None = None
     """SHA-256 of the mask. None: no mask."""
+    mask_uri: str | None = None
+    """Name of the mask below the output. None: no mask."""
     error_type: str | None = None
     """Class name of the error. None: the image has not failed."""
 
@@ -70,6 +72,8 @@ class Ledger:
         """By URI."""
         self.uris: dict[str, str] = {}
         """URI of each image id."""
+        self._parts: dict[str, set[str]] = defaultdict(set)
+        """URIs of the parts of each file that holds several images, of past and present ones."""
         self.superseded: dict[str, set[str] | None] = {}
         """Superseded rows, left by earlier versions of maskloom or a lost file: image ids by the
         file to remove them from. None: all rows of a file that the table `images` lacks.
@@ -133,7 +137,15 @@ class Ledger:
         for row in found:
             self.rows[row.uri] = row
             self.uris[row.image_id] = row.uri
+            place, part, _ = split_part(row.uri)
+            if part:
+                self._parts[place].add(row.uri)
         return found
+
+    def images_of(self, place: str) -> list[Committed]:
+        """The rows of a file, folder or series: of it as one image, and of its parts."""
+        uris = (place, *sorted(self._parts.get(place, ())))
+        return [self.rows[uri] for uri in uris if uri in self.rows]
 
     def find_superseded(self) -> None:
         """Find rows without an image, and images with rows in several files. Of an image's rows,
@@ -173,6 +185,7 @@ def _committed(row: Mapping[str, Any], file: str, masks: set[str] | None) -> Com
         else bool(getattr(getattr(errors, row["error_type"] or "", None), "permanent", False)),
         file,
         row["mask_sha256"],
+        row["mask_uri"],
         row["error_type"],
     )
 

@@ -155,11 +155,13 @@ class CommitLog:
         return draft.claimed
 
     def _removals(self, draft: Draft) -> list[Move]:
-        """Moves that remove the files of the draft's folders that their new content lacks.
+        """Moves that remove the files of the draft's folders that their new content lacks, and the
+        files of images that no longer exist.
 
         A reader of a mask of many files must not find blocks of the previous one.
         """
         old = {name for folder in draft.folders for name in self.store.listed(f"{folder}/")}
+        old |= {name for former in draft.removed for name in self.store.listed(former)}
         return [
             Move(None, name, current_version(self.store.uri(name)))
             for name in sorted(old - draft.files.keys())
@@ -200,6 +202,8 @@ class Draft:
     """Staged masks, previews and sidecar files: the name of the staged file, by the final name."""
     folders: frozenset[str] = frozenset()
     """Names of masks that are folders, which are replaced as a whole."""
+    removed: frozenset[str] = frozenset()
+    """Names of files and folders of images that no longer exist."""
     claimed: bool = False
     """Whether a commit record may name the staged files."""
 

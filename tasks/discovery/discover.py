@@ -9,15 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from maskloom.segcore.errors import RecipeError, StoreError
-from maskloom.segcore.raster.source import (
-    ABSENT,
-    Source,
-    learn_addresses,
-)
+from maskloom.segcore.raster.source import ABSENT, Source, learn_addresses
 from maskloom.segcore.raster.stored import ReadOptions
-from maskloom.segcore.storage.addresses import (
-    redacted,
-)
+from maskloom.segcore.storage.addresses import redacted
 from maskloom.segcore.storage.filesystems import filesystem, is_local
 from maskloom.segcore.storage.store import STAGING
 from maskloom.tasks.discovery.image_ids import image_ids
@@ -33,10 +27,6 @@ _NAMED = 3
 _NAMED_SUFFIXES = 20
 _NAMES_COMPARED = 10_000
 _TIFF_INSIDE = (
-    ".svs",
-    ".ndpi",
-    ".scn",
-    ".bif",
     ".qptiff",
     ".lsm",
     ".stk",
@@ -120,8 +110,8 @@ def passed_over_advice(passed_over: Mapping[str, int]) -> str:
     """How to read files that were passed over, but whose content may be an image; empty if there
     are none of them.
 
-    >>> passed_over_advice({".svs": 2}), passed_over_advice({".dcm": 2})
-    ("To read them by their content, name them by a file or a glob, e.g. '*.svs'.", '')
+    >>> passed_over_advice({".lsm": 2}), passed_over_advice({".dcm": 2})
+    ("To read them by their content, name them by a file or a glob, e.g. '*.lsm'.", '')
     """
     suffix = next((suffix for suffix in _TIFF_INSIDE if suffix in passed_over), None)
     return (

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -49,12 +49,14 @@ def read_headers_here(
 
 @dataclass(frozen=True, slots=True)
 class SeriesHeaders:
-    """The headers of files that may belong to series, read by workers once."""
+    """The headers of files that may belong to series, read once."""
 
     store: Store
     """The output."""
-    open_fanout: Callable[[], Fanout]
-    """Opened when headers must be read."""
+    open_fanout: Callable[[], Fanout] | None = None
+    """Opens the workers when headers must be read. None: they are read in this process, and not
+    stored.
+    """
 
     def __call__(
         self, image_format: str, files: Sequence[Member], options: ReadOptions
@@ -66,30 +68,47 @@ class SeriesHeaders:
         kind = _kind(image_format, options)
         keys = [(kind, redacted(file.uri), file.version) for file in files]
         waiting = [file for file, key in zip(files, keys, strict=True) if key not in known]
-        if waiting:
-            log.info(
-                "Reading the headers of %d files of the format %s.", len(waiting), image_format
-            )
-            jobs = [
-                HeadersJob(image_format, tuple(waiting[i : i + _BATCH]), options)
-                for i in range(0, len(waiting), _BATCH)
-            ]
-            for job, answer in self.open_fanout().map(read_headers, jobs):
-                found = [""] * len(job.members) if isinstance(answer, WorkerDied) else answer
+        if not waiting:
+            return [known[key] for key in keys]
+        try:
+            for members, headers in self._read(image_format, waiting, options):
                 known.update(
                     ((kind, redacted(file.uri), file.version), header)
-                    for file, header in zip(job.members, found, strict=True)
+                    for file, header in zip(members, headers, strict=True)
                 )
-            self._keep(known, image_format, keys)
+        finally:
+            # What was read before an interruption need not be read again.
+            if self.open_fanout is not None:
+                self._keep(known, image_format, keys)
         return [known[key] for key in keys]
+
+    def _read(
+        self, image_format: str, files: Sequence[Member], options: ReadOptions
+    ) -> Iterator[tuple[Sequence[Member], Sequence[str]]]:
+        """Groups of files with their headers."""
+        if self.open_fanout is None:
+            yield files, read_headers_here(image_format, files, options)
+            return
+        log.info("Reading the headers of %d files of the format %s.", len(files), image_format)
+        starts = range(0, len(files), _BATCH)
+        jobs = [HeadersJob(image_format, tuple(files[i : i + _BATCH]), options) for i in starts]
+        for job, answer in self.open_fanout().map(read_headers, jobs):
+            if isinstance(answer, WorkerDied):
+                yield job.members, [""] * len(job.members)
+            else:
+                yield job.members, answer
 
     def _known(self) -> dict[tuple[str, str, str], str]:
         try:
-            rows = read_table(self.store, HEADERS, _COLUMNS).to_pylist()
+            table = read_table(self.store, HEADERS, _COLUMNS)
         except (FileNotFoundError, DamagedRecord):
             # It saves time, and nothing else.
             return {}
-        return {(row["format"], row["uri"], row["version"]): row["header"] for row in rows}
+        if table.schema.types != _SCHEMA.types or any(c.null_count for c in table.columns):
+            return {}
+        return {
+            (row["format"], row["uri"], row["version"]): row["header"] for row in table.to_pylist()
+        }
 
     def _keep(
         self,

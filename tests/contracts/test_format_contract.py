@@ -4,6 +4,7 @@ sample of every format.
 
 from __future__ import annotations
 
+import zlib
 from typing import TYPE_CHECKING
 
 import cv2
@@ -18,6 +19,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from rasterio.enums import ColorInterp
 from skimage import data
+from slides_support import RGB_JPEG, write_aperio, write_tiles
 
 from maskloom.segcore import formats
 from maskloom.segcore.errors import ModelMismatch
@@ -226,19 +228,131 @@ NUMPY: dict[str, Callable[[Path], None]] = {
 }
 
 
+AFFINE = np.array([[0, -0.5, 0, 9], [0.75, 0, 0, -8], [0, 0, -3, 7], [0, 0, 0, 1]])
+
+
+def nifti(pixels: np.ndarray, *, kind: str = "Nifti1Image", slope: float = 1.0) -> Callable:
+    """A volume (z, y, x), or (band, time, z, y, x), with x fastest in the file."""
+
+    def write(path: Path) -> None:
+        nibabel = pytest.importorskip("nibabel")
+        made = getattr(nibabel, kind)(pixels.T, AFFINE)
+        if slope != 1.0:
+            made.header.set_slope_inter(slope, -7.5)
+        nibabel.save(made, path)
+
+    return write
+
+
+def mgh(path: Path) -> None:
+    freesurfer = pytest.importorskip("nibabel.freesurfer")
+    freesurfer.MGHImage(VOLUME.T.astype(np.float32), AFFINE).to_filename(path)
+
+
+COLOURS = np.dtype([("R", "u1"), ("G", "u1"), ("B", "u1")])
+SCANS: dict[str, Callable[[Path], None]] = {
+    "plain.nii": nifti(VOLUME),
+    "packed.nii.gz": nifti(VOLUME.astype(np.int16) * 100),
+    "big_endian.nii": nifti(VOLUME.astype(">f8")),
+    "scaled.nii.gz": nifti(VOLUME.astype(np.int16), slope=0.0754),
+    "gaps.nii.gz": nifti(np.where(VOLUME > 30, VOLUME, np.nan).astype(np.float32)),
+    "vectors.nii": nifti(np.stack([VOLUME, VOLUME // 2, 255 - VOLUME])[:, None]),
+    "colours.nii.gz": nifti(np.stack([VOLUME, VOLUME // 2, 9 - VOLUME], -1).view(COLOURS)[..., 0]),
+    "second.nii": nifti(VOLUME, kind="Nifti2Image"),
+    "slice.nii": nifti(VOLUME[0]),
+    "scan.mgz": mgh,
+    "scan.mgh": mgh,
+}
+
+
+def nrrd(pixels: np.ndarray, **header: object) -> Callable[[Path], None]:
+    """A volume, its axes as in NumPy; the header has them in reverse."""
+
+    def write(path: Path) -> None:
+        writer = pytest.importorskip("nrrd")
+        writer.write(str(path), pixels, header, index_order="C")
+
+    return write
+
+
+LPS = {
+    "space": "left-posterior-superior",
+    "space directions": [[0.5, 0, 0], [0, -0.5, 0], [0, 0, 3]],
+    "space origin": [1, 2, 3],
+}
+VECTORS = {**LPS, "space directions": [[np.nan] * 3, *LPS["space directions"]]}
+NRRDS: dict[str, Callable[[Path], None]] = {
+    "raw.nrrd": nrrd(VOLUME.astype(">i2"), encoding="raw", endian="big", **LPS),
+    "packed.nrrd": nrrd(VOLUME, encoding="gzip", **LPS),
+    "bzip2.nrrd": nrrd(VOLUME.astype(np.float32), encoding="bzip2"),
+    "colours.nrrd": nrrd(
+        np.stack([VOLUME, VOLUME // 2, 9 - VOLUME], -1),
+        kinds=["RGB-color", "domain", "domain", "domain"],
+        **VECTORS,
+    ),
+}
+
+
+def metaimage(pixels: np.ndarray, *lines: str, packed: bool = False) -> Callable[[Path], None]:
+    """A volume (z, y, x), or (z, y, x, channel), of bytes."""
+
+    def write(path: Path) -> None:
+        sizes = " ".join(map(str, pixels.shape[2::-1]))
+        head = ["ObjectType = Image", "NDims = 3", f"DimSize = {sizes}", *lines]
+        head += ["ElementDataFile = LOCAL", ""]
+        content = zlib.compress(pixels.tobytes()) if packed else pixels.tobytes()
+        path.write_bytes("\n".join(head).encode() + content)
+
+    return write
+
+
+METAIMAGES: dict[str, Callable[[Path], None]] = {
+    "raw.mha": metaimage(
+        VOLUME.astype(">i2"), "ElementType = MET_SHORT", "ElementByteOrderMSB = True"
+    ),
+    "packed.mha": metaimage(
+        VOLUME,
+        "ElementType = MET_UCHAR",
+        "CompressedData = True",
+        "ElementSpacing = 0.5 0.5 3",
+        packed=True,
+    ),
+    "channels.mha": metaimage(
+        np.stack([VOLUME, 255 - VOLUME], -1),
+        "ElementNumberOfChannels = 2",
+        "ElementType = MET_UCHAR",
+    ),
+}
+
+
 def dicom(**elements: object) -> Callable[[Path], None]:
     return lambda p: p.write_bytes(encoded(slice_of(**elements)))
 
 
 SCAN = VOLUME.astype("int16") * 10
-SCANS: dict[str, Callable[[Path], None]] = {
+SERIES: dict[str, Callable[[Path], None]] = {
     "slice.dcm": dicom(pixels=SCAN[0], RescaleSlope=1, RescaleIntercept=-1024),
     "dose.ima": dicom(pixels=SCAN[1], RescaleSlope=0.25, PixelPaddingValue=30),
     "colours.dicom": dicom(pixels=PHOTO[:, :-1], position=None),
     "frames.dcm": lambda p: p.write_bytes(encoded(enhanced(SCAN))),
     "map.dcm": dicom(pixels=np.where(SCAN[0] > 600, SCAN[0], np.nan).astype("float32")),
 }
-SAMPLES = {"tiff": TIFFS, "picture": PICTURES, "zarr": ARRAYS, "array": NUMPY, "dicom": SCANS}
+SLIDES: dict[str, Callable[[Path], None]] = {
+    "jpeg.svs": lambda p: write_aperio(p, PHOTO, **RGB_JPEG),
+    "grey.svs": lambda p: write_aperio(p, PHOTO[..., 0], mpp=None, compression="lzw"),
+    "gaps.svs": lambda p: write_tiles(p, PHOTO, 33005, absent=(0, 4)),
+}
+SAMPLES = {
+    "slide": SLIDES,
+    "nifti": SCANS,
+    "nrrd": NRRDS,
+    "metaimage": METAIMAGES,
+    "tiff": TIFFS,
+    "picture": PICTURES,
+    "zarr": ARRAYS,
+    "array": NUMPY,
+    "dicom": SERIES,
+}
 CASES = [(name, sample) for name in FORMATS for sample in SAMPLES.get(name, [None])]
 each = pytest.mark.parametrize(("name", "sample"), CASES, ids=str)
 

@@ -72,6 +72,8 @@ VARIANTS = [
     KMeans(classes={"dark": "#000000", "light": (255.0, 255.0, 255.0)}),
     MixtureOfGaussians(components=2, covariance="diag"),
     MixtureOfGaussians(components="auto", max_components=3, covariance="tied"),
+    MixtureOfGaussians(classes=("dark", "light", "dark"), smoothness=1),
+    KMeans(classes=("dark", "light", "dark")),
     Threshold(method="local", window=15),
     MeanShift(standardise=True),
     MeanShift(space="joint", spatial_radius=3, max_iterations=5, min_size=12),
@@ -135,6 +137,7 @@ CLASSICAL = [
     KMeans(clusters=3),
     KMeans(clusters=3, standardise=True),
     MixtureOfGaussians(components=2),
+    MixtureOfGaussians(components=2, smoothness=0.5),
 ]
 
 

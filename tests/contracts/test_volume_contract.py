@@ -59,6 +59,7 @@ EXACT = [
     KMeans(clusters="auto", max_clusters=3),
     MixtureOfGaussians(components=2),
     MixtureOfGaussians(components=2, covariance="diag"),
+    MixtureOfGaussians(classes=("low", "high", "low"), smoothness=1.5),
     MeanShift(),
     Ensemble((Threshold(), Threshold(method="li"), Threshold(method="local", window=5))),
 ]
@@ -133,6 +134,7 @@ def test_the_planes_of_a_volume_side_by_side_give_the_same_labels(recipe: Any) -
         Threshold(method="local", window=9, window_statistic="mean"),
         Threshold(method="local", window=5, window_statistic="median"),
         KMeans(clusters=3),
+        MixtureOfGaussians(components=3, smoothness=1),
     ],
     ids=str,
 )

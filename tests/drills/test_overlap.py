@@ -1,5 +1,5 @@
-"""Drills: runs that overlap on one output, as processes that wait for one another at chosen steps.
-Every image ends in the tables once.
+"""Drills: runs that overlap on one output: one in a process of its own that waits at a chosen step,
+and those in this process that come meanwhile. Every image ends in the tables once.
 
 A process that is told to wait writes `at-<step>` and goes on when `go-<step>` is there; nothing
 depends on how quick the machine is.
@@ -18,6 +18,9 @@ import fsspec
 import pytest
 from PIL import Image
 from tests_support import assert_same_results, photograph
+from typer.testing import CliRunner
+
+from maskloom.flows.cli import app
 
 HANG = 240
 pytestmark = pytest.mark.timeout(3 * HANG)
@@ -40,7 +43,8 @@ main()
 
 
 @pytest.fixture
-def folder(tmp_path):
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     images = tmp_path / "images"
     images.mkdir()
     for i in range(5):
@@ -48,41 +52,39 @@ def folder(tmp_path):
     return tmp_path
 
 
-def start(
-    folder: Path, *arguments: str, wait_at: str = "", kind: str = "kmeans", output: str = "out"
-) -> subprocess.Popen[str]:
+def command(*arguments: str, kind: str = "kmeans", output: str = "out") -> list[str]:
+    """The command of a run on the images."""
+    options = ["--no-prefect", "--quiet", "--set", "cluster.kind=serial"]
+    return ["segment", "images", "-o", output, "-s", kind, *options, *arguments]
+
+
+def run(*arguments: str, kind: str = "kmeans", output: str = "out") -> tuple[int, str]:
+    """A run in this process: its exit code and what it said."""
+    result = CliRunner().invoke(app, command(*arguments, kind=kind, output=output))
+    return result.exit_code, result.output
+
+
+def start(wait_at: str = "", output: str = "out") -> subprocess.Popen[str]:
+    """A run in a process of its own."""
     program = PROGRAM.format(step=wait_at, method=STEPS[wait_at] if wait_at else "")
-    command = [
-        "segment",
-        "images",
-        "-o",
-        output,
-        "-s",
-        kind,
-        "--no-prefect",
-        "--quiet",
-        "--set",
-        "cluster.kind=serial",
-    ]
     return subprocess.Popen(
-        [sys.executable, "-c", program, *command, *arguments],
-        cwd=folder,
+        [sys.executable, "-c", program, *command(output=output)],
         stderr=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
     )
 
 
-def ended(run: subprocess.Popen[str]) -> tuple[int, str]:
-    said = "".join(run.communicate(timeout=HANG))
+def ended(process: subprocess.Popen[str]) -> tuple[int, str]:
+    said = "".join(process.communicate(timeout=HANG))
     assert "Traceback" not in said, said
-    return run.returncode, said
+    return process.returncode, said
 
 
-def wait_for(path: Path, run: subprocess.Popen[str]) -> None:
+def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
     deadline = time.monotonic() + HANG
     while not path.exists():
-        assert run.poll() is None, ended(run)
+        assert process.poll() is None, ended(process)
         assert time.monotonic() < deadline
         time.sleep(0.01)
 
@@ -97,38 +99,32 @@ def assert_once(output: Path, images: int) -> None:
         "all having n > 1"
     ).fetchall()
     assert twice == []
-    check = subprocess.run(
-        [sys.executable, "-m", "maskloom.flows.cli", "verify", str(output)],
-        check=False,
-        capture_output=True,
-        text=True,
-        timeout=HANG,
-    )
-    assert check.returncode == 0, check.stdout
+    check = CliRunner().invoke(app, ["verify", str(output)])
+    assert check.exit_code == 0, check.output
 
 
 def test_a_run_that_starts_again_while_the_first_works_and_an_image_has_come(folder):
     """The first run has drafted its commit when the second, which knows one image more, begins and
     ends.
     """
-    first = start(folder, wait_at="claim")
+    first = start("claim")
     wait_for(folder / "at-claim", first)
     shutil.copy(folder / "images" / "a0.png", folder / "images" / "new.png")
-    assert ended(start(folder))[0] == 0
+    assert run()[0] == 0
     (folder / "go-claim").touch()
     assert ended(first)[0] == 0
     assert_once(folder / "out", 6)
-    assert "Nothing to do" in ended(start(folder))[1]
+    assert "Nothing to do" in run()[1]
     models = {path.read_text() for path in (folder / "out" / "runs").glob("*/model.json")}
     assert len(models) == 1, "both runs use the model that was fitted first"
 
 
 def test_the_same_on_s3(folder, s3_bucket):
     output = f"{s3_bucket}/overlap"
-    first = start(folder, wait_at="claim", output=output)
+    first = start("claim", output)
     wait_for(folder / "at-claim", first)
     shutil.copy(folder / "images" / "a0.png", folder / "images" / "new.png")
-    assert ended(start(folder, output=output))[0] == 0
+    assert run(output=output)[0] == 0
     (folder / "go-claim").touch()
     assert ended(first)[0] == 0
     fsspec.filesystem("s3").get(output, str(folder / "fetched"), recursive=True)
@@ -138,15 +134,13 @@ def test_the_same_on_s3(folder, s3_bucket):
 def test_a_run_that_sleeps_in_the_midst_of_its_commit_is_helped_and_does_no_harm_when_it_wakes(
     folder,
 ):
-    first = start(folder, wait_at="moves")
+    first = start("moves")
     wait_for(folder / "at-moves", first)
     assert not (folder / "out" / "masks").exists()
-    assert "Nothing to do" not in ended(start(folder))[1], (
-        "the second finishes what the first has claimed"
-    )
+    assert "Nothing to do" not in run()[1], "the second finishes what the first has claimed"
     assert_once(folder / "out", 5)
     Image.fromarray(photograph(140, 140)).save(folder / "images" / "a0.png")
-    assert ended(start(folder))[0] == 0
+    assert run()[0] == 0
     (folder / "go-moves").touch()
     assert ended(first)[0] == 0
     assert_once(folder / "out", 5)
@@ -157,36 +151,36 @@ def test_a_run_that_sleeps_in_the_midst_of_its_commit_is_helped_and_does_no_harm
 
 
 def test_a_run_that_was_killed_between_claim_and_moves_is_finished_by_the_next(folder):
-    assert ended(start(folder, output="undisturbed"))[0] == 0
-    first = start(folder, wait_at="moves")
+    assert run(output="undisturbed")[0] == 0
+    first = start("moves")
     wait_for(folder / "at-moves", first)
     first.kill()
     first.communicate()
-    assert ended(start(folder))[0] == 0
+    assert run()[0] == 0
     assert_once(folder / "out", 5)
     assert_same_results(folder / "out", folder / "undisturbed")
     assert not list((folder / "out" / "staging").rglob("*.*"))
 
 
 def test_a_run_of_another_recipe_ends_with_a_message_where_it_finds_the_first_ones_images(folder):
-    first = start(folder, wait_at="claim")
+    first = start("claim")
     wait_for(folder / "at-claim", first)
-    assert ended(start(folder, kind="threshold"))[0] == 0
+    assert run(kind="threshold")[0] == 0
     (folder / "go-claim").touch()
     code, said = ended(first)
     assert code == 1
     assert "of another recipe has committed" in said
     assert_once(folder / "out", 5)
-    assert ended(start(folder))[0] == 0, "alone, it replaces the images of the other recipe"
+    assert run()[0] == 0, "alone, it replaces the images of the other recipe"
     assert_once(folder / "out", 5)
     shutil.rmtree(folder / "images")
     (folder / "images").mkdir()
     Image.fromarray(photograph(60, 60)).save(folder / "images" / "b.png")
-    code, said = ended(start(folder, kind="threshold"))
+    code, said = run(kind="threshold")
     assert code == 2
     assert "holds 5 images of run segment-" in said
     assert "--keep-other-recipes" in said
-    assert ended(start(folder, "--keep-other-recipes", kind="threshold"))[0] == 0
+    assert run("--keep-other-recipes", kind="threshold")[0] == 0
     groups = duckdb.sql(
         f"select fingerprint, count(distinct image_id) from '{folder}/out/tables/areas/*.parquet' "
         "group by 1 order by 2"
@@ -195,7 +189,7 @@ def test_a_run_of_another_recipe_ends_with_a_message_where_it_finds_the_first_on
 
 
 def test_three_at_once_leave_one_dataset(folder):
-    runs = [start(folder) for _ in range(3)]
-    assert [ended(run)[0] for run in runs] == [0, 0, 0]
+    processes = [start() for _ in range(3)]
+    assert [ended(process)[0] for process in processes] == [0, 0, 0]
     assert_once(folder / "out", 5)
-    assert "Nothing to do" in ended(start(folder))[1]
+    assert "Nothing to do" in run()[1]

@@ -89,8 +89,13 @@ def test_a_record_of_a_run_holds_no_secrets_and_is_utf_8() -> None:
 def test_unchanged_is_what_a_run_neither_did_nor_failed(
     done: int, failed: int, words: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    inventory = SimpleNamespace(sources=[None] * 30, pending=[], removed=0, failed_before=0)
-    outcome = SimpleNamespace(done=done, failed=failed, failures=(), pixels=1e6)
+    inventory = SimpleNamespace(
+        images_outside=lambda inputs: 30 - len(inputs), removed=0, failed_before=0
+    )
+    inputs = {str(i) for i in range(done + failed)}
+    outcome = SimpleNamespace(
+        done=done, failed=failed, failures=(), pixels=1e6, inputs=inputs, areas={}
+    )
     result = RunResult(inventory, outcome, 1.0)  # type: ignore[arg-type]  # stand-ins
     print_result(SimpleNamespace(output="out"), result)  # type: ignore[arg-type]
     assert capsys.readouterr().out.startswith(f"{words}1.0 megapixels")

@@ -13,15 +13,19 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image
+from several_files import Film, save_rows
 from typer.testing import CliRunner
 
 from maskloom.flows import train as flow
 from maskloom.flows.cli import app
 from maskloom.flows.progress import Quiet, TrainingProgress
 from maskloom.flows.recipes import training as training_recipes
+from maskloom.segcore import formats
 from maskloom.segcore.deep.inference.card import Card
 from maskloom.segcore.errors import RecipeError, Stopped
+from maskloom.segcore.geometry import Box
 from maskloom.segcore.models.protocols import SEGMENTERS
+from maskloom.segcore.raster.spec import FORMATS
 from maskloom.segcore.training import semantic
 from maskloom.segcore.training.pairs import data_digest, find_pairs
 from maskloom.segcore.training.run import TrainingResult, prepare, train
@@ -43,10 +47,10 @@ def measured_once(monkeypatch):
     monkeypatch.setattr(semantic, "patch_shape_of", patch_shape_of)
 
 
-def patch_shape_of(recipe, channels, *, measure=semantic.patch_shape_of, known={}):  # noqa: B006  what is known is kept on purpose
-    key = (recipe.network, recipe.training.patch, channels, recipe.classes)
+def patch_shape_of(recipe, channels, axes, *, measure=semantic.patch_shape_of, known={}):  # noqa: B006  what is known is kept on purpose
+    key = (recipe.network, recipe.training.patch, channels, axes, recipe.classes)
     if key not in known:
-        known[key] = measure(recipe, channels)
+        known[key] = measure(recipe, channels, axes)
     return known[key]
 
 
@@ -664,3 +668,34 @@ def test_folders_are_trained_on_and_volumes_are_refused(folder):
     np.save(folder / "masks" / "4.npy", np.zeros((3, 8, 8), np.uint8))
     with pytest.raises(RecipeError, match=r"4\.npy is a volume of 3 axes"):
         find_pairs(*flow.sources(order), order.recipe, lambda *_: None)
+
+
+def test_images_of_one_file_are_trained_on(folder, monkeypatch):
+    """Their masks are in one file too, or in a file for each image."""
+    monkeypatch.setitem(FORMATS._loaded, "film", Film())
+    films = {}
+    for kind in ("images", "masks"):
+        paths = sorted((folder / kind).glob("*.png"))
+        frames = np.stack([np.array(Image.open(path)) for path in paths])
+        films[kind] = frames.reshape(*frames.shape[:3], -1)
+        for path in paths:
+            path.unlink()
+        save_rows(str(folder / kind / "a.film"), films[kind])
+    order = made(folder)
+
+    pairs, notes = find_pairs(*flow.sources(order), order.recipe, lambda *_: None)
+
+    assert notes == []
+    assert [pair.name for pair in pairs] == [f"a_t{i + 1:04d}" for i in range(4)]
+    for i, pair in enumerate(pairs):
+        for spec, frames in ((pair.image, films["images"]), (pair.mask, films["masks"])):
+            with formats.open_image(spec) as reader:
+                pixels, _ = reader.read(Box.whole(spec.shape))
+            np.testing.assert_array_equal(pixels, frames[i])
+    before = data_digest(pairs, lambda *_: None)
+    (folder / "masks" / "a.film").unlink()
+    for i, frame in enumerate(films["masks"]):
+        Image.fromarray(frame[..., 0]).save(folder / "masks" / f"a_t{i + 1:04d}.png")
+    pairs, _ = find_pairs(*flow.sources(order), order.recipe, lambda *_: None)
+    assert [Path(pair.mask.location).stem for pair in pairs] == [pair.name for pair in pairs]
+    assert data_digest(pairs, lambda *_: None) != before

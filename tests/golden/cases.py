@@ -12,6 +12,7 @@ from golden.pictures import BANDS, CELLS, HEIGHTS, MANY, PICTURE, SCENE, SQUARES
 from typer.testing import CliRunner
 
 from maskloom.flows.cli import app
+from maskloom.flows.demo import prepare
 
 TILES = (256, 1024)
 
@@ -227,8 +228,8 @@ def run_deployed(name: str, folder: Path, images: Path, *changes: str) -> Path:
 
 
 def run_demo(folder: Path) -> Path:
-    """The demo; its output."""
-    command("demo", folder / "demo")
+    """The demo's recipe on its photographs; its output."""
+    command("run", prepare(folder / "demo"), "--set", "cluster=serial")
     return folder / "demo"
 
 

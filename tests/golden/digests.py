@@ -25,6 +25,11 @@ VOLATILE = {
     "mask_sha256",  # of the file, whose blocks are a matter of tiling too
 }
 """Columns that are left out of rows."""
+ADDED = {
+    *("equivalent_diameter", "feret_diameter_max"),
+    *("pixel_size_z", "pixel_size_y", "pixel_size_x", "pixel_size_from"),
+}
+"""Columns that are newer than the digests."""
 _LENGTH = 16
 
 
@@ -85,7 +90,7 @@ def _rows(folder: Path) -> list[dict[str, Any]]:
     the columns and what the table says of its geometries.
     """
     table = ds.dataset(folder, format="parquet").to_table()
-    columns = [field for field in table.schema if field.name not in VOLATILE]
+    columns = [field for field in table.schema if field.name not in VOLATILE | ADDED]
     types = {field.name: f"{field.type}, {field.nullable}" for field in columns}
     rows = table.select(list(types)).to_pylist()
     for row in rows:

@@ -14,7 +14,6 @@ A digest that differs is a defect, unless masks or tables were meant to change. 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from golden.cases import (
     ESTIMATED,
     ONE_ENGINE,
     STORES,
+    TILES,
     Case,
     run,
     run_demo,
@@ -35,6 +35,24 @@ from golden.pictures import write_pictures
 
 RECORDED = json.loads(Path(__file__).with_name("digests.json").read_text())
 _TOLERANCE = 0.001
+
+
+def runs() -> list[Any]:
+    """Every case with both tiles, with one and with two workers. Two workers with large tiles, and
+    two that load TensorFlow, are for the night.
+    """
+    return [
+        pytest.param(
+            case,
+            tile,
+            workers,
+            id=f"{case.name}-{tile}-{workers}",
+            marks=[pytest.mark.nightly] * (workers == 2 and (tile > 256 or bool(case.network))),
+        )
+        for case in CASES
+        for tile in TILES
+        for workers in (1, 2)
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -51,17 +69,6 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return write_networks(tmp_path_factory.mktemp("golden") / "networks")
 
 
-@pytest.fixture(scope="module")
-def two_workers() -> Iterator[str]:
-    """The `cluster` section for two processes."""
-    import distributed
-
-    with distributed.LocalCluster(
-        n_workers=2, threads_per_worker=1, host="127.0.0.1", dashboard_address="127.0.0.1:0"
-    ) as cluster:
-        yield json.dumps({"kind": "address", "address": cluster.scheduler_address})
-
-
 def test_every_segmenter_has_a_golden_run() -> None:
     assert {case.name for case in CASES} <= RECORDED.keys()
     from maskloom.flows.recipes.run import SEGMENTERS
@@ -72,12 +79,7 @@ def test_every_segmenter_has_a_golden_run() -> None:
     assert kinds == set(SEGMENTERS)
 
 
-@pytest.mark.parametrize(
-    ("tile", "workers"),
-    # The fourth has the digests of the other three, and is for the night.
-    [(256, 1), (256, 2), (1024, 1), pytest.param(1024, 2, marks=pytest.mark.nightly)],
-)
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize(("case", "tile", "workers"), runs())
 def test_runs_give_what_they_gave(
     case: Case,
     tile: int,

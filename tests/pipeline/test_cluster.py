@@ -1,10 +1,11 @@
-"""Runs on a local cluster of two worker processes: 1 worker = 2 workers = this process, on disk and
-on an S3 server.
+"""Runs on a local cluster of worker processes give what one in this process gives, on disk and on
+an S3 server.
 """
 
 from __future__ import annotations
 
 import fsspec
+import pytest
 from tests_support import assert_same_results
 
 from maskloom.tasks import batching
@@ -12,26 +13,23 @@ from maskloom.tasks import batching
 LOCAL = ("--no-prefect", "--quiet", "--set", "cluster.kind=local")
 
 
-def test_two_workers_one_worker_and_none_agree(collection, maskloom):
+@pytest.mark.parametrize("workers", [2, pytest.param(1, marks=pytest.mark.nightly)])
+def test_workers_give_what_this_process_gives(collection, maskloom, workers):
     recipe = collection.recipe(tiling={"tile": 256})
     assert maskloom("run", recipe, "--no-prefect", "--quiet").exit_code == 0
-    for workers in (1, 2):
-        result = maskloom(
-            "run",
-            recipe,
-            *LOCAL,
-            "--set",
-            f"cluster.workers={workers}",
-            "--set",
-            f"output=local{workers}",
-        )
-        assert result.exit_code == 0, result.output
-        assert_same_results(collection.output, collection.folder / f"local{workers}")
+    changes = (f"cluster.workers={workers}", "output=local")
+    result = maskloom(
+        "run", recipe, *LOCAL, *(part for each in changes for part in ("--set", each))
+    )
+    assert result.exit_code == 0, result.output
+    assert_same_results(collection.output, collection.folder / "local")
 
 
 def test_s3_in_and_out_equals_the_local_disk(collection, maskloom, s3_server, monkeypatch):
     # Small parts, so that also what passes leave to one another lies in the store.
     monkeypatch.setattr(batching, "RANGE_PIXELS", 2**16)
+    for name in ("scenes/lonlat.tif", "photo.jpg"):
+        (collection.folder / "images" / name).unlink()
     fs = fsspec.filesystem("s3")
     fs.mkdir("scenes")
     fs.mkdir("masks")

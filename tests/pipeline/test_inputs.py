@@ -36,13 +36,13 @@ def photo(tmp_path: Path) -> Path:
 
 
 def test_what_a_folder_holds_besides_is_counted_in_run_plan_and_record(tmp_path, photo, maskloom):
-    for name in ("a.svs", "b.svs", "v.nii.gz"):
+    for name in ("a.lsm", "b.lsm", "v.nii.gz"):
         (photo.parent / name).write_bytes(b"x")
     recipe = tmp_path / "r.yaml"
     recipe.write_text(
         json.dumps({"inputs": "in", "output": "out", "segmenter": "threshold", "cluster": "serial"})
     )
-    said = "Passed over in folders, since no format claims such files: 2 .svs, 1 .nii.gz."
+    said = "Passed over in folders, since no format claims such files: 2 .lsm, 1 .nii.gz."
 
     assert said in maskloom("plan", recipe).stdout
     for expected in ("1 image done, 0 failed", "Nothing to do: 1 image is unchanged"):
@@ -54,14 +54,14 @@ def test_what_a_folder_holds_besides_is_counted_in_run_plan_and_record(tmp_path,
         )
     assert said in maskloom("plan", recipe).stdout
     (manifest,) = (tmp_path / "out" / "runs").glob("*/manifest.json")
-    assert json.loads(manifest.read_text())["settings"]["passed_over"] == {".svs": 2, ".nii.gz": 1}
+    assert json.loads(manifest.read_text())["settings"]["passed_over"] == {".lsm": 2, ".nii.gz": 1}
 
 
-def test_a_slide_that_is_tiff_inside_is_read_when_it_is_named(tmp_path, maskloom):
-    write_tiff(tmp_path / "slide.tif", photograph(64, 64))
-    (tmp_path / "slide.tif").rename(tmp_path / "slide.svs")
-    assert maskloom("segment", tmp_path / "*.svs", "-o", tmp_path / "out", *RUN).exit_code == 0
-    assert image_rows(tmp_path / "out")["slide"]["mask_uri"] == "masks/slide.tif"
+def test_a_file_of_a_microscope_that_is_tiff_inside_is_read_when_it_is_named(tmp_path, maskloom):
+    write_tiff(tmp_path / "cells.tif", photograph(64, 64))
+    (tmp_path / "cells.tif").rename(tmp_path / "cells.lsm")
+    assert maskloom("segment", tmp_path / "*.lsm", "-o", tmp_path / "out", *RUN).exit_code == 0
+    assert image_rows(tmp_path / "out")["cells"]["mask_uri"] == "masks/cells.tif"
 
 
 def test_a_misspelt_input_ends_before_anything_starts(tmp_path, photo, maskloom):

@@ -43,7 +43,7 @@ def weights(tmp_path_factory) -> str:
     return str(path)
 
 
-def test_tiles_and_workers_change_no_pixel(collection, maskloom, weights):
+def test_tiles_and_workers_change_no_pixel(collection, maskloom, weights, two_workers):
     segmenter = {
         "kind": "unet",
         "weights": weights,
@@ -52,7 +52,7 @@ def test_tiles_and_workers_change_no_pixel(collection, maskloom, weights):
         "engine": "tensorflow",
     }
     recipe = collection.recipe(segmenter=segmenter, inputs=["images/p*.*"])
-    workers = ["tiling.tile=64", "cluster.kind=local", "cluster.workers=2"]
+    workers = ["tiling.tile=64", f"cluster={two_workers}"]
     for output, changes in {"whole": ["tiling.tile=4096"], "tiled": workers}.items():
         result = maskloom(
             "run",

@@ -483,6 +483,19 @@ def test_ctrl_c_stops_the_run_in_order(home: Path, tmp_path: Path, orchestrator:
     assert psutil.wait_procs(family, timeout=HANG)[1] == []
 
 
+@pytest.fixture
+def outlived() -> Iterator[None]:
+    """A SIGTERM that nobody handles fails the test; by default it would end the test process."""
+
+    def fail(*_: object) -> NoReturn:
+        pytest.fail("nobody handled SIGTERM")
+
+    before = signal.signal(signal.SIGTERM, fail)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.usefixtures("outlived")
 def test_a_termination_is_a_stop_inside_of_a_flow_too(orchestrator: Orchestrator) -> None:
     stop = threading.Event()
 

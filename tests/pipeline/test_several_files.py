@@ -28,6 +28,7 @@ import maskloom.flows.segment as flow
 from maskloom.segcore.masks import MASKS
 from maskloom.segcore.raster.spec import FORMATS
 from maskloom.tasks import batching
+from maskloom.tasks.clusters.serial import SerialCluster
 
 PICTURE = photograph(100, 90)
 NEGATIVE = 255 - PICTURE
@@ -269,7 +270,7 @@ def test_zarr_in_and_out(place, tmp_path, maskloom, segmenter):
 
     assert result.exit_code == 0, result.output
     fs, path = fsspec.core.url_to_fs(f"{output}/masks/scene.zarr")
-    mask = zarr.open(zarr.storage.FsspecStore.from_mapper(fs.get_mapper(path)), mode="r")
+    mask = zarr.open(zarr.storage.FsspecStore.from_mapper(fs.get_mapper(path)), mode="r")["0"]
     with fsspec.open(f"{output}/masks/same.png") as file:
         np.testing.assert_array_equal(mask[...], np.array(Image.open(file)))
     assert len(np.unique(mask[...])) > 1
@@ -288,7 +289,7 @@ def test_a_zarr_volume_in_cubes_has_the_mask_of_the_whole(tmp_path, maskloom, mo
         command = ("segment", tmp_path / "in", "-o", output, *THRESHOLD, *QUIET)
         result = maskloom(*command, "--set", f"tiling.tile={tile}")
         assert result.exit_code == 0, result.output
-        masks.append(zarr.open(output / "masks" / "v.zarr", mode="r"))
+        masks.append(zarr.open(output / "masks" / "v.zarr", mode="r")["0"])
         assert maskloom("verify", output).exit_code == 0
     for mask in masks:
         np.testing.assert_array_equal(mask[...], volume > 100)
@@ -311,3 +312,33 @@ def test_files_of_a_mask_that_no_image_has_are_found_and_removed(tmp_path, maskl
     assert not (left / "0").exists()
     assert maskloom("verify", output).exit_code == 0
     np.testing.assert_array_equal(load_mask(f"{output}/masks/scene.tiles"), EXPECTED)
+
+
+def test_headers_are_read_by_workers_once_and_a_run_without_work_opens_no_cluster(
+    tmp_path, maskloom, monkeypatch
+):
+    save_series(f"{tmp_path}/in/scan", PICTURE)
+    read, opened = [], []
+    headers, serial = RowSeries.headers, SerialCluster.open
+    monkeypatch.setattr(
+        RowSeries,
+        "headers",
+        lambda self, files, options: (
+            [read.append(file.uri) for file in files] and headers(self, files, options)
+        ),
+    )
+    monkeypatch.setattr(
+        SerialCluster, "open", lambda self, *given: opened.append(1) or serial(self, *given)
+    )
+    command = ("segment", tmp_path / "in", "-o", tmp_path / "out", *THRESHOLD, *QUIET)
+    assert maskloom(*command).exit_code == 0
+    assert len(read) == len(set(read)) == 4
+    assert len(opened) == 1
+
+    assert "Nothing to do" in maskloom(*command).output
+
+    assert (len(read), len(opened)) == (4, 1)
+    assert maskloom("verify", tmp_path / "out").exit_code == 0
+    save_rows(f"{tmp_path}/in/scan-1.rows", strips(NEGATIVE)[1])
+    assert maskloom(*command).exit_code == 0
+    assert [Path(uri).name for uri in read[4:]] == ["scan-1.rows"]

@@ -11,7 +11,11 @@ from skimage.filters import threshold_otsu
 from skimage.measure import label
 from tests_support import assert_same_results, read_table
 
+from maskloom.segcore import formats
+from maskloom.segcore.pipeline.records import PlannedImage
+from maskloom.segcore.raster.source import Source
 from maskloom.tasks import batching
+from maskloom.tasks.memory import without_room
 
 SERIAL = ("--no-prefect", "--quiet", "--set", "cluster.kind=serial")
 SHAPE = (20, 70, 50)
@@ -73,7 +77,7 @@ def test_masks_areas_and_previews_of_volumes(inputs, maskloom, tmp_path):
     ids=lambda segmenter: segmenter["kind"],
 )
 def test_neither_tiles_nor_workers_change_a_volume(
-    inputs, maskloom, tmp_path, segmenter, monkeypatch
+    inputs, maskloom, tmp_path, segmenter, monkeypatch, two_workers
 ):
     """Whole volumes in this process, and parts of them on two workers. Quick shift has objects."""
     recipe = tmp_path / "recipe.yaml"
@@ -82,7 +86,7 @@ def test_neither_tiles_nor_workers_change_a_volume(
     monkeypatch.setattr(batching, "range_pixels", lambda _: 2**13)
     assert maskloom("run", recipe, *SERIAL).exit_code == 0
     tiled = ("--set", "output=tiled", "--set", "tiling.tile=[6, 32, 16]")
-    workers = ("--set", "cluster.workers=2")
+    workers = ("--set", f"cluster={two_workers}")
     assert maskloom("run", recipe, "--no-prefect", "--quiet", *tiled, *workers).exit_code == 0
 
     assert_same_results(tmp_path / "whole", tmp_path / "tiled")
@@ -122,3 +126,68 @@ def test_by_default_all_neighbours_are_connected(maskloom, tmp_path, of_objects)
         sizes = [row["pixel_count"] for row in rows if row["image_id"] == name]
         assert sizes == np.bincount(wanted.ravel())[1:].tolist()
         assert len(sizes) < label(bright, connectivity=1).max()
+
+
+def test_nodata_in_the_recipe_hides_the_outside_of_an_organ(maskloom, tmp_path):
+    """Neither fitted nor counted, in runs and in audits."""
+    outside = np.indices(SHAPE)[1] < 30
+    np.save(tmp_path / "scan.npy", np.where(outside, 0, volume().clip(1)))
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("inputs: scan.npy\noutput: out\nsegmenter: threshold\nnodata: 0\n")
+    assert maskloom("run", recipe, *SERIAL, "--set", "tiling.tile=[8, 32, 32]").exit_code == 0
+
+    mask = np.load(tmp_path / "out/masks/scan.npy")
+    threshold = threshold_otsu(volume().clip(1)[~outside])
+    assert np.array_equal(mask, np.where(outside, 255, volume() > threshold))
+    (row,) = read_table(tmp_path / "out", "images")
+    assert row["nodata_pixels"] == np.count_nonzero(outside)
+    assert threshold != threshold_otsu(np.where(outside, 0, volume()))
+    assert maskloom("audit", recipe).exit_code == 0
+
+    assert maskloom("run", recipe, *SERIAL, "--set", "nodata=40").exit_code == 0
+    hidden = np.load(tmp_path / "out/masks/scan.npy") == 255
+    assert np.array_equal(hidden, ~outside & (volume() == 40))
+    for wrong in ("x", ".nan", "true", "[0]"):
+        result = maskloom("run", recipe, *SERIAL, "--set", f"nodata={wrong}")
+        assert result.exit_code == 2
+        assert "nodata: expected a" in result.output
+
+
+def test_masks_of_maskloom_are_truth_without_options(tmp_path, maskloom):
+    """The nodata label of a mask of NumPy is in the file beside it; other arrays have none."""
+    values = volume().astype(np.float32)
+    values[:, 5:9] = np.nan
+    (tmp_path / "in").mkdir()
+    np.save(tmp_path / "in" / "a.npy", values)
+    given = (*("segment", tmp_path / "in", "-s", "threshold", "-p", "value=90"), *SERIAL)
+    for output in ("one", "other"):
+        assert maskloom(*given, "-o", tmp_path / output).exit_code == 0
+    truth = tmp_path / "one" / "masks"
+    evaluated = ("evaluate", tmp_path / "other", "--truth", f"{truth}/*.npy", "--quiet")
+
+    result = maskloom(*evaluated)
+
+    assert result.exit_code == 0, result.output
+    known = np.isfinite(values).sum() / 1e6
+    assert f"1 image, {known:.2f} megavoxels: accuracy 1.000" in result.output
+    for beside in (b"", b"{}", b"[255]", b'{"nodata": "255"}', None):
+        if beside is None:
+            (truth / "a.npy.json").unlink()
+        else:
+            (truth / "a.npy.json").write_bytes(beside)
+        refused = maskloom(*evaluated)
+        assert refused.exit_code == 2
+        assert "255" in refused.output
+
+
+def test_a_volume_that_is_too_large_is_told_a_format_of_volumes(tmp_path):
+    spec = formats.describe(str(_archive(tmp_path)))
+    (refused,) = without_room([PlannedImage(Source("v.npz", "v", "", 0), spec)], 1)
+    assert refused.failure is not None
+    assert "convert the volume to Zarr" in refused.failure.error
+    assert "TIFF" not in refused.failure.error
+
+
+def _archive(folder: Path) -> Path:
+    np.savez(folder / "v.npz", pixels=volume())
+    return folder / "v.npz"

@@ -10,7 +10,7 @@ import threading
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from maskloom.segcore.errors import RecipeError
+from maskloom.segcore.errors import RecipeError, RunError, StoreError
 from maskloom.tasks.clusters import machine
 from maskloom.tasks.clusters.address import ExistingCluster
 from maskloom.tasks.clusters.local import LocalCluster
@@ -141,3 +141,36 @@ def test_one_file_with_one_decorator_adds_a_kind(tmp_path) -> None:
         assert '"const": "twice"' in json.dumps(schema()["properties"]["cluster"])
     """
     subprocess.run([sys.executable, "-c", textwrap.dedent(program)], check=True, timeout=120)
+
+
+class Broken(SerialCluster):
+    """A plug-in's cluster that cannot be opened."""
+
+    error: Exception = OSError("no such queue")
+
+    def open(self, prepare, stop):
+        raise self.error
+
+
+def test_a_cluster_of_a_plug_in_that_cannot_be_opened_says_so(monkeypatch) -> None:
+    monkeypatch.setitem(CLUSTERS._loaded, "queue", Broken)
+    with (
+        pytest.raises(RunError, match=r"cluster 'queue' cannot be opened \(OSError: no such queue"),
+        Broken().opened(lambda: None, threading.Event()),
+    ):
+        pass
+
+
+def test_errors_for_users_and_those_of_the_work_pass_as_they_are(monkeypatch) -> None:
+    monkeypatch.setattr(Broken, "error", StoreError("the store is away"))
+    with (
+        pytest.raises(StoreError, match="the store is away"),
+        Broken().opened(lambda: None, threading.Event()),
+    ):
+        pass
+    with (
+        pytest.raises(ZeroDivisionError),
+        SerialCluster().opened(lambda: None, threading.Event()) as fanout,
+    ):
+        assert fanout.workers == 1
+        raise ZeroDivisionError

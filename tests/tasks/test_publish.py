@@ -73,10 +73,11 @@ def test_rows_of_other_images_stay_when_a_file_of_fewer_columns_is_rewritten(
     tables = tables_of(store)
     (shard,) = tables.plan.shards
     old = pa.Table.from_pylist(
-        [{"image_id": "z", "run_id": "older", "status": "ok", "bands": 3}], IMAGES_SCHEMA
+        [{"image_id": "z", "uri": "z.png", "run_id": "older", "status": "ok", "bands": 3}],
+        IMAGES_SCHEMA,
     )
     buffer = io.BytesIO()
-    pq.write_table(old.select(["bands", "image_id", "run_id", "status"]), buffer)
+    pq.write_table(old.select(["bands", "image_id", "run_id", "status", "uri"]), buffer)
     store.publish(f"tables/images/{shard.file}", buffer.getvalue())
     for _ in range(2):
         tables.publish(shard, receipts_of(shard))

@@ -10,22 +10,23 @@ sine).
 Class ids cannot be averaged. For networks that output nothing else, a pixel takes the id of the
 window in which it is farthest from the edge (`seams`).
 
-Along each axis, weights are integer multiples of 2**-12, so their products are exact in float32 and
-add up to exactly 1 at every pixel, without normalisation. Windows, weights and the order of
-summation depend on the image alone, so every tiling gives bit-identical results. The result does
-not equal a run on the whole image, for which memory may not suffice: it is defined by these
-windows.
+Along each axis, weights are integer multiples of 2**-12 (2**-8 in volumes), so their products are
+exact in float32 and add up to exactly 1 at every pixel, without normalisation. Windows, weights and
+the order of summation depend on the image alone, so every tiling gives bit-identical results. The
+result does not equal a run on the whole image, for which memory may not suffice: it is defined by
+these windows.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, product
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from maskloom.segcore.deep.inference.patches import round_up, scores_of
+from maskloom.segcore.deep.inference.patches import round_up, scores_of, sides_of
+from maskloom.segcore.geometry import Box, by_axis, per_axis
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -39,8 +40,9 @@ if TYPE_CHECKING:
     from maskloom.segcore.raster.spec import Block
 
 Seams = Literal["blended", "cut"]
-_UNIT = 1 << 12
-"""Steps per unit weight. The product of two weights has 24 bits, as many as float32."""
+_IMAGE = 2
+_BITS = 24
+"""Bits of the product of the weights along all axes, as many as float32 has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,17 +64,19 @@ class Windowing:
     """Placement of a network's windows on any image."""
 
     receptive_field: ReceptiveField
-    side: int = 512
-    """Side of a window in pixels, rounded up to a multiple of twice the stride. Ignored by networks
-    of a fixed size.
+    side: int | Shape = 512
+    """Side of a window in pixels, rounded up to a multiple of twice the stride; see
+    `Patching.side`. Ignored by networks of a fixed size.
     """
     seams: Seams = "blended"
     """Transition between windows: weighted, or a hard cut. Class ids must be cut, since their mean
     is a different class.
     """
+    dimensions: int = 2
+    """Of the network: 2 for images, 3 for volumes."""
 
     def __post_init__(self) -> None:
-        if self.side < 1:
+        if min(per_axis(self.side, self.dimensions)) < 1:
             raise ValueError(f"side: expected at least one pixel; got {self.side}")
         if min(self.sides) < 1:
             field = self.receptive_field
@@ -83,42 +87,48 @@ class Windowing:
 
     @property
     def sides(self) -> Shape:
-        """(height, width) of a window's output on a larger image."""
-        if self.receptive_field.fixed is not None:
-            return tuple(
-                size - 2 * self.receptive_field.margin for size in self.receptive_field.fixed
+        """(height, width), or (depth, height, width), of a window's output on a larger image."""
+        field = self.receptive_field
+        if field.fixed is not None:
+            return field.output_sizes(field.fixed)
+        return tuple(
+            round_up(side, 2 * reach.stride)
+            for side, reach in zip(
+                sides_of(self.side, self.dimensions), field.axes(self.dimensions), strict=True
             )
-        side = round_up(self.side, 2 * self.receptive_field.stride)
-        return side, side
+        )
 
     @property
-    def halo(self) -> int:
+    def halo(self) -> int | Shape:
         """Pixels that a tile needs around its core so that all windows of its pixels are complete.
 
         It does not depend on the size of the tile.
         """
-        slack = 0 if self.receptive_field.fixed is not None else self.receptive_field.stride - 1
-        return max(self.sides) - 1 + self.receptive_field.margin + slack
+        axes = self.receptive_field.axes(self.dimensions)
+        halos = [
+            side - 1 + reach.margin + (reach.stride - 1 if reach.fixed is None else 0)
+            for side, reach in zip(self.sides, axes, strict=True)
+        ]
+        return max(halos) if self.dimensions == _IMAGE else by_axis(halos)
 
     def windows(self, axis: int, size: int) -> list[BlendedWindow]:
         """Return all windows along an axis of an image of `size` pixels.
 
         Their weights add up to 1 at each pixel.
         """
-        field = self.receptive_field
-        end = round_up(size, field.stride)
-        side = self.sides[axis] if field.fixed is not None else min(self.sides[axis], end)
-        step = max(1, side // 2 // field.stride) * field.stride
+        reach, unit = self.receptive_field.along(axis), 1 << _BITS // self.dimensions
+        end = round_up(size, reach.stride)
+        side = self.sides[axis] if reach.fixed is not None else min(self.sides[axis], end)
+        step = max(1, side // 2 // reach.stride) * reach.stride
         starts = [*range(0, end - side, step), max(0, end - side)]
-        length = side + 2 * field.margin
-        if field.fixed is None:
-            length += (field.residue - length) % field.stride
+        length = reach.fitting(side + 2 * reach.margin)
         rises = [
-            _rise(before + side - start, step, self.seams) for before, start in pairwise(starts)
+            _rise(before + side - start, step, self.seams, unit)
+            for before, start in pairwise(starts)
         ]
         windows = []
         for i, start in enumerate(starts):
-            weights = np.full(side, _UNIT, np.int32)
+            weights = np.full(side, unit, np.int32)
             if i > 0:
                 weights[: len(rises[i - 1])] = rises[i - 1]
             if i < len(rises):
@@ -129,9 +139,9 @@ class Windowing:
                 BlendedWindow(
                     start,
                     start + side,
-                    start - field.margin,
+                    start - reach.margin,
                     length,
-                    (weights / _UNIT).astype(np.float32),
+                    (weights / unit).astype(np.float32),
                 )
             )
         return windows
@@ -140,61 +150,65 @@ class Windowing:
 def core_scores(
     block: Block, windowing: Windowing, prepare: Prepare, engine: Engine
 ) -> Iterator[ScoredRegion]:
-    """Yield the blended scores of a tile's core in horizontal strips, from the top.
+    """Yield the blended scores of a tile's core in horizontal strips, from the top; those of a
+    volume in slabs, from its first plane.
 
-    Each item is a pair of slices in the core and scores (y, x, k), which are valid until the next
-    item. Strips without valid pixels may be left out; scores of invalid pixels are meaningless.
-    Raises `WeightsError` like `patches.core_scores`.
+    Each item holds slices in the core and scores (y, x, k), or (z, y, x, k), which are valid until
+    the next item. Strips without valid pixels may be left out; scores of invalid pixels are
+    meaningless. Raises `WeightsError` like `patches.core_scores`.
     """
-    from maskloom.segcore.kernels.scores import add_weighted
-
     core, shape = block.tile.core, block.spec.shape
-    rows, columns = (
+    rows, *across = (
         [
             window
             for window in windowing.windows(axis, shape[axis])
             if window.start < core.stop[axis] and window.stop > core.start[axis]
         ]
-        for axis in (0, 1)
+        for axis in range(len(shape))
     )
-    width = core.stop[1] - core.start[1]
     valid = block.tile.trim(block.valid)
-    band = np.zeros((0, width, 0), np.float32)
+    band = np.zeros((0, *core.shape[1:], 0), np.float32)
     for i, row in enumerate(rows):
         top, bottom = max(row.start, core.start[0]), min(row.stop, core.stop[0])
-        for column in columns:
-            left, right = max(column.start, core.start[1]), min(column.stop, core.stop[1])
-            if not valid[
-                top - core.start[0] : bottom - core.start[0],
-                left - core.start[1] : right - core.start[1],
-            ].any():
+        for columns in product(*across):
+            window = (row, *columns)
+            whole = Box(tuple(w.start for w in window), tuple(w.stop for w in window))
+            place = (whole & core).relative_to(core).slices
+            if not valid[place].any():
                 continue
-            scores = scores_of(
-                block,
-                (row.first, column.first),
-                (row.length, column.length),
-                windowing.receptive_field.margin,
-                prepare,
-                engine,
-            )
+            first, lengths = tuple(w.first for w in window), tuple(w.length for w in window)
+            scores = scores_of(block, first, lengths, windowing.receptive_field, prepare, engine)
             band = _extended(band, bottom - top, scores.shape[-1])
-            inner = (
-                slice(top - row.start, bottom - row.start),
-                slice(left - column.start, right - column.start),
-            )
-            part = band[:, left - core.start[1] : right - core.start[1]]
-            add_weighted(scores[inner], row.weights[inner[0]], column.weights[inner[1]], part)
+            inner = (whole & core).relative_to(whole).slices
+            weights = [w.weights[part] for w, part in zip(window, inner, strict=True)]
+            _add(scores[inner], weights, band[:, *place[1:]])
         band = _extended(band, bottom - top, band.shape[-1])
         done = max(top, min(rows[i + 1].start, bottom)) if i + 1 < len(rows) else bottom
         if band.shape[-1] and done > top:
+            rest = (slice(0, length) for length in core.shape[1:])
             yield (
-                (slice(top - core.start[0], done - core.start[0]), slice(0, width)),
+                (slice(top - core.start[0], done - core.start[0]), *rest),
                 band[: done - top],
             )
         band = band[done - top :]
 
 
-def _rise(overlap: int, step: int, seams: Seams) -> NDArray[np.int32]:
+def _add(
+    scores: NDArray[np.float32], weights: list[NDArray[np.float32]], total: NDArray[np.float32]
+) -> None:
+    """Add scores (y, x, k), or (z, y, x, k), times the weights along each axis to `total`."""
+    from maskloom.segcore.kernels.scores import add_weighted
+
+    *planes, rows, columns = weights
+    if not planes:
+        add_weighted(scores, rows, columns, total)
+        return
+    for weight, plane, sums in zip(planes[0], scores, total, strict=True):
+        # Exact: the product of two weights has two thirds of the bits.
+        add_weighted(plane, weight * rows, columns, sums)
+
+
+def _rise(overlap: int, step: int, seams: Seams, unit: int) -> NDArray[np.int32]:
     """Integer weights of a window in its overlap with the previous one.
 
     They are 0, then rise as a squared sine over at most `step` pixels or in one step, then are
@@ -205,7 +219,7 @@ def _rise(overlap: int, step: int, seams: Seams) -> NDArray[np.int32]:
     places = np.clip((np.arange(overlap) - before + 0.5) / length, 0, 1)
     if seams == "cut":
         places = np.rint(places)
-    return np.asarray(np.rint(_UNIT * np.sin(np.pi / 2 * places) ** 2), np.int32)
+    return np.asarray(np.rint(unit * np.sin(np.pi / 2 * places) ** 2), np.int32)
 
 
 def _extended(band: NDArray[np.float32], height: int, classes: int) -> NDArray[np.float32]:
@@ -213,9 +227,10 @@ def _extended(band: NDArray[np.float32], height: int, classes: int) -> NDArray[n
 
     A strip without classes is replaced by zeros.
     """
-    if band.shape == (height, band.shape[1], classes):
+    shape = (height, *band.shape[1:-1], classes)
+    if band.shape == shape:
         return band
-    grown = np.zeros((height, band.shape[1], classes), np.float32)
+    grown = np.zeros(shape, np.float32)
     if band.shape[-1]:
         grown[: len(band)] = band
     return grown

@@ -17,7 +17,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 import numpy as np
 
 from maskloom.segcore.errors import WeightsError
+from maskloom.segcore.geometry import by_axis
 from maskloom.segcore.raster.classes import BACKGROUND_NAMES
+from maskloom.segcore.storage.canonical import with_tuples
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -76,41 +78,105 @@ class Scaling:
 
 
 @dataclass(frozen=True, slots=True)
-class ReceptiveField:
-    """Receptive field and valid sizes of a network, as measured."""
+class AxisReach:
+    """A receptive field along one axis, in pixels; the fields are those of `ReceptiveField`."""
 
     halo: int | None
+    stride: int
+    margin: int
+    residue: int
+    fixed: int | None = None
+
+    def fitting(self, least: int) -> int:
+        """The smallest size from `least` on that the network takes along this axis; a fixed size
+        is always itself.
+        """
+        return self.fixed or least + (self.residue - least) % self.stride
+
+
+@dataclass(frozen=True, slots=True)
+class ReceptiveField:
+    """Receptive field and valid sizes of a network, as measured.
+
+    A value is one number for all axes, or one per axis, in the order of the axes: a network of
+    volumes often looks less far across planes than in them.
+    """
+
+    halo: int | Shape | None
     """Maximum distance in pixels over which an output pixel depends on the input. None: it may
     depend on the whole image.
     """
-    stride: int = 1
+    stride: int | Shape = 1
     """Shifting the input by multiples of this many pixels shifts the output by as many. Height and
     width must be multiples of it, or have the form that `residue` defines.
     """
-    margin: int = 0
+    margin: int | Shape = 0
     """Pixels by which the output is smaller than the input on each side (unpadded convolutions). 0:
     input and output have the same size.
     """
-    residue: int = 0
+    residue: int | Shape = 0
     """Height and width modulo `stride`; nonzero only with a margin (572 = 12 modulo 16)."""
     fixed: Shape | None = None
-    """The only (height, width) the file accepts. None: any size that fits the stride."""
+    """The only (height, width), or (depth, height, width), that the file accepts. None: any size
+    that fits the stride.
+    """
+
+    @classmethod
+    def of_axes(cls, axes: Sequence[AxisReach]) -> ReceptiveField:
+        """The field of some axes; without a finite halo if one of them has none."""
+        halos = [each.halo for each in axes if each.halo is not None]
+        fixed = tuple(each.fixed for each in axes if each.fixed is not None)
+        return cls(
+            by_axis(halos) if len(halos) == len(axes) else None,
+            by_axis([each.stride for each in axes]),
+            by_axis([each.margin for each in axes]),
+            by_axis([each.residue for each in axes]),
+            fixed or None,
+        )
 
     def __post_init__(self) -> None:
-        for name, value, least in (
-            ("halo", self.halo or 0, 0),
-            ("stride", self.stride, 1),
-            ("margin", self.margin, 0),
-        ):
-            _check_count(f"reach.{name}", value, least, _LARGEST)
-        _check_count("reach.residue", self.residue, 0, self.stride - 1)
-        if self.fixed is not None:
-            if len(self.fixed) != 2:
-                raise ValueError(
-                    f"reach.fixed: expected a height and a width; got {list(self.fixed)}"
-                )
-            for side in self.fixed:
-                _check_count("reach.fixed", side, 1, _LARGEST)
+        if len(self.lengths) > 1 or not self.lengths <= {2, 3}:
+            raise ValueError(
+                "reach: expected one number for all axes, or one for each of 2 or 3 axes; got "
+                f"lists of {sorted(self.lengths)} numbers"
+            )
+        for axis in range(max(self.lengths, default=1)):
+            along = self.along(axis)
+            _check_count("reach.halo", along.halo or 0, 0, _LARGEST)
+            _check_count("reach.stride", along.stride, 1, _LARGEST)
+            _check_count("reach.margin", along.margin, 0, _LARGEST)
+            _check_count("reach.residue", along.residue, 0, along.stride - 1)
+            if self.fixed is not None:
+                _check_count("reach.fixed", along.fixed, 1, _LARGEST)
+
+    @property
+    def lengths(self) -> set[int]:
+        """How many axes have numbers of their own, as far as there are such."""
+        values = (self.halo, self.stride, self.margin, self.residue, self.fixed)
+        return {len(value) for value in values if isinstance(value, tuple)}
+
+    def along(self, axis: int) -> AxisReach:
+        """The field along an axis, counted from 0."""
+        values = (
+            value[axis] if isinstance(value, tuple) else value
+            for value in (self.halo, self.stride, self.margin, self.residue)
+        )
+        fixed = None if self.fixed is None else self.fixed[axis]
+        return AxisReach(*values, fixed)  # type: ignore[arg-type]  # only a halo may be None
+
+    def axes(self, dimensions: int) -> tuple[AxisReach, ...]:
+        """The field along each axis."""
+        return tuple(self.along(axis) for axis in range(dimensions))
+
+    def output_sizes(self, sizes: Shape) -> Shape:
+        """The sizes of the output for an input of these sizes."""
+        axes = self.axes(len(sizes))
+        return tuple(size - 2 * reach.margin for size, reach in zip(sizes, axes, strict=True))
+
+    @property
+    def farthest(self) -> int | None:
+        """The largest halo of all axes. None: unbounded."""
+        return max(self.halo) if isinstance(self.halo, tuple) else self.halo
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,10 +194,12 @@ class Card:
     scaling: Scaling
     reach: ReceptiveField
     output: Output = "scores"
+    dimensions: int = 2
+    """2: the network takes images, 3: volumes."""
     parameters: int = 0
     """Number of weights."""
     bytes_per_pixel: int = 2048
-    """Peak memory per pixel of a patch in float32, as measured."""
+    """Peak memory per pixel or voxel of a patch in float32, as measured."""
     dtype: str = ""
     """NumPy name of the pixel type that `scaling` is meant for. Empty: unknown."""
     interpretation: str = "bands"
@@ -142,6 +210,8 @@ class Card:
     """Recipe of a network of ours (`segcore.deep.networks`): only arrays are then read from the
     file. None: the file describes its own graph.
     """
+    pixel_size: float | None = None
+    """Side of the pixels in training, in um. None: unknown, or of several sizes."""
     about: Mapping[str, Any] = field(default_factory=dict, compare=False)
     """Provenance: data and their digest, licence, epochs, metrics, versions. Informative only,
     except for `bands`, for `largest_object`, which sets the halo of `mask_rcnn`, and for `shares`.
@@ -163,7 +233,16 @@ class Card:
             raise ValueError(f"about: expected names and values; got {self.about!r}")
         if not isinstance(self.network, Mapping | None):
             raise ValueError(f"network: expected names and values; got {self.network!r}")
+        size = self.pixel_size
+        if size is not None and not (isinstance(size, int | float) and 0 < size < _GREATEST):
+            raise ValueError(f"pixel_size: expected um above 0, or null; got {size!r}")
         _check_count("channels", self.channels, 1, _LARGEST)
+        _check_count("dimensions", self.dimensions, 2, 3)
+        if not self.reach.lengths <= {self.dimensions}:
+            raise ValueError(
+                f"reach: expected numbers for {self.dimensions} axes; got "
+                f"{sorted(self.reach.lengths)}"
+            )
         _check_count("parameters", self.parameters, 0, 10**12)
         _check_count("bytes_per_pixel", self.bytes_per_pixel, 1, 10**8)
 
@@ -244,9 +323,13 @@ class Card:
             )
             if not isinstance(record["classes"], list):
                 raise ValueError("classes: expected a list of names")
-            receptive_field = dict(record.pop("reach"))
-            if receptive_field.get("fixed") is not None:
-                receptive_field["fixed"] = tuple(receptive_field["fixed"])
+            receptive_field = {
+                name: with_tuples(value) for name, value in record.pop("reach").items()
+            }
+            if record.get("network") is not None:
+                record["network"] = {
+                    name: with_tuples(value) for name, value in record["network"].items()
+                }
             card = cls(
                 **{**record, "classes": tuple(record["classes"])},
                 scaling=scaling,

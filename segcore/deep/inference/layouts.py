@@ -17,11 +17,13 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 Layout = Literal["first", "last"]
-"""Position of the channel axis: (patch, channel, y, x) or (patch, y, x, channel)."""
+"""Position of the channel axis: (patch, channel, y, x) or (patch, y, x, channel); networks of
+volumes have z before y.
+"""
 
 
 def layout_of(shape: Sequence[int | None], channels: int, otherwise: Layout) -> Layout:
-    """Find the channel axis in a shape of four axes (None: any size).
+    """Find the channel axis in the shape of a network's input or output (None: any size).
 
     It is the only one of the two candidates with size `channels`; if that is ambiguous,
     `otherwise`.
@@ -40,7 +42,7 @@ def to_network(
     For integer networks, values are rounded and clipped, not scaled.
     """
     if layout == "first":
-        patch = patch.transpose(0, 3, 1, 2)
+        patch = np.moveaxis(patch, -1, 1)
     if dtype.kind in "iu":
         limits = np.iinfo(dtype)
         patch = np.clip(np.rint(patch), limits.min, limits.max)
@@ -58,18 +60,22 @@ def split_pixels(patch: NDArray[np.float32], channels: int) -> NDArray[np.float3
     return np.concatenate([high, patch - high], axis=-1)
 
 
-def from_network(output: NDArray[np.generic], layout: Layout, where: str) -> NDArray[np.float32]:
-    """Convert a network's output to (1, y, x, class) float32; may share memory.
+def from_network(
+    output: NDArray[np.generic], layout: Layout, where: str, dimensions: int = 2
+) -> NDArray[np.float32]:
+    """Convert a network's output to (1, y, x, class) float32, or (1, z, y, x, class) with three
+    `dimensions`; may share memory.
 
     Maps of class ids (1, y, x) get a last axis. Raises `WeightsError` for any other number of axes.
     """
-    if output.ndim == 3:
+    axes = dimensions + 2
+    if output.ndim == axes - 1:
         output = output[..., None]
-    elif output.ndim == 4 and layout == "first":
-        output = output.transpose(0, 2, 3, 1)
-    if output.ndim != 4:
+    elif output.ndim == axes and layout == "first":
+        output = np.moveaxis(output, 1, -1)
+    if output.ndim != axes:
         raise WeightsError(
-            f"{where}: expected scores of (patch, y, x, class) from the network; got the shape "
-            f"{output.shape}. It does not segment."
+            f"{where}: expected scores of (patch, {'y, x' if dimensions == 2 else 'z, y, x'}, "
+            f"class) from the network; got the shape {output.shape}. It does not segment."
         )
     return output.astype(np.float32, copy=False)

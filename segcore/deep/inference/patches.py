@@ -1,7 +1,8 @@
 """Exact patches: a network runs on squares of an image without visible seams.
 
-An image is partitioned into squares on a lattice that starts at the origin of the image. A square
-is computed from a patch: the square extended by the receptive field, rounded up to the stride. The
+An image is partitioned into squares on a lattice that starts at the origin of the image; a volume
+is partitioned into boxes, which are called squares too. A square is computed from a patch: the
+square extended by the receptive field, rounded up to the stride, along each axis. The
 position and size of a patch depend on the image alone, never on a tile, so the arithmetic of a
 pixel is bit-identical in every tiling. There are three kinds of networks:
 
@@ -29,19 +30,20 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from maskloom.segcore.errors import WeightsError
+from maskloom.segcore.geometry import Tiling, per_axis, sizes_text
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
-    from maskloom.segcore.deep.inference.card import ReceptiveField
+    from maskloom.segcore.deep.inference.card import AxisReach, ReceptiveField
     from maskloom.segcore.deep.inference.engines.protocol import Engine
     from maskloom.segcore.geometry import Shape
     from maskloom.segcore.raster.spec import Block
 
     Prepare = Callable[[NDArray[np.generic]], NDArray[np.float32]]
-    ScoredRegion = tuple[tuple[slice, slice], NDArray[np.float32]]
+    ScoredRegion = tuple[tuple[slice, ...], NDArray[np.float32]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,13 +68,15 @@ class Patching:
 
     receptive_field: ReceptiveField
     """Must have a finite halo; see `suits`."""
-    side: int = 512
-    """Side of a square in pixels, rounded up to a multiple of the stride. Ignored by networks of a
-    fixed size.
+    side: int | Shape = 512
+    """Side of a square in pixels, rounded up to a multiple of the stride, as `Tiling.side`: one
+    number makes cubes of about as many voxels. Ignored by networks of a fixed size.
     """
+    dimensions: int = 2
+    """Of the network: 2 for images, 3 for volumes."""
 
     def __post_init__(self) -> None:
-        if self.side < 1:
+        if min(per_axis(self.side, self.dimensions)) < 1:
             raise ValueError(f"side: expected at least one pixel; got {self.side}")
         if not self.suits(self.receptive_field):
             raise ValueError(
@@ -87,23 +91,25 @@ class Patching:
         Its receptive field must be finite and, for a fixed input size, fit inside it.
         """
         return field.halo is not None and (
-            field.fixed is None or all(_fixed_side(field, size) > 0 for size in field.fixed)
+            field.fixed is None
+            or all(_fixed_side(reach) > 0 for reach in field.axes(len(field.fixed)))
         )
 
     @property
-    def halo(self) -> int:
+    def halo(self) -> int | Shape:
         """Pixels that a tile needs around its core, whatever the size of the tile."""
         return self.receptive_field.halo or 0
 
     @property
     def sides(self) -> Shape:
-        """(height, width) of a full square."""
+        """(height, width), or (depth, height, width), of a full square."""
+        axes = self.receptive_field.axes(self.dimensions)
         if self.receptive_field.fixed is not None:
-            return tuple(
-                _fixed_side(self.receptive_field, size) for size in self.receptive_field.fixed
-            )
-        side = round_up(self.side, self.receptive_field.stride)
-        return side, side
+            return tuple(map(_fixed_side, axes))
+        return tuple(
+            round_up(side, reach.stride)
+            for side, reach in zip(sides_of(self.side, self.dimensions), axes, strict=True)
+        )
 
     def spans(self, axis: int, size: int, core: tuple[int, int]) -> list[Span]:
         """Return the patches along an axis whose squares intersect the core.
@@ -117,22 +123,15 @@ class Patching:
         ]
 
     def _span(self, axis: int, size: int, square: int, core: tuple[int, int]) -> Span:
-        field, side, end = (
-            self.receptive_field,
-            self.sides[axis],
-            round_up(size, self.receptive_field.stride),
-        )
+        reach, side = self.receptive_field.along(axis), self.sides[axis]
+        end = round_up(size, reach.stride)
         start, stop = max(square, core[0]), min(square + side, core[1])
-        lead = _lead(field)
-        if field.fixed is None and not field.margin:
+        lead = _lead(reach)
+        if reach.fixed is None and not reach.margin:
             first = max(0, square - lead)
             return Span(start, stop, first, min(end, square + side + lead) - first, first)
-        if field.fixed is not None:
-            length = field.fixed[axis]
-        else:
-            whole = min(side, end - square) + 2 * lead
-            length = whole + (field.residue - whole) % field.stride
-        return Span(start, stop, square - lead, length, square - lead + field.margin)
+        length = reach.fitting(min(side, end - square) + 2 * lead)
+        return Span(start, stop, square - lead, length, square - lead + reach.margin)
 
 
 def core_scores(
@@ -140,43 +139,45 @@ def core_scores(
 ) -> Iterator[ScoredRegion]:
     """Yield the scores of a tile's core, square by square in row order.
 
-    Each item is a pair of slices in the core and scores (y, x, k), which are valid until the next
-    item. `prepare` turns pixels (y, x, band) into network input. Squares without valid pixels are
-    left out. Raises `WeightsError` if the size of the output does not match the card.
+    Each item holds slices in the core and scores (y, x, k), or (z, y, x, k) of volumes, which are
+    valid until the next item. `prepare` turns pixels (y, x, band) into network input. Squares
+    without valid pixels are left out. Raises `WeightsError` if the size of the output does not
+    match the card.
     """
     core, shape = block.tile.core, block.spec.shape
     spans = [
-        patching.spans(axis, shape[axis], (core.start[axis], core.stop[axis])) for axis in (0, 1)
+        patching.spans(axis, shape[axis], (core.start[axis], core.stop[axis]))
+        for axis in range(len(shape))
     ]
-    margin = patching.receptive_field.margin
     valid = block.tile.trim(block.valid)
-    for rows, columns in product(*spans):
-        place = _slices((rows, columns), core.start)
+    for square in product(*spans):
+        place = _slices(square, core.start)
         if valid[place].any():
-            scores = scores_of(
-                block,
-                (rows.first, columns.first),
-                (rows.length, columns.length),
-                margin,
-                prepare,
-                engine,
+            first, lengths = (
+                tuple(getattr(span, name) for span in square) for name in ("first", "length")
             )
-            yield place, scores[_slices((rows, columns), (rows.output, columns.output))]
+            scores = scores_of(block, first, lengths, patching.receptive_field, prepare, engine)
+            yield place, scores[_slices(square, tuple(span.output for span in square))]
 
 
 def scores_of(
-    block: Block, first: Shape, lengths: Shape, margin: int, prepare: Prepare, engine: Engine
+    block: Block,
+    first: Shape,
+    lengths: Shape,
+    field: ReceptiveField,
+    prepare: Prepare,
+    engine: Engine,
 ) -> NDArray[np.float32]:
-    """Run the engine on one patch and return its output (y, x, k).
+    """Run the engine on one patch and return its output (y, x, k), or (z, y, x, k).
 
     The patch starts at the pixel `first` of the image and has these lengths.
     """
     output = engine(prepare(cut(block, first, lengths))[None])
-    expected = tuple(length - 2 * margin for length in lengths)
-    if output.ndim != 4 or output.shape[1:3] != expected:
+    expected = field.output_sizes(lengths)
+    if output.shape[1:-1] != expected:
         raise WeightsError(
-            f"The network was expected to give {expected[0]} x {expected[1]} pixels for a patch of "
-            f"{lengths[0]} x {lengths[1]}; its output has the shape {output.shape[1:]}. Its card "
+            f"The network was expected to give {sizes_text(expected)} pixels for a patch of "
+            f"{sizes_text(lengths)}; its output has the shape {output.shape[1:]}. Its card "
             "does not fit it: remove the card, so that the network is measured again."
         )
     scores: NDArray[np.float32] = output[0]
@@ -184,7 +185,8 @@ def scores_of(
 
 
 def cut(block: Block, first: Shape, lengths: Shape) -> NDArray[np.generic]:
-    """Return the pixels (y, x, band) of a patch, mirrored beyond the border of the image.
+    """Return the pixels (y, x, band), or (z, y, x, band), of a patch, mirrored beyond the border of
+    the image.
 
     May be a read-only view. Pixels outside the block are replaced by the nearest ones in it; the
     caller must not depend on them.
@@ -199,13 +201,19 @@ def cut(block: Block, first: Shape, lengths: Shape) -> NDArray[np.generic]:
                 slice(f - a, f - a + n) for a, f, n in zip(read.start, first, lengths, strict=True)
             )
         ]
-    rows, columns = (
+    places = [
         np.clip(mirrored(np.arange(f, f + n), size) - a, 0, b - a - 1)
         for a, b, f, n, size in zip(read.start, read.stop, first, lengths, shape, strict=True)
+    ]
+    lowest = [int(each.min()) for each in places]
+    needed = tuple(
+        slice(low, int(each.max()) + 1) for low, each in zip(lowest, places, strict=True)
     )
-    left, right = int(columns.min()), int(columns.max()) + 1
-    # Whole rows first: much cheaper than gathering pixels by pairs of indices.
-    return block.pixels[:, left:right][rows].take(columns - left, axis=1)
+    pixels = block.pixels[needed]
+    # Axis by axis: much cheaper than gathering pixels by pairs of indices.
+    for axis, (low, each) in enumerate(zip(lowest, places, strict=True)):
+        pixels = pixels.take(each - low, axis=axis)
+    return pixels
 
 
 def mirrored(places: NDArray[np.int_], size: int) -> NDArray[np.int_]:
@@ -229,20 +237,31 @@ def round_up(pixels: int, stride: int) -> int:
     return -(-pixels // stride) * stride
 
 
-def _lead(field: ReceptiveField) -> int:
+def sides_of(side: int | Shape, dimensions: int) -> Shape:
+    """The side along each axis: one number makes squares, and cubes of about as many voxels.
+
+    >>> sides_of(512, 2), sides_of(512, 3)
+    ((512, 512), (64, 64, 64))
+    """
+    return Tiling(side).tile((1,) * dimensions)
+
+
+def _lead(reach: AxisReach) -> int:
     """Pixels of a patch before its square: the receptive field, aligned to the output's lattice."""
-    halo = field.halo or 0
+    halo = reach.halo or 0
     # Without any padding inside, all output is complete: the receptive field exceeds the margin
     # only by the phases of the stride.
-    if field.margin and halo < field.margin + field.stride:
-        return field.margin
-    return field.margin + round_up(halo - field.margin, field.stride)
+    if reach.margin and halo < reach.margin + reach.stride:
+        return reach.margin
+    return reach.margin + round_up(halo - reach.margin, reach.stride)
 
 
-def _fixed_side(field: ReceptiveField, size: int) -> int:
-    return (size - 2 * _lead(field)) // field.stride * field.stride
+def _fixed_side(reach: AxisReach) -> int:
+    return ((reach.fixed or 0) - 2 * _lead(reach)) // reach.stride * reach.stride
 
 
-def _slices(spans: tuple[Span, Span], origin: Shape) -> tuple[slice, slice]:
-    (y, x), (oy, ox) = spans, origin
-    return slice(y.start - oy, y.stop - oy), slice(x.start - ox, x.stop - ox)
+def _slices(spans: Sequence[Span], origin: Shape) -> tuple[slice, ...]:
+    return tuple(
+        slice(span.start - first, span.stop - first)
+        for span, first in zip(spans, origin, strict=True)
+    )

@@ -14,6 +14,11 @@ heights and widths are those where every pooling meets an even size (572 gives 3
 bilinear upsampling then still depends on where an image is cut: in the outermost 2 ** depth - 1
 pixels of the output, for lack of neighbours. With `padding="same"`, output and input have the same
 size, a multiple of 2 ** depth.
+
+With `dimensions=3` all of this is done along z, y and x (Cicek et al. 2016, "3D U-Net: Learning
+Dense Volumetric Segmentation from Sparse Annotation"). Slices of scans are often farther apart
+than the pixels in them. `pooling` then leaves z out at the first levels, until voxels are about
+cubes, as Isensee et al. 2021 (nnU-Net) plan it.
 """
 
 from __future__ import annotations
@@ -29,12 +34,15 @@ from maskloom.segcore.deep.networks.recipe import (
     check_counts,
     check_width,
 )
+from maskloom.segcore.geometry import by_axis
 
 if TYPE_CHECKING:
     import keras
 
 Tensor = Any
 Padding = Literal["same", "valid"]
+Factors = tuple[int, ...]
+"""Of a pooling, along each axis."""
 UnetUpsampling = Literal["transposed", "nearest", "bilinear", "unpooling", "bed_of_nails"]
 
 
@@ -70,12 +78,26 @@ class Unet:
     """Side of the last convolution's kernel in pixels, odd."""
     dropout: float = 0.0
     """Fraction of the deepest features dropped at random during training."""
+    dimensions: Literal[2, 3] = 2
+    """2: a network of images, which labels volumes slice by slice. 3: a network of volumes, which
+    looks along z too.
+    """
+    pooling: tuple[Factors, ...] | None = None
+    """Factors of each pooling along the axes, 1 or 2, the first level first. For slices two to four
+    times as far apart as pixels, at depth 3: [[1, 2, 2], [2, 2, 2], [2, 2, 2]]. Default: all 2.
+    """
 
     def __post_init__(self) -> None:
         check_width(self.width)
         if not 1 <= self.depth <= 8:
             raise ValueError(f"depth: expected 1 to 8 poolings; got {self.depth}")
+        if self.dimensions not in (2, 3):
+            raise ValueError(f"dimensions: expected 2 or 3; got {self.dimensions}")
         check_choice("padding", self.padding, get_args(Padding))
+        if self.padding == "valid" and (self.dimensions == 3 or self.pooling is not None):
+            raise ValueError("padding: `dimensions: 3` and `pooling` need `same`; got 'valid'")
+        if self.pooling is not None:
+            self._check_pooling(self.pooling)
         check_choice("normalisation", self.normalisation, get_args(Normalisation))
         check_choice("upsampling", self.upsampling, get_args(UnetUpsampling))
         if not 1 <= self.output_kernel <= 15 or self.output_kernel % 2 == 0:
@@ -88,29 +110,50 @@ class Unet:
                 f"dropout: expected a fraction from 0 to less than 1; got {self.dropout}"
             )
 
+    @property
+    def poolings(self) -> tuple[Factors, ...]:
+        """The factors of each pooling along the axes."""
+        return self.pooling or ((2,) * self.dimensions,) * self.depth
+
+    def _check_pooling(self, pooling: tuple[Factors, ...]) -> None:
+        if len(pooling) != self.depth or any(
+            len(factors) != self.dimensions or not set(factors) <= {1, 2} or max(factors) < 2
+            for factors in pooling
+        ):
+            example = [[1] * (self.dimensions - 2) + [2, 2]] * self.depth
+            raise ValueError(
+                f"pooling: expected {self.depth} (`depth`) lists of {self.dimensions} factors, 1 "
+                f"or 2 and at least one of them 2, for example {example}; got "
+                f"{[list(factors) for factors in pooling]}"
+            )
+
     def build(self, channels: int, classes: int) -> keras.Model:
         """Build the model for `channels` bands and `classes` classes.
 
         The model maps (image, y, x, `channels`) float32 to class probabilities (image, y, x,
-        `classes`) float32. Raises `ValueError` for fewer than one channel or two classes.
+        `classes`) float32; volumes have an axis z before y. Raises `ValueError` for fewer than one
+        channel or two classes.
         """
         check_counts(channels, classes)
         return unet(self, channels, classes)
 
 
 def unet(
-    recipe: Unet, channels: int, classes: int, size: tuple[int | None, int | None] = (None, None)
+    recipe: Unet, channels: int, classes: int, size: tuple[int | None, ...] | None = None
 ) -> keras.Model:
     """Return the model: (image, y, x, channel) float32 to probabilities (image, y, x, class).
 
-    `size` fixes the height and width of images; None leaves them open.
+    `size` fixes the size along each axis; None leaves them open.
     """
     import keras
     from keras import layers
 
     from maskloom.segcore.deep.networks.layers.upsampling import MaxPoolingWithPositions
 
-    inputs = keras.Input((*size, channels), name="image")
+    # Layers of images and of volumes differ by the end of their names.
+    convolution = layers.Conv2D if recipe.dimensions == 2 else layers.Conv3D
+    pool = layers.MaxPooling2D if recipe.dimensions == 2 else layers.MaxPooling3D
+    inputs = keras.Input((*(size or (None,) * recipe.dimensions), channels), name="image")
     skips: list[Tensor] = []
     positions: list[Tensor] = []
     x = inputs
@@ -118,10 +161,11 @@ def unet(
         x = _block(x, recipe, level, f"down{level}")
         skips.append(x)
         if recipe.upsampling == "unpooling":
-            x, places = MaxPoolingWithPositions(name=f"down{level}_pool")(x)
+            size_of = by_axis(recipe.poolings[level])
+            x, places = MaxPoolingWithPositions(size_of, name=f"down{level}_pool")(x)
             positions.append(places)
         else:
-            x = layers.MaxPooling2D(name=f"down{level}_pool")(x)
+            x = pool(recipe.poolings[level], name=f"down{level}_pool")(x)
     x = _block(x, recipe, recipe.depth, "bottom")
     if recipe.dropout > 0:
         x = layers.Dropout(recipe.dropout, name="bottom_dropout")(x)
@@ -131,7 +175,7 @@ def unet(
             [_cropped(skips[level], _crop(recipe, level), f"up{level}_crop"), x]
         )
         x = _block(x, recipe, level, f"up{level}")
-    x = layers.Conv2D(classes, recipe.output_kernel, padding=recipe.padding, name="logits")(x)
+    x = convolution(classes, recipe.output_kernel, padding=recipe.padding, name="logits")(x)
     # Probabilities stay float32 under mixed precision: losses need their small differences.
     return keras.Model(inputs, layers.Softmax(dtype="float32", name="scores")(x), name="unet")
 
@@ -162,10 +206,11 @@ def _block(x: Tensor, recipe: Unet, level: int, name: str) -> Tensor:
     """Two 3x3 convolutions, each with its normalisation and ReLU."""
     from keras import layers
 
+    convolution = layers.Conv2D if recipe.dimensions == 2 else layers.Conv3D
     filters = recipe.width << level
     for number in (1, 2):
         plain = recipe.normalisation == "none"
-        x = layers.Conv2D(
+        x = convolution(
             filters,
             3,
             padding=recipe.padding,
@@ -182,7 +227,7 @@ def _block(x: Tensor, recipe: Unet, level: int, name: str) -> Tensor:
 
 
 def _upsampled(x: Tensor, recipe: Unet, level: int, positions: list[Tensor]) -> Tensor:
-    """Double height and width and set the level's channels.
+    """Undo the level's pooling of sizes and set its channels.
 
     `positions` are those of each level's pooling, for unpooling.
     """
@@ -190,17 +235,25 @@ def _upsampled(x: Tensor, recipe: Unet, level: int, positions: list[Tensor]) -> 
 
     from maskloom.segcore.deep.networks.layers.upsampling import MaxUnpooling, Upsampling
 
-    filters = recipe.width << level
+    images = recipe.dimensions == 2
+    filters, factors = recipe.width << level, recipe.poolings[level]
     if recipe.upsampling == "transposed":
-        return layers.Conv2DTranspose(
-            filters, 2, strides=2, kernel_initializer="he_normal", name=f"up{level}_transposed"
+        transposed = layers.Conv2DTranspose if images else layers.Conv3DTranspose
+        return transposed(
+            filters,
+            factors,
+            strides=factors,
+            kernel_initializer="he_normal",
+            name=f"up{level}_transposed",
         )(x)
     # The 1x1 convolution comes first because it costs a quarter on the smaller map.
-    x = layers.Conv2D(filters, 1, kernel_initializer="he_normal", name=f"up{level}_halve")(x)
+    convolution = layers.Conv2D if images else layers.Conv3D
+    x = convolution(filters, 1, kernel_initializer="he_normal", name=f"up{level}_halve")(x)
+    factor = by_axis(factors)
     if recipe.upsampling == "unpooling":
         places = _cropped(positions[level], _crop(recipe, level) // 2, f"up{level}_crop_positions")
-        return MaxUnpooling(name=f"up{level}_unpooling")(x, places)
-    return Upsampling(2, recipe.upsampling, name=f"up{level}_{recipe.upsampling}")(x)
+        return MaxUnpooling(factor, name=f"up{level}_unpooling")(x, places)
+    return Upsampling(factor, recipe.upsampling, name=f"up{level}_{recipe.upsampling}")(x)
 
 
 def _crop(recipe: Unet, level: int) -> int:

@@ -69,7 +69,7 @@ class Dicom:
         ),
         FileKind("ZIP", (".zip",)),
     )
-    mask: str = "npy"
+    mask: str = "nifti"
     other_masks: tuple[str, ...] = ("seg", "seg_binary")
 
     def headers_version(self, options: ReadOptions) -> str:

@@ -1,9 +1,9 @@
-"""The contents of a TIFF: whether its pages are one image, its channels, or several images, which
-are refused.
+"""The contents of a TIFF: whether its pages are one image, its channels, or several images.
 
 One file is one picture of one or many bands. Reduced pages (levels of a pyramid) and transparency
 masks belong to a picture; pages described as channels are its bands. Slices, times, scenes and
-pages without a description are refused: reading only one page of many would give wrong numbers.
+pages without a description are for `tiff.stack` (`SeveralPictures`): reading only one page of many
+would give wrong numbers.
 
 Three kinds of description are known: OME-XML, the lines of ImageJ, or the JSON of tifffile, each in
 the first page. A description with sizes other than those of the page was left by a program that
@@ -27,23 +27,30 @@ if TYPE_CHECKING:
     from xml.etree.ElementTree import Element
 
     from maskloom.segcore.formats.source import StoredFile
+    from maskloom.segcore.geometry import Shape
 
 _MOST_COUNTED = 20
 """Largest number of pages counted for a message; each may be one request to a remote store."""
 _MOST_CHANNELS = 4096
-_ATTACHMENTS = re.compile(r"(label|macro|thumbnail|overview)( image)?", re.IGNORECASE)
+ATTACHMENTS = re.compile(r"(label|macro|thumbnail|overview)( image)?", re.IGNORECASE)
 """Names of the pictures that slide scanners store with the slide."""
 _CHANNELS_HELP = (
     "If they are channels of one picture, save them as OME-TIFF or as an ImageJ hyperstack, which "
     "say so."
 )
-_SPLIT_HELP = (
+SPLIT_HELP = (
     "Write each into a file of its own (with Fiji, bfconvert, tiffsplit, or gdal_translate "
     "GTIFF_DIR:2:FILE)"
 )
+_MOST_PICTURES = 2**20
+"""Largest number of pictures that a description may claim."""
 SLIDE_NOTE = (
     "the slide alone is segmented; the thumbnail, label and macro pictures in the file are not"
 )
+
+
+class SeveralPictures(FormatError):
+    """The file holds more than one picture, which `tiff.stack` reads if they have a meaning."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,10 +132,11 @@ def _alone(source: StoredFile, page: Page, axes: _Axes) -> Contents:
     follow that page.
     """
     if not page.compressed and page.data_offset + 2 * page.plane_bytes <= source.size():
-        raise FormatError(
+        raise _several(
+            source.location,
+            axes.planes,
             f"{source.location} is {axes.writer} of {axes.planes} pictures behind one directory, "
-            "where only the program that wrote it finds "
-            f"them. Save it as OME-TIFF. {_CHANNELS_HELP}"
+            f"which cannot be told apart. Save it as OME-TIFF. {_CHANNELS_HELP}",
         )
     # Programs that extract a page from a stack often keep the description.
     return Contents(
@@ -247,16 +255,18 @@ def _ome(pages: Pages, source: StoredFile, root: Element, found: Sequence[Page])
             f"({_companion(root)}). "
             "Save it as one OME-TIFF with its metadata."
         )
-    attached = [_ATTACHMENTS.fullmatch(name.strip()) is not None for name, _ in images]
+    attached = [ATTACHMENTS.fullmatch(name.strip()) is not None for name, _ in images]
     if attached[0] or attached.count(False) > 1:
         named = ", ".join(repr(name) for name, _ in images[:5]) + (
             ", ..." if len(images) > 5 else ""
         )
-        raise FormatError(
-            f"{location} is an OME-TIFF of {len(images)} pictures ({named}); one file is read as "
-            f"one picture. {_SPLIT_HELP}."
+        raise _several(
+            location,
+            sum(map(_planes, root.iterfind("{*}Image/{*}Pixels"))),
+            f"{location} is an OME-TIFF of {len(images)} pictures ({named}), which cannot be told "
+            f"apart. {SPLIT_HELP}.",
         )
-    channels, slices, times = (max(1, _whole(pixels.get(f"Size{axis}"), 1)) for axis in "CZT")
+    channels, slices, times = _sizes(pixels)
     axes = _Axes("an OME-TIFF", channels, slices, times)
     _refuse_other_files(location, root, pixels)
     if axes.planes > first.samples and not any(page.content for page in found[1:]):
@@ -355,19 +365,59 @@ def _stacked(location: str, axes: _Axes) -> FormatError:
         ("pictures", axes.unnamed),
     )
     held = " x ".join(f"{number} {name}" for name, number in sizes if number > 1)
-    return FormatError(
-        f"{location} is {axes.writer} of {held}. Volumes and series are not read yet, and one "
-        "plane must not pass for the whole. "
-        f"{_SPLIT_HELP}; channels may stay together."
+    return _several(
+        location,
+        axes.planes,
+        f"{location} is {axes.writer} of {held}, which its pages do not agree with. "
+        f"{SPLIT_HELP}; channels may stay together.",
     )
 
 
 def _unexplained(location: str, count: int, most: int) -> FormatError:
-    return FormatError(
+    return _several(
+        location,
+        count,
         f"{location} holds {_number(count, most)} pages, and does not say what they are; one file "
-        "is read as one picture. "
-        f"{_SPLIT_HELP}. {_CHANNELS_HELP}"
+        f"is read as one picture. {SPLIT_HELP}. {_CHANNELS_HELP}",
     )
+
+
+def _several(location: str, planes: int, message: str) -> FormatError:
+    """The error for a file of several pictures; a permanent one if it claims too many."""
+    if planes > _MOST_PICTURES:
+        return FormatError(
+            f"{location} claims {planes} pictures; the limit is {_MOST_PICTURES}. Its description "
+            "(tag 270) is damaged, or cut it into several files."
+        )
+    return SeveralPictures(message)
+
+
+def ome_pixels(description: str, shape: Shape | None = None) -> list[Element]:
+    """The elements Pixels of OME metadata, one for each picture; none of other texts, or if the
+    first has another `shape` (y, x).
+    """
+    from xml.etree.ElementTree import ParseError, fromstring
+
+    if "<OME" not in description or "<!DOCTYPE" in description or "<!ENTITY" in description:
+        return []
+    try:
+        # Without a document type there are no entities, so nothing expands.
+        root = fromstring(description.encode("utf-8", "replace"))  # noqa: S314
+    except (ParseError, ValueError):
+        return []
+    found = root.findall("{*}Image/{*}Pixels")
+    sizes = [(_whole(each.get("SizeY"), 0), _whole(each.get("SizeX"), 0)) for each in found[:1]]
+    return found if shape is None or sizes == [shape] else []
+
+
+def _sizes(pixels: Element) -> tuple[int, int, int]:
+    """Channels, slices and times."""
+    channels, slices, times = (max(1, _whole(pixels.get(f"Size{axis}"), 1)) for axis in "CZT")
+    return channels, slices, times
+
+
+def _planes(pixels: Element) -> int:
+    return math.prod(_sizes(pixels))
 
 
 def _number(count: int, most: int) -> str:

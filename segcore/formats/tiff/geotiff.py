@@ -29,15 +29,30 @@ import numpy as np
 
 from maskloom.segcore.errors import FormatError, ReadError, SourceChanged
 from maskloom.segcore.formats.content import require_kind
-from maskloom.segcore.formats.orientation import UPRIGHT, stored_box, turn, turn_shape
+from maskloom.segcore.formats.orientation import UPRIGHT, stored_box, transposed, turn, turn_shape
 from maskloom.segcore.formats.pixels import drop_not_finite
 from maskloom.segcore.formats.source import StoredFile
+from maskloom.segcore.formats.tiff import stack
 from maskloom.segcore.formats.tiff.beside import SideMask
-from maskloom.segcore.formats.tiff.contents import Contents, read_contents
+from maskloom.segcore.formats.tiff.contents import (
+    Contents,
+    SeveralPictures,
+    ome_pixels,
+    read_contents,
+)
 from maskloom.segcore.formats.tiff.dataset import TiffDataset, errors, fault, reason
 from maskloom.segcore.formats.tiff.layout import Layout, read_layout
+from maskloom.segcore.formats.tiff.sizes import (
+    Sizes,
+    imagej_sizes,
+    metric_of,
+    ome_sizes,
+    tagged_sizes,
+)
 from maskloom.segcore.geometry import Box
+from maskloom.segcore.ground.space import Metric
 from maskloom.segcore.raster.spec import FORMATS, FileKind, RasterSpec
+from maskloom.segcore.raster.stored import ReadOptions, StoredImage
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -68,11 +83,32 @@ class GeoTiff:
 
     def describe(self, location: str, version: str) -> RasterSpec:
         """Read the header; see `segcore.raster.spec.Format.describe`."""
+        return self.describe_image(StoredImage(location, version), ReadOptions())
+
+    def parts(self, image: StoredImage, options: ReadOptions) -> Sequence[str]:
+        """The times, positions and series of a stack; see `OptionsFormat.parts`."""
+        one = _one_picture(_checked(image.location))
+        return () if one else stack.parts(image, options)
+
+    def describe_image(self, image: StoredImage, options: ReadOptions) -> RasterSpec:
+        """Read the header of a picture, or of one in a stack; see
+        `OptionsFormat.describe_image`.
+        """
+        location = image.location
+        source = _checked(location)
+        if not _one_picture(source):
+            return stack.describe(image, options)
+        if options.level != 0:
+            reduced = stack.describe(image, options)
+            if reduced.level:
+                return reduced
         try:
-            source = _checked(location)
             contents = read_contents(source)
             with contextlib.closing(_opened(source, contents, contents.page)) as dataset:
                 layout = read_layout(dataset, source, contents.page)
+                metric, notes = dataset.run(
+                    _metric, dataset.raw, contents, layout, options.pixel_size == "tags"
+                )
         except errors() as error:
             raise FormatError(fault(location, "The header of", error)) from error
         bands = _bands(contents, layout)
@@ -84,21 +120,23 @@ class GeoTiff:
             bands=tuple(range(1, bands + 1)),
             dtype="uint8" if painted else layout.dtype,
             chunks=turn_shape(layout.chunks, layout.orientation),
-            version=version,
+            version=image.version,
             file_bands=bands,
             nodata=layout.nodata[0],
             interpretation="rgb" if layout.rgb or painted else "bands",
-            space=layout.space,
-            notes=(*contents.notes, *layout.notes),
+            space=replace(layout.space, metric=metric),
+            notes=(*contents.notes, *layout.notes, *notes),
         )
 
     def open(self, spec: RasterSpec) -> Reader:
         """Open the file; see `segcore.raster.spec.Format.open`. A reader is for one thread at a
         time.
         """
-        with contextlib.ExitStack() as stack:
+        with contextlib.ExitStack() as resources:
             try:
                 source = _checked(spec.location)
+                if spec.part or spec.level or not _one_picture(source):
+                    return stack.open_stack(spec)
                 contents = read_contents(source)
                 apart = len(contents.pages) > 1
                 # Channels that are not selected stay closed.
@@ -108,7 +146,7 @@ class GeoTiff:
                     if band <= len(contents.pages)
                 ]
                 pages = {
-                    band: stack.enter_context(_page_reader(source, contents, band, spec))
+                    band: resources.enter_context(_page_reader(source, contents, band, spec))
                     for band in wanted
                 }
             except errors() as error:
@@ -124,7 +162,7 @@ class GeoTiff:
                     f"{spec.location} has changed since its header was read. Run the same command "
                     "again."
                 )
-            stack.pop_all()
+            resources.pop_all()
         return ChannelReader(pages, spec) if apart else pages[1]
 
     def open_stored(self, spec: RasterSpec) -> Reader:
@@ -318,6 +356,41 @@ class ChannelReader:
             for channel in (i for i, wanted in enumerate(self.spec.bands) if wanted == band):
                 pixels[..., channel] = plane[..., 0]
         return pixels, valid
+
+
+def _one_picture(source: StoredFile) -> bool:
+    """Whether the file is one picture. Raises `FormatError` if it is broken."""
+    try:
+        read_contents(source)
+    except SeveralPictures:
+        return False
+    return True
+
+
+def _metric(
+    raw: Any, contents: Contents, layout: Layout, tags_count: bool
+) -> tuple[Metric | None, tuple[str, ...]]:
+    """The size of a pixel that the file states, and a note if it is not usable; `tags_count` if the
+    resolution tags are to be believed.
+    """
+    if layout.space.placed or layout.space.crs is not None:
+        return None, ()
+    tags, description = raw.tags(), contents.first.description
+    across, down = (float(tags.get(f"TIFFTAG_{axis}RESOLUTION") or 0) for axis in "XY")
+    resolution = (across, down)
+    described = ome_pixels(description, contents.page.shape)
+    sizes: Sizes = {}
+    if described:
+        sizes = ome_sizes(described[0])
+    elif description.startswith("ImageJ="):
+        sizes = imagej_sizes(description, resolution)
+    if tags_count:
+        unit = tags.get("TIFFTAG_RESOLUTIONUNIT", "")[:1]
+        sizes = tagged_sizes(resolution, int(unit) if unit.isdecimal() else 0)
+    metric, notes = metric_of(sizes, layout.space.axes, "tags" if tags_count else "file")
+    if metric is not None and transposed(layout.orientation):
+        metric = replace(metric, spacing=metric.spacing[::-1])
+    return metric, notes
 
 
 def _checked(location: str) -> StoredFile:

@@ -14,7 +14,12 @@ import numpy as np
 
 from maskloom.segcore.errors import FormatError
 from maskloom.segcore.formats.orientation import UPRIGHT, turn_shape
-from maskloom.segcore.formats.source import MAX_PICTURE_PIXELS, StoredFile
+from maskloom.segcore.formats.source import (
+    MAX_BANDS,
+    MAX_PICTURE_PIXELS,
+    MAX_PIXELS,
+    StoredFile,
+)
 from maskloom.segcore.formats.tiff.beside import metadata_file, place_beside
 from maskloom.segcore.formats.tiff.dataset import TiffDataset
 from maskloom.segcore.ground.space import Space
@@ -27,9 +32,6 @@ if TYPE_CHECKING:
     from maskloom.segcore.formats.tiff.pages import Page
     from maskloom.segcore.geometry import Affine, Shape
 
-MAX_PIXELS = 2**40
-"""Largest number of pixels of one image; a header alone can claim any number."""
-MAX_BANDS = 4096
 _MIN_IS_WHITE = 0
 _COLOUR_SYSTEMS = {
     5: "inks (CMYK)",

@@ -23,6 +23,8 @@ FIRST_DIRECTORY = {42: (4, "I"), 43: (8, "Q")}
 MAX_PAGES = 2**13
 MAX_DESCRIPTION_BYTES = 16 << 20
 _MAX_ENTRIES = 4096
+_LARGEST_FILE = 2**43
+"""In bytes. Systems refuse to go to places beyond what their files can have."""
 _MAX_CHILDREN = 64
 _MAX_VALUES = 2**16
 _SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 6: 1, 7: 1, 8: 2, 9: 4, 13: 4, 16: 8, 17: 8, 18: 8}
@@ -177,7 +179,7 @@ class Pages:
         return _page_of(_Directory(self, tags, order, word), offset, described), following
 
     def _bytes(self, offset: int, size: int) -> bytes:
-        if offset < 2**63:
+        if offset < _LARGEST_FILE:
             self.stream.seek(offset)
             data = self.stream.read(size)
             if len(data) == size:
@@ -242,7 +244,7 @@ def _page_of(directory: _Directory, offset: int, described: bool) -> Page:
     return Page(
         offset=offset,
         shape=(directory.number(257, 0), directory.number(256, 0)),
-        samples=directory.number(277, 1),
+        samples=max(1, directory.number(277, 1)),
         bits=directory.numbers(258, (1,), 16),
         sample_format=directory.number(339, 1),
         photometric=None if photometric < 0 else photometric,

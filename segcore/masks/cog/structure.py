@@ -10,6 +10,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,7 +18,8 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-ASCII, SHORT, LONG, DOUBLE, LONG8 = 2, 3, 4, 12, 16
+ASCII, SHORT, LONG, RATIONAL, DOUBLE, LONG8 = 2, 3, 4, 5, 12, 16
+SUB_IFDS = 330
 TILE_OFFSETS, TILE_BYTE_COUNTS = 324, 325
 
 # With leaders and trailers, GDAL fetches a block in one request, without reading the byte counts.
@@ -27,8 +29,8 @@ _STRUCTURE = (
 )
 _LEADER_SIZE = _TRAILER_SIZE = 4
 
-_DTYPES = {SHORT: "<u2", LONG: "<u4", LONG8: "<u8", DOUBLE: "<f8"}
-_SIZES = {ASCII: 1, SHORT: 2, LONG: 4, LONG8: 8, DOUBLE: 8}
+_DTYPES = {SHORT: "<u2", LONG: "<u4", RATIONAL: "<u4", LONG8: "<u8", DOUBLE: "<f8"}
+_SIZES = {ASCII: 1, SHORT: 2, LONG: 4, RATIONAL: 8, LONG8: 8, DOUBLE: 8}
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,13 +44,19 @@ class Tag:
 
     @classmethod
     def of(cls, code: int, kind: int, values: object) -> Tag:
-        """A tag of one or many numbers."""
+        """A tag of one or many numbers; of fractions: each as two numbers."""
         return cls(code, kind, np.atleast_1d(np.asarray(values)).astype(_DTYPES[kind]).tobytes())
 
     @classmethod
     def text(cls, code: int, value: str) -> Tag:
         """A tag of zero-terminated text."""
         return cls(code, ASCII, value.encode() + b"\0")
+
+    @classmethod
+    def ratio(cls, code: int, value: float) -> Tag:
+        """A tag of one fraction."""
+        fraction = Fraction(value).limit_denominator(max(1, min(2**16, int((2**32 - 1) / value))))
+        return cls(code, RATIONAL, struct.pack("<II", *fraction.as_integer_ratio()))
 
     @property
     def count(self) -> int:
@@ -90,14 +98,31 @@ CLASSIC = Flavour(version=42, pointer="I", number="H", offset_type=LONG)
 BIG = Flavour(version=43, pointer="Q", number="Q", offset_type=LONG8)
 
 
-def pack_directories(directories: Sequence[Sequence[Tag]], start: int, flavour: Flavour) -> bytes:
+def pack_directories(
+    directories: Sequence[Sequence[Tag]], start: int, flavour: Flavour, nested: bool = False
+) -> bytes:
     """The directories in sequence, each followed by its values that do not fit into its entries.
 
-    `start` is the offset of the first one in the file, a multiple of 8.
+    `start` is the offset of the first one in the file, a multiple of 8. Each directory leads to the
+    next; `nested`: the first leads to all others as its sub-directories.
     """
+    first, *others = directories
+    if not (nested and others):
+        return _pack(directories, start, flavour, chained=True)
+    nowhere = Tag.of(SUB_IFDS, flavour.offset_type, [0] * len(others))
+    ends = start + np.cumsum(
+        [len(_pack_directory(each, start, flavour, True)) for each in ([*first, nowhere], *others)]
+    )
+    places = Tag.of(SUB_IFDS, flavour.offset_type, ends[:-1])
+    return _pack([[*first, places], *others], start, flavour, chained=False)
+
+
+def _pack(
+    directories: Sequence[Sequence[Tag]], start: int, flavour: Flavour, chained: bool
+) -> bytes:
     out = bytearray()
     for i, tags in enumerate(directories):
-        last = i == len(directories) - 1
+        last = i == len(directories) - 1 or not chained
         out += _pack_directory(tags, start + len(out), flavour, last)
     return bytes(out)
 
@@ -121,17 +146,20 @@ def _pack_directory(tags: Sequence[Tag], start: int, flavour: Flavour, last: boo
 
 
 def pack_cog_head(
-    directories: Sequence[Sequence[Tag]], sizes: Sequence[NDArray[np.int64]], largest_classic: int
+    directories: Sequence[Sequence[Tag]],
+    sizes: Sequence[NDArray[np.int64]],
+    largest_classic: int,
+    nested: bool = False,
 ) -> bytes:
     """All bytes of a Cloud Optimized GeoTIFF before the data of its blocks.
 
     `directories` (full resolution first) lack the offsets of their blocks; `sizes` has the bytes of
     each block, an array (row, column) per directory. The data must follow directly: the smallest
     level first, the blocks of a level in row order, each as `framed`. Files beyond
-    `largest_classic` bytes become BigTIFF.
+    `largest_classic` bytes become BigTIFF. `nested`: see `pack_directories`.
     """
-    head, end = _pack_head(directories, sizes, CLASSIC)
-    return head if end <= largest_classic else _pack_head(directories, sizes, BIG)[0]
+    head, end = _pack_head(directories, sizes, CLASSIC, nested)
+    return head if end <= largest_classic else _pack_head(directories, sizes, BIG, nested)[0]
 
 
 def framed(payload: bytes) -> bytes:
@@ -140,7 +168,10 @@ def framed(payload: bytes) -> bytes:
 
 
 def _pack_head(
-    directories: Sequence[Sequence[Tag]], sizes: Sequence[NDArray[np.int64]], flavour: Flavour
+    directories: Sequence[Sequence[Tag]],
+    sizes: Sequence[NDArray[np.int64]],
+    flavour: Flavour,
+    nested: bool,
 ) -> tuple[bytes, int]:
     """All bytes before the data, and the length of the whole file."""
     ghost = b"GDAL_STRUCTURAL_METADATA_SIZE=%06d bytes\n" % len(_STRUCTURE) + _STRUCTURE
@@ -148,17 +179,15 @@ def _pack_head(
     first += -first % 8
     front = (flavour.header(first) + ghost).ljust(first, b"\0")
     nowhere = [np.zeros(counts.size, np.int64) for counts in sizes]
-    end = first + len(
-        pack_directories(_placed(directories, sizes, nowhere, flavour), first, flavour)
-    )
+    unplaced = _placed(directories, sizes, nowhere, flavour)
+    end = first + len(pack_directories(unplaced, first, flavour, nested))
     offsets = list(nowhere)
     for level in reversed(range(len(sizes))):
         ends = end + np.cumsum(sizes[level] + _LEADER_SIZE + _TRAILER_SIZE)
         offsets[level] = ends - sizes[level].ravel() - _TRAILER_SIZE
         end = int(ends[-1])
-    return front + pack_directories(
-        _placed(directories, sizes, offsets, flavour), first, flavour
-    ), end
+    placed = _placed(directories, sizes, offsets, flavour)
+    return front + pack_directories(placed, first, flavour, nested), end
 
 
 def _placed(

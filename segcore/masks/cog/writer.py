@@ -8,12 +8,14 @@ a pipe or an upload.
 
 Overviews hold the most frequent label (`segcore.kernels.overviews.halve`), so they invent no
 classes and are the same for any tiling.
+
+Masks of slides are OME-TIFFs with the same blocks (`cog.ome`): programs of microscopy find the
+levels as sub-directories of the first one, as GDAL does too.
 """
 
 from __future__ import annotations
 
 import json
-import re
 import tempfile
 import zlib
 from collections.abc import Iterable, Iterator
@@ -24,6 +26,8 @@ from xml.sax.saxutils import escape
 import numpy as np
 
 from maskloom.segcore.errors import RunError
+from maskloom.segcore.ground.space import MILLIMETRES
+from maskloom.segcore.masks.cog.ome import OME_TAGS, ome_tags, xml_text
 from maskloom.segcore.masks.cog.structure import (
     LONG,
     SHORT,
@@ -50,7 +54,11 @@ BigTIFF.
 
 _SPOOL_MEMORY = 8 << 20
 _DEFLATE = 8
+_CENTIMETRE = 3
+"""ResolutionUnit."""
+_RESOLUTION_TAGS = frozenset({282, 283, 296})
 _GEO_TAGS = frozenset({33550, 33922, 34264, 34735, 34736, 34737, 50844})
+_OF_FULL_RESOLUTION = _GEO_TAGS | _RESOLUTION_TAGS | OME_TAGS | {42112}
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +72,10 @@ class CogMasks:
     suffix: str = ".tif"
     beside: tuple[str, ...] = (".aux.xml",)
     most_objects: int = 2**32 - 1
+    ome: bool = False
+    """Whether the file is an OME-TIFF, with its overviews as sub-directories, as programs of
+    microscopy want them, instead of a chain, as a COG has them.
+    """
 
     def encode(
         self, labels: NDArray[np.integer], tile: Tile, spec: RasterSpec, tile_shape: Shape
@@ -132,13 +144,11 @@ class CogMasks:
                 )
             for level in range(encoded, len(spool.sizes)):
                 _build_level(spool, level, dtype)
-            out.write(
-                pack_cog_head(
-                    _directories(spool, _tags(spec, classes, dtype)),
-                    spool.sizes,
-                    LARGEST_CLASSIC_FILE,
-                )
-            )
+            tags = _tags(spec, classes, dtype)
+            if self.ome:
+                tags += ome_tags(spec, () if dtype == "uint32" else classes.names, dtype)
+            directories = _directories(spool, tags)
+            out.write(pack_cog_head(directories, spool.sizes, LARGEST_CLASSIC_FILE, self.ome))
             for level in reversed(range(len(spool.sizes))):
                 for index in np.ndindex(spool.sizes[level].shape):
                     out.write(framed(spool.payload(level, index)))
@@ -146,6 +156,7 @@ class CogMasks:
 
 
 MASKS.register("cog")(CogMasks())
+MASKS.register("ome")(CogMasks(suffix=".ome.tif", ome=True))
 
 
 def block_size(tile_shape: Shape) -> int:
@@ -169,7 +180,7 @@ def category_sidecar(classes: ClassTable) -> bytes:
 
     GeoTIFF itself has no category names, and no palette for uint16 masks of more than 255 classes.
     """
-    names = "".join(f"<Category>{_xml_text(name)}</Category>" for name in classes.names)
+    names = "".join(f"<Category>{xml_text(name)}</Category>" for name in classes.names)
     table = ""
     if classes.dtype != "uint8":
         entries = "".join(
@@ -336,6 +347,7 @@ def _tags(spec: RasterSpec, classes: ClassTable, dtype: str) -> list[Tag]:
         Tag.of(284, SHORT, 1),
         Tag.of(339, SHORT, 1),
         *_geo_tags(spec.space),
+        *_resolution_tags(spec.space),
     ]
     if dtype == "uint8":
         palette = np.zeros((3, 256), np.uint16)
@@ -379,24 +391,30 @@ def _geo_tags(space: Space) -> list[Tag]:
         return [tag for tag in read_first_directory(memory.read()) if tag.code in _GEO_TAGS]
 
 
+def _resolution_tags(space: Space) -> list[Tag]:
+    """Pixels per centimetre, which QuPath and ImageJ read; none if they are not known, or too many
+    or too few for a tag.
+    """
+    if space.metric is None:
+        return []
+    down, across = (
+        10 / (distance * MILLIMETRES[space.metric.unit]) for distance in space.metric.spacing
+    )
+    if not all(2**-15 < each < 2**31 for each in (down, across)):
+        return []
+    return [Tag.ratio(282, across), Tag.ratio(283, down), Tag.of(296, SHORT, _CENTIMETRE)]
+
+
 def _class_metadata(classes: ClassTable) -> str:
     """GDAL's metadata XML: all names as JSON for programs, and each name separately for people."""
     names = json.dumps({str(i): name for i, name in enumerate(classes.names)}, ensure_ascii=False)
     # GDAL undoes the escapes of this tag's values twice.
-    items = [f'<Item name="CLASSES">{escape(_xml_text(names))}</Item>']
+    items = [f'<Item name="CLASSES">{escape(xml_text(names))}</Item>']
     items += [
-        f'<Item name="CLASS_{i}" sample="0">{escape(_xml_text(name))}</Item>'
+        f'<Item name="CLASS_{i}" sample="0">{escape(xml_text(name))}</Item>'
         for i, name in enumerate(classes.names)
     ]
     return f"<GDALMetadata>{''.join(items)}</GDALMetadata>"
-
-
-def _xml_text(text: str) -> str:
-    # XML cannot represent most control characters and halves of surrogate pairs.
-    return escape(
-        re.sub(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]", "\ufffd", text),
-        {'"': "&quot;"},
-    )
 
 
 def _directories(spool: _Spool, tags: list[Tag]) -> list[list[Tag]]:
@@ -410,7 +428,7 @@ def _directories(spool: _Spool, tags: list[Tag]) -> list[list[Tag]]:
                 Tag.of(257, LONG, height),
                 Tag.of(322, SHORT, spool.block),
                 Tag.of(323, SHORT, spool.block),
-                *(tag for tag in tags if level == 0 or tag.code not in (_GEO_TAGS | {42112})),
+                *(tag for tag in tags if level == 0 or tag.code not in _OF_FULL_RESOLUTION),
             ]
         )
     return directories

@@ -52,6 +52,8 @@ def _of_images(bands: int) -> pa.Schema:
             pa.field("pixel_count", pa.int64(), nullable=False),
             pa.field("area", pa.float64(), nullable=False),
             pa.field("area_unit", pa.string(), nullable=False),
+            pa.field("equivalent_diameter", pa.float64()),
+            pa.field("feret_diameter_max", pa.float64()),
             pa.field("perimeter", pa.float64(), nullable=False),
             pa.field("centroid_x", pa.float64(), nullable=False),
             pa.field("centroid_y", pa.float64(), nullable=False),

@@ -1,9 +1,10 @@
 """Measures of objects that add up over tiles: integers, so the finished table is the same for any
 tiling.
 
-All objects have pixels, a box, first moments, an area and band sums. `shape` holds the measures
-specific to images (`PlanarShape`) or volumes (`SolidShape`). Moments are relative to the corner of
-the object's bounding box; they are shifted exactly when parts with different corners are merged.
+All objects have pixels, a box, first moments, an area, hulls and band sums. `shape` holds the
+measures specific to images (`PlanarShape`) or volumes (`SolidShape`). Moments are relative to the
+corner of the object's bounding box; they are shifted exactly when parts with different corners are
+merged.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from maskloom.segcore.statistics.objects.bands import BandSums
+from maskloom.segcore.statistics.objects.hulls import Hulls
 from maskloom.segcore.statistics.objects.int96 import normalised
 from maskloom.segcore.statistics.objects.planar import PlanarShape
 from maskloom.segcore.statistics.objects.solid import SolidShape
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
 
     Integers = NDArray[np.int64]
 
-_PARTS = ("bands", "shape")
+_PARTS = ("bands", "hulls", "shape")
 
 
 @packable
@@ -51,6 +53,8 @@ class Measures:
     """(n,) confidence of the segmenter, NaN if it gives none."""
     bands: BandSums
     """n rows."""
+    hulls: Hulls
+    """n rows."""
     shape: PlanarShape | SolidShape
     """n rows."""
 
@@ -67,10 +71,18 @@ class Measures:
         """(n, axes) one past the last pixel along each axis."""
         return self.box[:, self.first.shape[1] :]
 
+    @property
+    def centroids(self) -> NDArray[np.float64]:
+        """(n, axes) means of the pixels' positions."""
+        pixels = self.pixels[:, None]
+        centroids: NDArray[np.float64] = (self.start * pixels + self.first) / pixels
+        return centroids
+
     def take(self, index: Integers) -> Measures:
         """Rows by index."""
         columns = {name: getattr(self, name)[index] for name in _columns()}
-        return Measures(**columns, bands=self.bands.take(index), shape=self.shape.take(index))
+        parts = {name: getattr(self, name).take(index) for name in _PARTS}
+        return Measures(**columns, **parts)
 
     def split(self, mask: NDArray[np.bool_]) -> tuple[Measures, Measures]:
         """Rows where the mask is True, and the others."""
@@ -92,6 +104,7 @@ class Measures:
         rows = cls(
             **columns,
             bands=BandSums.concatenate([part.bands for part in parts]),
+            hulls=Hulls.concatenate([part.hulls for part in parts]),
             shape=shape.concatenate([part.shape for part in parts]),
         )
         steps = np.diff(rows.object_id)
@@ -120,6 +133,7 @@ def _added(rows: Measures, new: NDArray[np.bool_]) -> Measures:
         normalised(np.add.reduceat(rows.area, starts)),
         np.fmax.reduceat(rows.score, starts),
         rows.bands.sum_by(group, len(starts)),
+        rows.hulls.grouped(starts),
         rows.shape.added(starts, rows.pixels, rows.first, shift),
     )
 

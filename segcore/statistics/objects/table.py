@@ -21,6 +21,7 @@ from maskloom.segcore.ground.lonlat import is_located, to_lonlat, vertex_spacing
 from maskloom.segcore.statistics.exact_areas import add_areas, check_areas, quanta_in_unit
 from maskloom.segcore.statistics.objects.bands import BandSums, observe_bands
 from maskloom.segcore.statistics.objects.geoparquet import geo_metadata, nulls, schema
+from maskloom.segcore.statistics.objects.hulls import Hulls
 from maskloom.segcore.statistics.objects.int96 import as_floats, normalised
 from maskloom.segcore.statistics.objects.measures import Measures
 from maskloom.segcore.statistics.objects.outlines import Outlines, trace_outlines
@@ -105,6 +106,7 @@ def measure(objects: TileObjects, geometry: bool = True) -> Measures:
         _areas(objects, labels)[present],
         _scores(objects)[present],
         objects.bands.take(present),
+        Hulls.observe(labels, rows, core.start).take(present),
         shape.take(present),
     )
 
@@ -139,7 +141,7 @@ def finish(measures: Measures, spec: RasterSpec, names: tuple[str, ...], bands: 
             f"expected sums of the bands {spec.bands} of {spec.location}, none above {bands}; got "
             f"{measures.bands.channels} band(s)"
         )
-    weights = np.cumsum(measures.shape.weights())
+    weights = np.cumsum(measures.shape.weights() + measures.hulls.counts)
     cuts = np.searchsorted(
         weights, np.arange(_BATCH, int(weights[-1]) if len(weights) else 0, _BATCH)
     )
@@ -157,12 +159,12 @@ def _rows(measures: Measures, spec: RasterSpec, names: tuple[str, ...], bands: i
     columns["score"] = _known(measures.score)
     columns["pixel_count"], columns["area"] = measures.pixels, _in_units(measures, spec)
     columns["area_unit"] = pa.repeat(spec.space.unit, rows)
-    centroids = (
-        (measures.start * measures.pixels[:, None] + measures.first) / measures.pixels[:, None]
-    ).T
-    for axis, centroid in zip(spec.space.axes, centroids, strict=True):
+    centroids = measures.centroids
+    columns["equivalent_diameter"] = _diameter_of_ball(columns["area"], len(spec.shape))
+    columns["feret_diameter_max"] = _known(measures.hulls.diameters(spec.space, centroids))
+    for axis, centroid in zip(spec.space.axes, centroids.T, strict=True):
         columns[f"centroid_{axis}"] = centroid
-    columns["longitude"], columns["latitude"] = _longitude_latitude(spec, *centroids[:-3:-1])
+    columns["longitude"], columns["latitude"] = _longitude_latitude(spec, *centroids.T[:-3:-1])
     for axis, start, stop in zip(spec.space.axes, measures.start.T, measures.stop.T, strict=True):
         columns[f"bbox_{axis}0"], columns[f"bbox_{axis}1"] = start, stop
     columns["touches_edge"] = (measures.start == 0).any(axis=1) | (
@@ -259,6 +261,14 @@ def _in_units(measures: Measures, spec: RasterSpec) -> Floats:
     if isinstance(cell, float):
         return np.asarray(measures.pixels * cell, np.float64)
     return as_floats(measures.area) / quanta_in_unit(spec.space)
+
+
+def _diameter_of_ball(sizes: Floats, axes: int) -> Floats:
+    """The diameter of the circle, or the ball, of these sizes."""
+    diameters: Floats = (
+        np.sqrt(4 / np.pi * sizes) if axes == _IMAGE_AXES else np.cbrt(6 / np.pi * sizes)
+    )
+    return diameters
 
 
 def _longitude_latitude(spec: RasterSpec, column: Floats, row: Floats) -> tuple[pa.Array, pa.Array]:

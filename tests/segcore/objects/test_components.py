@@ -35,7 +35,10 @@ def over_tiles(
         assert found.values.shape == each.core.shape
         assert np.array_equal(numbers, np.arange(len(found.class_of))), "every fragment has a pixel"
         border = 2 * sum(each.core.size // side for side in each.core.shape)
-        assert boundary_bytes(found.boundary) <= 4 * border * 20 + 64
+        most = 4 * border * (20 if parts.largest is None else 40) + 64
+        assert boundary_bytes(found.boundary) <= most + 40 * len(parts.classes) * (
+            parts.largest or 0
+        )
     groupings = parts.join(grid, [found.boundary for found in fragments])
 
     def read(number: int) -> tuple[np.ndarray, np.ndarray]:
@@ -61,10 +64,19 @@ def structures(parts: Components, axes: int) -> tuple[np.ndarray, np.ndarray]:
     )
 
 
-def numbered(ids: np.ndarray, min_size: int) -> np.ndarray:
-    """Drop what is small, number the rest by first pixels."""
+def numbered(
+    ids: np.ndarray, min_size: int, largest: int | None = None, classes: np.ndarray | None = None
+) -> np.ndarray:
+    """Drop what is small, and of each class what is not among the largest; number the rest by first
+    pixels.
+    """
     names, first, sizes = np.unique(ids, return_index=True, return_counts=True)
     kept = (names > 0) & (sizes >= min_size)
+    of_class = np.zeros_like(names) if classes is None else classes.ravel()[first]
+    for each in np.unique(of_class[kept]) if largest is not None else ():
+        places = np.flatnonzero(kept & (of_class == each))
+        ranked = sorted(places.tolist(), key=lambda i: (-sizes[i], first[i]))
+        kept[ranked[largest:]] = False
     order = names[kept][np.argsort(first[kept])]
     number = np.zeros(int(ids.max()) + 1, np.int64)
     number[order] = np.arange(1, len(order) + 1)
@@ -84,7 +96,7 @@ def by_scipy(values: np.ndarray, parts: Components) -> np.ndarray:
         if not gaps.any():
             assert np.array_equal(~outside, ndimage.binary_fill_holes(mask, of_holes))
         mask = ~outside & ~gaps
-    return numbered(ndimage.label(mask, structure)[0], parts.min_size)
+    return numbered(ndimage.label(mask, structure)[0], parts.min_size, parts.largest)
 
 
 def by_flooding(values: np.ndarray, parts: Components) -> tuple[np.ndarray, np.ndarray]:
@@ -105,7 +117,7 @@ def by_flooding(values: np.ndarray, parts: Components) -> tuple[np.ndarray, np.n
     for number, flood in enumerate(_floods(np.isin(mask, parts.classes), mask, structure), 1):
         for place in flood:
             ids[place] = number
-    ids = numbered(ids, parts.min_size)
+    ids = numbered(ids, parts.min_size, parts.largest, mask)
     return ids, np.where(ids > 0, mask, 0)
 
 
@@ -169,6 +181,7 @@ def rules(classes: tuple[int, ...]) -> st.SearchStrategy[Components]:
         st.sampled_from([4, 8, None]),
         st.sampled_from([1, 1, 2, 3, 7, 30]),
         st.booleans(),
+        st.sampled_from([None, None, 1, 2]),
     )
 
 
@@ -352,6 +365,7 @@ def rules_of_volumes(classes: tuple[int, ...]) -> st.SearchStrategy[Components]:
         st.sampled_from([6, 18, 26, None]),
         st.sampled_from([1, 1, 2, 5, 20]),
         st.booleans(),
+        st.sampled_from([None, None, 1, 2]),
     )
 
 
@@ -414,6 +428,7 @@ def test_layout_in_memory_does_not_matter() -> None:
         ({"classes": (-1,)}, "classes"),
         ({"connectivity": 5}, "connectivity"),
         ({"min_size": 0}, "min_size"),
+        ({"largest": 0}, "largest"),
     ],
 )
 def test_wrong_rules_are_refused(parameters: dict[str, object], message: str) -> None:

@@ -198,7 +198,7 @@ def test_random_discs_come_out_the_same_for_any_tiling(
         unique=True,
     ),
     radius=st.integers(1, 3),
-    tile=st.tuples(st.integers(5, 18), st.integers(5, 26), st.integers(5, 22)),
+    tile=st.tuples(st.integers(7, 18), st.integers(7, 26), st.integers(7, 22)),
     rule=st.sampled_from([OWNERSHIP, OVERLAP]),
     holes=st.booleans(),
 )

@@ -41,6 +41,7 @@ RECIPES = [
     ),
     ConnectedParts(MixtureOfGaussians(components=2), connectivity=4, fill_holes=True),
     ConnectedParts(Threshold(method="li"), fill_holes=True),
+    ConnectedParts(KMeans(clusters=3), largest=2, fill_holes=True),
 ]
 any_recipe = pytest.mark.parametrize("recipe", RECIPES, ids=str)
 
@@ -143,6 +144,18 @@ def test_class_0_is_background(
     )
 
 
+def test_the_largest_parts_of_each_class_are_kept() -> None:
+    every, _ = check.object_mask(model_of(ConnectedParts(Threshold()), COINS), COINS)
+    model = model_of(ConnectedParts(Threshold(), largest=5), COINS)
+    few, _ = check.object_mask(model, COINS, (50, 60))
+    sizes = np.bincount(every.ravel())
+    sizes[0] = 0
+    assert np.array_equal(few > 0, np.isin(every, np.argsort(sizes)[-5:]))
+    assert model.provenance()["largest"] == 5
+    with pytest.raises(ValueError, match="largest: expected a number of parts from 1 on"):
+        ConnectedParts(Threshold(), largest=0)
+
+
 def test_small_parts_are_background() -> None:
     recipe = ConnectedParts(Threshold())
     every, _ = check.object_mask(model_of(recipe, COINS), COINS)
@@ -206,8 +219,10 @@ def test_names_that_do_not_suit_are_found_before_any_work() -> None:
 def test_objects_are_not_taken_apart_again() -> None:
     for of in (Threshold(), Threshold(value=3)):
         inner = ConnectedParts(of)
-        with pytest.raises(RecipeError, match="finds objects by itself"):
+        with pytest.raises(RecipeError, match="finds objects by itself") as raised:
             ConnectedParts(inner).start()
+        # A class of Python is no name for users.
+        assert "ConnectedParts" not in str(raised.value)
 
 
 def test_an_image_that_does_not_suit_the_inner_segmenter_is_refused() -> None:

@@ -195,3 +195,19 @@ def test_right_parameters_from_a_file() -> None:
     assert TypeAdapter(KMeans).validate_python({"classes": ["a", "b"]}) == KMeans(
         classes=("a", "b")
     )
+
+
+def test_a_name_given_twice_merges_clusters() -> None:
+    picture = full(data.astronaut()[::4, ::4])
+    names = ("shade", "skin", "shade", "white")
+    apart, merged = (fit(KMeans(classes=each), picture) for each in (tuple("abcd"), names))
+    assert KMeans(classes=names).expected_classes == merged.classes == ("shade", "skin", "white")
+    assert merged.centres == apart.centres
+    expected = np.array([0, 1, 0, 2])[labelled(apart, picture)]
+    assert np.array_equal(labelled(merged, picture), expected)
+    assert merged.provenance()["class_of"] == [0, 1, 0, 2]
+
+
+def test_one_name_for_all_clusters_is_refused() -> None:
+    with pytest.raises(ValueError, match="all 3 clusters are called 'a'"):
+        KMeans(classes=("a", "a", "a"))

@@ -61,9 +61,9 @@ PHOTOS = {
     "many colours": np.concatenate(
         [data.astronaut()[:300], data.astronaut()[:220, :, ::-1] // 2 + 60]
     ),
-    "floats": data.chelsea()[::4, ::4].astype("float32"),
+    "floats": data.chelsea()[::6, ::6].astype("float32"),
     "four bands": np.concatenate(
-        [data.astronaut()[::4, ::4], data.camera()[::4, ::4, None]], axis=-1
+        [data.astronaut()[::6, ::6], data.camera()[::6, ::6, None]], axis=-1
     ),
 }
 
@@ -206,3 +206,22 @@ def test_a_large_constant_region_far_away_is_a_component() -> None:
 def test_wrong_parameters_are_refused_by_name(parameters: dict[str, Any], field: str) -> None:
     with pytest.raises(ValidationError, match=field):
         TypeAdapter(MixtureOfGaussians).validate_python(parameters)
+
+
+def test_a_name_given_twice_merges_components() -> None:
+    picture, truth = clouds()
+    names = ("dark", "dark", "bright")
+    apart, merged = (
+        fit(MixtureOfGaussians(classes=each), picture) for each in (tuple("abc"), names)
+    )
+    assert MixtureOfGaussians(classes=names).expected_classes == ("dark", "bright")
+    assert merged.classes == ("dark", "bright")
+    assert merged.means == apart.means
+    assert np.array_equal(labelled(merged, picture), np.array([0, 0, 1])[labelled(apart, picture)])
+    assert adjusted_rand_score(labelled(merged, picture).ravel(), truth.ravel() == 2) > 0.999
+    (block,) = picture.blocks(merged)
+    scores = apart.scores(block)
+    summed = np.stack([scores[..., :2].sum(axis=-1), scores[..., 2]], axis=-1)
+    assert np.allclose(merged.scores(block), summed, atol=1e-6)
+    assert merged.provenance()["class_of"] == [0, 0, 1]
+    assert "class_of" not in apart.provenance()

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import json
 import pickle
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import keras
@@ -19,14 +19,17 @@ from maskloom.segcore.deep.inference.files.examine import card_of_model
 from maskloom.segcore.deep.inference.files.weights import Weights
 from maskloom.segcore.deep.networks.recipe import NETWORKS
 from maskloom.segcore.errors import ModelMismatch, RecipeError, WeightsError
+from maskloom.segcore.ground.space import Metric, Space
+from maskloom.segcore.models.rescaled import Rescaled
 from maskloom.segcore.models.selection import pending_selections, with_selections
 from maskloom.segcore.pipeline.in_memory import segment_source, with_selection
 from maskloom.segcore.segmenters.connected_parts import ConnectedParts
 from maskloom.segcore.segmenters.ensemble import Ensemble
 from maskloom.segcore.segmenters.mixture import MixtureOfGaussians
-from maskloom.segcore.segmenters.network import Deeplab, Fcn, Network, Unet
+from maskloom.segcore.segmenters.network import Deeplab, Fcn, Network, NetworkModel, Unet
 from maskloom.segcore.segmenters.threshold import Threshold
 from maskloom.segcore.testing import segmenters as check
+from maskloom.segcore.training.export import common_pixel_size
 
 PHOTO = data.astronaut()[100:233, 150:327]
 """Sides that no stride divides."""
@@ -413,3 +416,45 @@ def test_the_place_of_the_weights_decides_nothing(unet, tmp_path):
     for suffix in (".keras", ".json"):
         (tmp_path / f"moved{suffix}").write_bytes(Path(unet).with_suffix(suffix).read_bytes())
     assert Unet(unet).start() == Unet(str(tmp_path / "moved.keras")).start()
+
+
+def test_the_pixel_size_comes_from_the_segmenter_or_else_from_the_card(unet, tmp_path):
+    assert isinstance(Unet(unet).start(), NetworkModel)
+    assert Unet(unet, pixel_size="0.25 um").start() == Rescaled(Unet(unet).start(), 0.25)
+    packaged = Unet("nuclei").start()
+    assert (packaged.pixel_size, packaged.model.card.kind) == (0.5, "unet")
+    assert Unet("nuclei", pixel_size="500 nm").start() == packaged
+    assert Unet("nuclei", pixel_size="any").start() == packaged.model
+    for wrong in ("0.5", "fine", "0 um", "1 2 um"):
+        with pytest.raises(ValueError, match=r"pixel_size: .*; or say any"):
+            Unet(unet, pixel_size=wrong)
+
+
+@pytest.mark.parametrize("spacing", [(0.3, 0.3), (0.9, 0.62)])
+def test_resampling_for_a_network_leaves_tiling_without_effect(unet, spacing):
+    model = Unet(unet, pixel_size="0.5 um", **EXACTLY).start()
+    shape = PICTURE.spec.shape
+    image = replace(PICTURE.spec, space=Space(metric=Metric(spacing, "um")))
+
+    @dataclass(frozen=True, eq=False)
+    class Measured(check.Picture):
+        spec = image
+
+    picture = Measured(PICTURE.pixels, PICTURE.valid)
+    whole = check.labelled(model, picture)
+    tiled = check.labelled(model, picture, (48, 64))
+    assert whole.shape == shape
+    assert np.count_nonzero((whole != tiled) & PICTURE.valid) == 0
+    assert np.count_nonzero(whole != check.labelled(model.model, picture)) > 0
+
+
+def test_a_card_states_the_pixel_size_that_all_training_images_share():
+    def spec(*spacing: float, unit: str = "um"):
+        metric = Metric(spacing, unit) if spacing else None
+        return replace(PICTURE.spec, space=Space(metric=metric))
+
+    assert common_pixel_size([spec(0.25, 0.25), spec(0.26, 0.25)]) == pytest.approx(0.25)
+    assert common_pixel_size([spec(0.002, 0.002, unit="mm")]) == pytest.approx(2)
+    assert common_pixel_size([spec(0.25, 0.25), spec()]) is None
+    assert common_pixel_size([spec(0.25, 0.25), spec(0.5, 0.5)]) is None
+    assert common_pixel_size([spec()]) is None

@@ -172,7 +172,7 @@ def test_discs_come_out_the_same_for_any_tiling(
         unique=True,
     ),
     radius=st.integers(2, 4),
-    tile=st.tuples(st.integers(7, 24), st.integers(7, 34), st.integers(7, 30)),
+    tile=st.tuples(st.integers(10, 24), st.integers(10, 34), st.integers(10, 30)),
     min_size=st.sampled_from([1, 30]),
 )
 def test_balls_come_out_the_same_for_any_tiling(

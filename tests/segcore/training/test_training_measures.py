@@ -59,7 +59,7 @@ def setup_of(folder: Path, truths: list[np.ndarray], kind: Any) -> TrainingSetup
         Scaling((0.0,), (1.0,)),
         numbers,
         numbers,
-        PatchShape(SIDE),
+        PatchShape.square(SIDE),
         1,
     )
 

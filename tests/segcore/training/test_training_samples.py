@@ -49,7 +49,7 @@ def dataset(tmp_path):
     return Dataset(pairs, Index().decoder(("even", "odd")), 64)
 
 
-SQUARE = PatchShape(32)
+SQUARE = PatchShape.square(32)
 
 
 def sampler(dataset, frame=SQUARE, augmentation=(), seed=0, balance=0.5):
@@ -63,14 +63,13 @@ def sampler(dataset, frame=SQUARE, augmentation=(), seed=0, balance=0.5):
     )
 
 
-@pytest.mark.parametrize("frame", [PatchShape(32), PatchShape(48, 10)])
+@pytest.mark.parametrize("frame", [PatchShape.square(32), PatchShape.square(48, 10)])
 def test_labels_belong_to_the_middle_of_their_pixels(dataset, frame):
     draw = sampler(dataset, frame, (Flip(), Rotate90()))
     for step in range(10):
         batch = draw.batch(0, step)
-        inner = slice(frame.margin, frame.patch - frame.margin)
-        pixels = batch.pixels[:, inner, inner, 0]
-        assert pixels.shape == batch.classes.shape == (4, frame.target, frame.target)
+        pixels = batch.pixels[:, *frame.inner, 0]
+        assert pixels.shape == batch.classes.shape == (4, *frame.target)
         known = batch.classes != VOID
         assert known.any()
         np.testing.assert_array_equal(batch.classes[known], pixels[known] % 2)
@@ -129,7 +128,7 @@ def test_rare_classes_are_found(tmp_path):
     share = {}
     for balance in (0.0, 1.0):
         draw = Sampler(
-            dataset, found, [0], Scaling(), SamplingOptions(PatchShape(96), 8, balance, 0)
+            dataset, found, [0], Scaling(), SamplingOptions(PatchShape.square(96), 8, balance, 0)
         )
         share[balance] = np.mean(
             [(draw.batch(0, step).classes == 1).any(axis=(1, 2)).mean() for step in range(12)]
@@ -159,10 +158,10 @@ def test_the_survey_counts_every_pixel_by_class(dataset):
     st.sampled_from([1, 2, 8]),
 )
 def test_sliding_windows_answer_every_pixel_once(shape, patch, margin, context, stride):
-    frame = PatchShape(patch, margin, stride)
+    frame = PatchShape.square(patch, margin, stride)
     count = np.zeros(shape, int)
     for seen, counted in sliding_windows(
-        shape, frame, min(context, max(0, (frame.target - stride) // 2))
+        shape, frame, min(context, max(0, (frame.target[0] - stride) // 2))
     ):
         assert seen.shape == (patch, patch)
         answered = seen.grow((-margin, -margin))

@@ -34,7 +34,8 @@ _DTYPES = {
 def onnx_runner(
     weights: Weights, card: Card
 ) -> Callable[[NDArray[np.float32]], NDArray[np.float32]]:
-    """Return a function that runs a patch (1, y, x, band) of an ONNX file to (1, y, x, class).
+    """Return a function that runs a patch (1, y, x, band) of an ONNX file to (1, y, x, class); for
+    a network of volumes both have an axis z before y.
 
     Uses the first output if there are several. Raises `WeightsError` if the file cannot be loaded.
     """
@@ -63,18 +64,19 @@ def onnx_runner(
         raise WeightsError(
             f"ONNX Runtime cannot load {where}: {str(error).strip()[:300]}"
         ) from error
+    axes = card.dimensions + 2
     if (
         len(session.get_inputs()) != 1
         or session.get_inputs()[0].type not in _DTYPES
-        or len(session.get_inputs()[0].shape) != 4
+        or len(session.get_inputs()[0].shape) != axes
     ):
         kinds = [(item.shape, item.type) for item in session.get_inputs()]
-        raise WeightsError(f"{where}: expected a network of one input of four axes; got {kinds}.")
+        raise WeightsError(f"{where}: expected a network of one input of {axes} axes; got {kinds}.")
     taken, given = session.get_inputs()[0], session.get_outputs()[0]
     source = layout_of(_sizes(taken.shape), card.channels, "first")
     target = (
         layout_of(_sizes(given.shape), card.output_channels, source)
-        if len(given.shape) == 4
+        if len(given.shape) == axes
         else source
     )
     dtype = np.dtype(_DTYPES[taken.type])
@@ -86,7 +88,7 @@ def onnx_runner(
             raise WeightsError(
                 f"{where} cannot be run on a patch of {patch.shape}: {str(error).strip()[:300]}"
             ) from error
-        return from_network(np.asarray(output), target, where)
+        return from_network(np.asarray(output), target, where, card.dimensions)
 
     return run
 

@@ -120,24 +120,22 @@ class _PatchByPatch:
     where: str
 
     def __call__(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
-        if batch.ndim != 4 or len(batch) == 0 or batch.shape[-1] != self.card.channels:
+        dimensions = self.card.dimensions
+        if batch.ndim != dimensions + 2 or len(batch) == 0 or batch.shape[-1] != self.card.channels:
+            axes = "y, x" if dimensions == 2 else "z, y, x"
             raise WeightsError(
-                f"{self.where} takes patches (patch, y, x, {self.card.channels}); got "
+                f"{self.where} takes patches (patch, {axes}, {self.card.channels}); got "
                 f"{batch.shape}. Choose other bands or weights."
             )
-        receptive_field = self.card.reach
-        sizes = (
-            f"{receptive_field.residue} modulo {receptive_field.stride}"
-            if receptive_field.fixed is None
-            else str(receptive_field.fixed)
-        )
+        field, lengths = self.card.reach, batch.shape[1:-1]
+        sizes = str(field.fixed or f"{field.residue} modulo {field.stride}")
         # Not every library checks sizes; some read out of bounds.
         if any(
-            size % receptive_field.stride != receptive_field.residue for size in batch.shape[1:3]
-        ) or receptive_field.fixed not in (None, batch.shape[1:3]):
+            size != reach.fitting(size)
+            for size, reach in zip(lengths, field.axes(dimensions), strict=True)
+        ):
             raise WeightsError(
-                f"{self.where} takes heights and widths of {sizes}; got patches of "
-                f"{batch.shape[1:3]}."
+                f"{self.where} takes heights and widths of {sizes}; got patches of {lengths}."
             )
         patches = np.ascontiguousarray(batch, np.float32)
         try:

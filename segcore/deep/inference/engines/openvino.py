@@ -38,7 +38,8 @@ _HINTS = {"float32": "f32", "bfloat16": "bf16"}
 def openvino_runner(
     weights: Weights, card: Card, precision: Precision
 ) -> Callable[[NDArray[np.float32]], NDArray[np.float32]]:
-    """Return a function that runs a patch (1, y, x, band) of a file to (1, y, x, class).
+    """Return a function that runs a patch (1, y, x, band) of a file to (1, y, x, class); for a
+    network of volumes both have an axis z before y.
 
     The file is a keras or ONNX file. The result is valid until the next call. Raises `WeightsError`
     if OpenVINO cannot load the file.
@@ -81,7 +82,7 @@ def openvino_runner(
             raise WeightsError(
                 f"{where} cannot be run on a patch of {patch.shape}: {_reason(error)}"
             ) from error
-        return from_network(output, target, where)
+        return from_network(output, target, where, card.dimensions)
 
     return run
 

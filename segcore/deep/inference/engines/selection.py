@@ -61,7 +61,8 @@ def select_engine(
     engine: EngineName | Literal["auto"] = "auto",
     precision: Precision | Literal["auto"] = "auto",
 ) -> Choice:
-    """Select engine and precision by running a scaled patch (y, x, band) of a valid size.
+    """Select engine and precision by running a scaled patch (y, x, band), or (z, y, x, band), of a
+    valid size.
 
     A single candidate is run too, so that a network that cannot run fails before the first image.
     Raises `WeightsError` if the network cannot run as requested or its output does not match its
@@ -93,7 +94,7 @@ def select_engine(
         key=lambda choice: seconds[choice] * (_LEAST_GAIN if choice.precision == "bfloat16" else 1),
     )
     close_others(weights, best)
-    megapixels = patch.shape[0] * patch.shape[1] / 1e6
+    megapixels = math.prod(patch.shape[:-1]) / 1e6
     tried = [
         {"engine": choice.engine, "precision": choice.precision, "agreement": round(agreement, 6)}
         | (
@@ -138,15 +139,17 @@ def run_once(
     Raises `WeightsError` if the output does not match the card.
     """
     scores = np.array(open_engine(weights, card, choice)(patch[None])[0])
-    expected = (*(size - 2 * card.reach.margin for size in patch.shape[:2]), card.output_channels)
+    expected = (*card.reach.output_sizes(patch.shape[:-1]), card.output_channels)
     # Two classes may have a single score: the log-odds of the second.
     single = (
-        card.output == "logits" and card.output_channels == 2 and scores.shape == (*expected[:2], 1)
+        card.output == "logits"
+        and card.output_channels == 2
+        and scores.shape == (*expected[:-1], 1)
     )
     if scores.shape != expected and not single:
         raise WeightsError(
-            f"{weights.location}: for a patch of {patch.shape[:2]} and {len(card.classes)} classes "
-            f"({', '.join(card.classes)[:200]}) an output of "
+            f"{weights.location}: for a patch of {patch.shape[:-1]} and {len(card.classes)} "
+            f"classes ({', '.join(card.classes)[:200]}) an output of "
             f"{expected} was expected; the network gives {scores.shape}. Give as many classes as "
             "it has, or other weights."
         )

@@ -60,7 +60,7 @@ def _exact_ending(model: Any) -> tuple[Any, Callable[[Any], Any]]:
         finish = activations[last.activation]
     else:
         return _ending(model)
-    if isinstance(last, keras.layers.Conv2D):
+    if isinstance(last, keras.layers.Conv2D | keras.layers.Conv3D):
         return last.input, lambda features: finish(_convolved(last, features))
     last.activation = keras.activations.linear
     return last.output, finish
@@ -81,7 +81,7 @@ def _with_split_pixels(network: Any) -> Any:
     except (AttributeError, ValueError):  # a layer used several times has no single input
         return network
     if not users or not all(
-        isinstance(layer, keras.layers.Conv2D)
+        isinstance(layer, keras.layers.Conv2D | keras.layers.Conv3D)
         and layer.groups == 1
         and layer.data_format == "channels_last"
         for layer in users
@@ -95,7 +95,7 @@ def _with_split_pixels(network: Any) -> Any:
             else layer(*arguments, **options)
         )
 
-    split = keras.Input((*pixels.shape[1:3], 2 * pixels.shape[-1]))
+    split = keras.Input((*pixels.shape[1:-1], 2 * pixels.shape[-1]))
     return keras.models.clone_model(
         network, split, clone_function=lambda layer: layer, call_function=call
     )
@@ -103,7 +103,7 @@ def _with_split_pixels(network: Any) -> Any:
 
 def _split_convolved(layer: Any, pixels: Any) -> Any:
     ops = import_keras().ops
-    kernel = np.concatenate([ops.convert_to_numpy(layer.kernel)] * 2, axis=2)
+    kernel = np.concatenate([ops.convert_to_numpy(layer.kernel)] * 2, axis=-2)
     scores = ops.conv(
         pixels, kernel, list(layer.strides), layer.padding, layer.data_format, layer.dilation_rate
     )
@@ -140,10 +140,12 @@ def _sigmoid(logits: Any) -> Any:
 def tensorflow_runner(
     weights: Weights, precision: Precision
 ) -> Callable[[NDArray[np.float32]], NDArray[np.float32]]:
-    """Return a function that runs a patch (1, y, x, band) of a keras file to (1, y, x, class)."""
+    """Return a function that runs a patch (1, y, x, band) of a keras file to (1, y, x, class); for
+    a network of volumes both have an axis z before y.
+    """
     tensorflow, where = import_tensorflow(), weights.location
     function = frozen(weights, precision)
-    channels = function.inputs[0].shape[-1]
+    *axes, channels = function.inputs[0].shape
 
     def run(patch: NDArray[np.float32]) -> NDArray[np.float32]:
         patch = split_pixels(patch, channels)
@@ -155,7 +157,7 @@ def tensorflow_runner(
                 f"{where} cannot be run on a patch of {patch.shape}: "
                 f"{str(error).strip().splitlines()[0][:300]}"
             ) from error
-        return from_network(output, "last", where)
+        return from_network(output, "last", where, len(axes) - 1)
 
     return run
 
@@ -187,10 +189,10 @@ def _traced(weights: Weights, precision: Precision) -> Any:
     model = load_keras(weights)
     # Subclassed models may lack either attribute.
     inputs, outputs = getattr(model, "inputs", None) or [], getattr(model, "outputs", None) or []
-    if len(inputs) != 1 or len(inputs[0].shape) != 4 or len(outputs) != 1:
+    if len(inputs) != 1 or len(inputs[0].shape) not in (4, 5) or len(outputs) != 1:
         shapes = [tuple(tensor.shape) for tensor in inputs]
         raise WeightsError(
-            f"{weights.location}: expected one input (patch, y, x, band) and one output; got "
+            f"{weights.location}: expected one input (patch, [z,] y, x, band) and one output; got "
             f"inputs {shapes} and {len(outputs)} outputs."
         )
     before, finish = _ending(model) if precision == "float32" else _exact_ending(model)

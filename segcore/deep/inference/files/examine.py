@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import resource
 import subprocess
@@ -29,6 +30,7 @@ from maskloom.segcore.processes import lifeline, limits
 
 if TYPE_CHECKING:
     from maskloom.segcore.deep.inference.receptive_field.measure import Network
+    from maskloom.segcore.geometry import Shape
 
 _BYTES = 12 << 30
 _SPARE = 1.75
@@ -106,17 +108,18 @@ def card_of_model(
     shape = getattr(model, "input_shape", None)
     if (
         not isinstance(shape, tuple)
-        or len(shape) != 4
+        or len(shape) not in (4, 5)
         or shape[-1] is None
         or len(model.outputs) != 1
     ):
         raise WeightsError(
-            f"The network takes {shape}; expected one image (n, y, x, bands) of a known number of "
-            "bands, and one output."
+            f"The network takes {shape}; expected one image (n, y, x, bands), or one volume (n, z, "
+            "y, x, bands), of a known number of bands, and one output."
         )
     check_finite(model, "The network")
-    field = receptive_field_of(model)
-    output, scores = _output_of(runner(model), field, shape[-1], _last_activation(model))
+    field, dimensions = receptive_field_of(model), len(shape) - 2
+    size = probe_size(field, dimensions)
+    output, scores = _output_of(runner(model), size, shape[-1], _last_activation(model))
     return Card(
         kind=kind,
         sha256=sha256,
@@ -125,23 +128,23 @@ def card_of_model(
         scaling=scaling,
         reach=field,
         output=output,
+        dimensions=dimensions,
         parameters=model.count_params(),
-        bytes_per_pixel=_bytes_per_pixel(_live_bytes(model, probe_size(field)), field),
+        bytes_per_pixel=_bytes_per_pixel(_live_bytes(model, size), size),
         about=dict(about or {}),
     )
 
 
-def probe_size(field: ReceptiveField) -> tuple[int, int]:
-    """(height, width) of a valid test patch: the fixed size, or slightly more than 256 pixels."""
-    if field.fixed is not None:
-        return field.fixed[0], field.fixed[1]
-    size = 256 + 2 * field.margin
-    return (size + (field.residue - size) % field.stride,) * 2
+def probe_size(field: ReceptiveField, dimensions: int = 2) -> Shape:
+    """Size of a valid test patch: the fixed size, or slightly more than 256 pixels a side, in
+    volumes 48 voxels.
+    """
+    least = 256 if dimensions == 2 else 48
+    return tuple(reach.fitting(least + 2 * reach.margin) for reach in field.axes(dimensions))
 
 
-def _bytes_per_pixel(live: int | None, field: ReceptiveField) -> int:
-    height, width = probe_size(field)
-    return _UNKNOWN_BYTES if live is None else int(np.ceil(_SPARE * live / (height * width)))
+def _bytes_per_pixel(live: int | None, size: Shape) -> int:
+    return _UNKNOWN_BYTES if live is None else int(np.ceil(_SPARE * live / math.prod(size)))
 
 
 def _scaling_to(dtype: Any) -> Scaling:
@@ -168,13 +171,13 @@ def _names(classes: tuple[str, ...], scores: int) -> tuple[str, ...]:
 
 
 def _output_of(
-    network: Network, field: ReceptiveField, channels: int, last: Output | None
+    network: Network, size: Shape, channels: int, last: Output | None
 ) -> tuple[Output, int]:
     """Return the kind of output and the number of scores per pixel.
 
-    `last` is the kind that the last layer implies, if any.
+    `size` is that of a patch to try; `last` is the kind that the last layer implies, if any.
     """
-    pixels = np.random.default_rng(0).random((1, *probe_size(field), channels), np.float32)
+    pixels = np.random.default_rng(0).random((1, *size, channels), np.float32)
     scores = network(pixels)
     if not np.isfinite(scores).all():
         raise WeightsError(
@@ -210,7 +213,7 @@ def _last_activation(model: Any) -> Output | None:
     return _ACTIVATIONS.get(name)
 
 
-def _live_bytes(model: Any, size: tuple[int, int]) -> int | None:
+def _live_bytes(model: Any, size: Shape) -> int | None:
     """Peak memory of all live feature maps in float32 for one image of `size`, in bytes.
 
     None if the model has no graph.
@@ -305,7 +308,7 @@ def _examine_onnx(weights: Weights) -> Card:
         )
     network = runner(model, signature, weights.location)
     if signature.fixed is None:
-        field = measure_sizes(network, signature.channels)
+        field = measure_sizes(network, signature.channels, signature.dimensions)
     else:
         field = measure_fixed_size(network, signature.channels, signature.fixed)
     ends = {node.op_type for node in model.graph.node if model.graph.output[0].name in node.output}
@@ -316,10 +319,11 @@ def _examine_onnx(weights: Weights) -> Card:
         if ends & {"Conv", "ConvTranspose", "Add"}
         else None
     )
-    output, scores = _output_of(network, field, signature.channels, last)
+    size = probe_size(field, signature.dimensions)
+    output, scores = _output_of(network, size, signature.channels, last)
     if before is not None:
         output = "labels"
-    maps = maps_of(model, signature, probe_size(field))
+    maps = maps_of(model, signature, size)
     return Card(
         kind="network",
         sha256=weights.sha256,
@@ -328,8 +332,9 @@ def _examine_onnx(weights: Weights) -> Card:
         scaling=_scaling_to(signature.dtype),
         reach=field,
         output=output,
+        dimensions=signature.dimensions,
         parameters=count_parameters(model),
-        bytes_per_pixel=_bytes_per_pixel(None if maps is None else _peak(*maps), field),
+        bytes_per_pixel=_bytes_per_pixel(None if maps is None else _peak(*maps), size),
     )
 
 
@@ -346,7 +351,7 @@ def _examine_litert(weights: Weights) -> Card:
         return Card(
             "network", weights.sha256, channels, _names((), MOST_LABELS), scaling, field, "labels"
         )
-    output, scores = _output_of(run, field, channels, None)
+    output, scores = _output_of(run, probe_size(field), channels, None)
     return Card("network", weights.sha256, channels, _names((), scores), scaling, field, output)
 
 

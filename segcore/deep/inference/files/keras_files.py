@@ -32,7 +32,6 @@ from maskloom.segcore.deep.inference.files.keras_config import checked_config, i
 from maskloom.segcore.deep.inference.runtime import import_keras, import_tensorflow
 from maskloom.segcore.deep.networks.recipe import NETWORKS
 from maskloom.segcore.errors import WeightsError
-from maskloom.segcore.storage.canonical import with_tuples
 
 if TYPE_CHECKING:
     import h5py
@@ -118,7 +117,7 @@ def _trusted(content: bytes, suffix: str) -> Any:
 
 def _from_recipe(card: Card, network: Mapping[str, Any]) -> Any:
     """Build a network trained by maskloom from its recipe, ignoring the file's description."""
-    recipe = NETWORKS[card.kind](**{name: with_tuples(value) for name, value in network.items()})
+    recipe = NETWORKS[card.kind](**network)
     return recipe.build(card.channels, len(card.classes))
 
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from maskloom.segcore.deep.inference.layouts import Layout
     from maskloom.segcore.deep.inference.receptive_field.measure import Network
+    from maskloom.segcore.geometry import Shape
 
 _RENAMING = frozenset("Cast Identity Squeeze Unsqueeze".split())  # noqa: SIM905
 """Operators that may follow the ArgMax of class ids."""
@@ -28,8 +29,10 @@ class Signature:
     channels: int
     taken: Layout
     given: Layout
-    fixed: tuple[int, int] | None
+    fixed: Shape | None
     dtype: str
+    dimensions: int = 2
+    """2: images, 3: volumes."""
 
 
 def signature_of(model: Any, where: str) -> Signature:
@@ -39,25 +42,26 @@ def signature_of(model: Any, where: str) -> Signature:
     constants = {tensor.name for tensor in model.graph.initializer}
     inputs = [each for each in model.graph.input if each.name not in constants]
     shape = _dimensions(inputs[0]) if len(inputs) == 1 else []
-    if len(shape) != 4:
+    if len(shape) not in (4, 5):
         shapes = [_dimensions(each) for each in inputs]
         raise WeightsError(
-            f"{where}: expected a network of one image (n, bands, y, x) or (n, y, x, bands); got "
-            f"inputs of {shapes}."
+            f"{where}: expected a network of one image (n, bands, y, x) or (n, y, x, bands), or of "
+            f"one volume with an axis z before y; got inputs of {shapes}."
         )
     taken = _layout(shape)
-    channels = shape[1] if taken == "first" else shape[3]
+    channels = shape[1] if taken == "first" else shape[-1]
     if channels is None:
         raise WeightsError(
             f"{where}: the number of bands is open in its input {shape}; expected a number. Export "
             "it again with fixed channels."
         )
-    size = (shape[2], shape[3]) if taken == "first" else (shape[1], shape[2])
+    size = tuple(shape[2:] if taken == "first" else shape[1:-1])
     output = _dimensions(model.graph.output[0])
-    given = _layout(output) if len(output) == 4 and {output[1], output[3]} != {None} else taken
+    known = len(output) == len(shape) and {output[1], output[-1]} != {None}
+    given = _layout(output) if known else taken
     fixed = None if None in size else size
     kind = onnx.helper.tensor_dtype_to_np_dtype(inputs[0].type.tensor_type.elem_type).name
-    return Signature(channels, taken, given, fixed, kind)  # type: ignore[arg-type]
+    return Signature(channels, taken, given, fixed, kind, len(size))  # type: ignore[arg-type]
 
 
 def scored(model: Any) -> tuple[Any, Layout] | None:
@@ -77,13 +81,17 @@ def scored(model: Any) -> tuple[Any, Layout] | None:
     ends.add(node.output[0])
     axis = next((attribute.i for attribute in node.attribute if attribute.name == "axis"), 0)
     known = {each.name: each for each in onnx.shape_inference.infer_shapes(model).graph.value_info}
-    scores = onnx.helper.make_tensor_value_info(node.input[0], onnx.TensorProto.FLOAT, [None] * 4)
+    inputs = {each.name for each in model.graph.initializer}
+    axes = next(len(_dimensions(each)) for each in model.graph.input if each.name not in inputs)
+    scores = onnx.helper.make_tensor_value_info(
+        node.input[0], onnx.TensorProto.FLOAT, [None] * axes
+    )
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     del copy.graph.node[:], copy.graph.output[:]
     copy.graph.node.extend(each for each in model.graph.node if ends.isdisjoint(each.output))
     copy.graph.output.append(known.get(node.input[0], scores))
-    return copy, "first" if axis in (1, -3) else "last"
+    return copy, "first" if axis in (1, 1 - axes) else "last"
 
 
 def _dimensions(value: Any) -> list[int | None]:
@@ -95,7 +103,7 @@ def _dimensions(value: Any) -> list[int | None]:
 
 def _layout(shape: list[int | None]) -> Layout:
     """The channel axis is the one of known size; of two, the shorter."""
-    first, last = shape[1], shape[3]
+    first, last = shape[1], shape[-1]
     if first is None or last is None:
         return "last" if first is None and last is not None else "first"
     return "first" if first <= last else "last"
@@ -139,7 +147,9 @@ def runner(model: Any, signature: Signature, where: str) -> Network:
                 )
             except problems as error:
                 raise ValueError(str(error)) from error
-            outputs.append(from_network(np.asarray(output), signature.given, where))
+            outputs.append(
+                from_network(np.asarray(output), signature.given, where, signature.dimensions)
+            )
         return np.concatenate(outputs)
 
     return run
@@ -151,11 +161,11 @@ def count_parameters(model: Any) -> int:
 
 
 def maps_of(
-    model: Any, signature: Signature, size: tuple[int, int]
+    model: Any, signature: Signature, size: Shape
 ) -> tuple[list[tuple[list[str], list[str]]], dict[str, int]] | None:
     """Return the feature maps taken and created by each step, and their bytes in float32.
 
-    They are for one image of `size`, (height, width). None if sizes cannot be inferred.
+    They are for one image of `size`. None if sizes cannot be inferred.
     """
     import onnx
 

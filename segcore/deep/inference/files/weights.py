@@ -63,7 +63,7 @@ class Weights:
         return content
 
     def card(self) -> Card | None:
-        """Return the card beside the file; None if there is none.
+        """Return the card beside the file; None without a card.
 
         Raises `WeightsError` if it is broken or belongs to another file.
         """

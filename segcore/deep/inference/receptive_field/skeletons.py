@@ -29,12 +29,16 @@ if TYPE_CHECKING:
     from maskloom.segcore.deep.inference.card import ReceptiveField
     from maskloom.segcore.deep.inference.receptive_field.measure import Network
 
-_CONVOLUTIONS = ("Conv2D", "Conv2DTranspose", "SeparableConv2D", "DepthwiseConv2D")
+_CONVOLUTIONS = (
+    *("Conv2D", "Conv2DTranspose", "SeparableConv2D", "DepthwiseConv2D"),
+    *("Conv3D", "Conv3DTranspose"),
+)
+_TRANSPOSED = ("Conv2DTranspose", "Conv3DTranspose")
 _IDENTITY = frozenset(
     # A list would take a line for each name.
     "Activation ActivityRegularization AlphaDropout BatchNormalization Dropout ELU "  # noqa: SIM905
     "GaussianDropout GaussianNoise Identity LeakyReLU "
-    "Normalization PReLU ReLU Rescaling Softmax SpatialDropout2D "
+    "Normalization PReLU ReLU Rescaling Softmax SpatialDropout2D SpatialDropout3D "
     # Operations of keras.ops in a functional model.
     "Absolute BatchNorm Cast Celu Clip Elu Exp Gelu GeluTanh HardSigmoid HardSilu HardTanh "
     "LeakyRelu LogSigmoid LogSoftmax "
@@ -47,11 +51,10 @@ _REDUCTIONS = frozenset("Amax Amin Max Mean Min Prod Std Sum Var".split())  # no
 _NORMS = frozenset(
     ["GroupNormalization", "LayerNormalization", "RMSNormalization", "UnitNormalization"]
 )
-_GLOBAL = frozenset("GlobalAveragePooling2D GlobalMaxPooling2D".split())  # noqa: SIM905
+_GLOBAL = frozenset(f"Global{kind}Pooling{axes}D" for kind in ("Average", "Max") for axes in (2, 3))
 _ATTENTION = frozenset(
     ["AdditiveAttention", "Attention", "GroupedQueryAttention", "MultiHeadAttention"]
 )
-_SPACE = frozenset((1, 2))
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,27 +67,31 @@ class Skeleton:
 
 
 def receptive_field_of(model: Any) -> ReceptiveField:
-    """Measure the receptive field of a keras model (image, y, x, channel) to (image, y, x, class).
+    """Measure the receptive field of a keras model (image, y, x, channel) to (image, y, x, class),
+    or of one of volumes with z before y.
 
     A model without a skeleton (subclassed, or with dense layers over space) gets no finite halo.
     Raises `WeightsError` if the model has no per-pixel scores.
     """
-    height, width, channels = model.input_shape[1:]
+    *size, channels = model.input_shape[1:]
+    dimensions = len(size)
     skeleton, network = skeleton_of(model), runner(model)
-    if height is not None and width is not None:
-        field = measure_fixed_size(network, channels, (height, width))
+    if None not in size:
+        field = measure_fixed_size(network, channels, tuple(size))
         if skeleton is None or not skeleton.bounded:
             return field
         try:
-            measured = measure(skeleton.network, channels)
+            measured = measure(skeleton.network, channels, dimensions)
         except WeightsError:
             # The model contains fixed sizes, so its skeleton cannot run at any other size.
             return field
         return replace(measured, fixed=field.fixed)
     if skeleton is None:
-        return replace(measure(network, channels), halo=None)
-    field = measure(skeleton.network, channels)
-    return verified(field, network, channels) if skeleton.bounded else replace(field, halo=None)
+        return replace(measure(network, channels, dimensions), halo=None)
+    field = measure(skeleton.network, channels, dimensions)
+    if not skeleton.bounded:
+        return replace(field, halo=None)
+    return verified(field, network, channels, dimensions)
 
 
 def runner(model: Any) -> Network:
@@ -110,9 +117,10 @@ def skeleton_of(model: Any) -> Skeleton | None:
     """Return the skeleton of a keras model; None if it cannot be built."""
     # Layers that depend on the number of channels (a reshape) fail with a single channel.
     for single_channel in (True, False):
-        builder = _Builder(single_channel)
+        *size, channels = model.input_shape[1:]
+        builder = _Builder(single_channel, len(size))
         try:
-            copy = builder.copy(model, (None, None, model.input_shape[-1]))
+            copy = builder.copy(model, (*[None] * len(size), channels))
         except (ValueError, TypeError, AttributeError, NotImplementedError):
             continue
         return Skeleton(runner(copy), not builder.unbounded)
@@ -140,9 +148,10 @@ def _shape_errors() -> tuple[type[Exception], ...]:
 class _Builder:
     """Builds a skeleton layer by layer while the functional graph is cloned."""
 
-    def __init__(self, single_channel: bool) -> None:
+    def __init__(self, single_channel: bool, dimensions: int) -> None:
         self.single_channel = single_channel
         self.unbounded = False
+        self._space = tuple(range(1, 1 + dimensions))
         self._generator = np.random.default_rng(0)
 
     def copy(self, model: Any, shape: tuple[int | None, ...]) -> Any:
@@ -187,7 +196,10 @@ class _Builder:
             (_SUMS, lambda _layer, arguments: self._sum(arguments)),
             (_NORMS, self._norm),
             (_REDUCTIONS, self._reduction),
-            (_GLOBAL, lambda layer, arguments: self._zeros(arguments[0], (1, 2), layer.keepdims)),
+            (
+                _GLOBAL,
+                lambda layer, arguments: self._zeros(arguments[0], self._space, layer.keepdims),
+            ),
             (_ATTENTION, lambda _layer, arguments: self._global(arguments[0])),
             (("Dense",), self._dense),
             (("MaxUnpooling",), _repeated),
@@ -202,8 +214,8 @@ class _Builder:
         config |= {"activation": None, "use_bias": False, "dtype": "float32", "name": None}
         if (
             "dilation_rate" in config
-            and type(layer).__name__ == "Conv2DTranspose"
-            and config["dilation_rate"] == (1, 1)
+            and type(layer).__name__ in _TRANSPOSED
+            and set(config["dilation_rate"]) == {1}
         ):
             config["dilation_rate"] = 1
         if self.single_channel:
@@ -227,9 +239,9 @@ class _Builder:
         across = (
             {axis % rank for axis in (axes if isinstance(axes, list | tuple) else [axes])}
             if axes is not None
-            else set(_SPACE)
+            else set(self._space)
         )
-        if type(layer).__name__ == "GroupNormalization" or across & _SPACE:
+        if type(layer).__name__ == "GroupNormalization" or across & set(self._space):
             self.unbounded = True
         return arguments[0]
 
@@ -243,7 +255,7 @@ class _Builder:
         )
         return (
             self._zeros(arguments[0], over, layer.keepdims)
-            if _SPACE & set(over)
+            if set(self._space) & set(over)
             else layer(*arguments)
         )
 
@@ -286,6 +298,6 @@ class _Builder:
 
 def _repeated(layer: Any, arguments: tuple[Any, ...]) -> Any:
     """Max unpooling: the pixel of a window that gets the value depends on the data, so all may."""
-    import keras
+    from maskloom.segcore.deep.networks.layers.upsampling import nearest
 
-    return keras.ops.repeat(keras.ops.repeat(arguments[0], layer.size, axis=1), layer.size, axis=2)
+    return nearest(arguments[0], layer.size)

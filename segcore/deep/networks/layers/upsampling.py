@@ -1,58 +1,66 @@
-"""Upsampling of feature maps: nearest, bilinear, bed of nails, max unpooling.
+"""Upsampling of feature maps: nearest, linear, bed of nails, max unpooling.
 
-All functions work on tensors (image, y, x, channel) of any height and width, known or unknown. They
-treat a pixel by its position within a window of `factor` pixels, never by its position in the
-image: shifting the input by one pixel shifts the output by exactly `factor` pixels. For this reason
-bilinear upsampling is written out as fixed weights for each of the `factor` phases. An image
-resizer works with rounded coordinates of the whole image, and that of keras does not trace when
-height and width are unknown.
+All functions work on tensors (image, y, x, channel) or (image, z, y, x, channel) of any size, known
+or unknown. A factor is one number for all axes, or one per axis. They treat a pixel by its position
+within a window of `factor` pixels, never by its position in the image: shifting the input by one
+pixel shifts the output by exactly `factor` pixels. For this reason linear upsampling is written out
+as fixed weights for each of the `factor` phases. An image resizer works with rounded coordinates of
+the whole image, and that of keras does not trace when height and width are unknown.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import keras
 from keras import ops
 
+from maskloom.segcore.geometry import Shape, per_axis
+
 Tensor = Any
 Method = Literal["nearest", "bilinear", "bed_of_nails"]
-_Y, _X = 1, 2
 
 
-def nearest(x: Tensor, factor: int) -> Tensor:
-    """Repeat each pixel `factor` x `factor` times.
-
-    (image, y, x, channel) to (image, y * factor, x * factor, channel).
-    """
-    return ops.repeat(ops.repeat(x, factor, axis=_Y), factor, axis=_X)
-
-
-def bed_of_nails(x: Tensor, factor: int) -> Tensor:
-    """Place each pixel at the upper left of `factor` x `factor` zeros.
+def nearest(x: Tensor, factor: int | Shape) -> Tensor:
+    """Repeat each pixel `factor` times along each axis.
 
     (image, y, x, channel) to (image, y * factor, x * factor, channel).
     """
-    zeros = [ops.zeros_like(x)] * (factor - 1)
-    rows = _interleave([x, *zeros], _Y)
-    return _interleave([rows, *[ops.zeros_like(rows)] * (factor - 1)], _X)
+    for axis, times in enumerate(_factors(x, factor), 1):
+        x = ops.repeat(x, times, axis=axis) if times > 1 else x
+    return x
 
 
-def bilinear(x: Tensor, factor: int) -> Tensor:
-    """Interpolate linearly between pixel centres.
+def bed_of_nails(x: Tensor, factor: int | Shape) -> Tensor:
+    """Place each pixel at the upper left of a window of zeros, `factor` pixels along each axis.
+
+    (image, y, x, channel) to (image, y * factor, x * factor, channel).
+    """
+    for axis, times in enumerate(_factors(x, factor), 1):
+        x = _interleave([x, *[ops.zeros_like(x)] * (times - 1)], axis)
+    return x
+
+
+def bilinear(x: Tensor, factor: int | Shape) -> Tensor:
+    """Interpolate linearly along each axis between pixel centres.
 
     (image, y, x, channel) to (image, y * factor, x * factor, channel). Uses half-pixel centres like
     TensorFlow's and OpenCV's resizing, PyTorch's with `align_corners=False` and SciPy's
     `grid_mode`: the centre of output pixel i is at (i + 0.5) / factor - 0.5 of the input. Beyond
     the outermost centres, the outermost pixels are repeated.
     """
-    return _bilinear_along(_bilinear_along(x, factor, _Y), factor, _X)
+    for axis, times in enumerate(_factors(x, factor), 1):
+        x = _linear_along(x, times, axis)
+    return x
 
 
-def _bilinear_along(x: Tensor, factor: int, axis: int) -> Tensor:
+def _linear_along(x: Tensor, factor: int, axis: int) -> Tensor:
+    if factor == 1:
+        return x
     first, but_last, but_first, last = (
-        _part(x, axis, part)
+        x[(slice(None),) * axis + (part,)]
         for part in (slice(None, 1), slice(None, -1), slice(1, None), slice(-1, None))
     )
     # Interpolating by differences keeps constant areas constant to the last bit.
@@ -66,57 +74,73 @@ def _bilinear_along(x: Tensor, factor: int, axis: int) -> Tensor:
     )
 
 
-def _part(x: Tensor, axis: int, part: slice) -> Tensor:
-    return x[:, part] if axis == _Y else x[:, :, part]
-
-
 def _interleave(phases: Sequence[Tensor], axis: int) -> Tensor:
     """Interleave the pixels of the tensors along an axis, which grows by their number."""
-    _, height, width, channels = ops.shape(phases[0])
-    size = (height * len(phases), width) if axis == _Y else (height, width * len(phases))
-    return ops.reshape(ops.stack(phases, axis=axis + 1), (-1, *size, channels))
+    if len(phases) == 1:
+        return phases[0]
+    _, *sizes, channels = ops.shape(phases[0])
+    sizes[axis - 1] = sizes[axis - 1] * len(phases)
+    return ops.reshape(ops.stack(phases, axis=axis + 1), (-1, *sizes, channels))
 
 
-_METHODS: Mapping[Method, Callable[[Tensor, int], Tensor]] = {
+def _factors(x: Tensor, factor: int | Shape) -> Shape:
+    """The factor along each axis of a tensor (image, ..., channel)."""
+    return per_axis(factor, len(x.shape) - 2)
+
+
+_METHODS: Mapping[Method, Callable[[Tensor, int | Shape], Tensor]] = {
     "nearest": nearest,
     "bilinear": bilinear,
     "bed_of_nails": bed_of_nails,
 }
 
 
-def max_pool(x: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """Return the maximum of each window of `size` x `size` pixels and its position in the window.
+def max_pool(x: Tensor, size: int | Shape) -> tuple[Tensor, Tensor]:
+    """Return the maximum of each window of `size` pixels along each axis, and its position in it.
 
     Both are (image, y / size, x / size, channel). Positions are int32, counted row by row through
     the window from 0; of equal values the first one wins. They refer to the window, not to the
-    image, so the maps may be cropped. Height and width of `x` must be multiples of `size`.
+    image, so the maps may be cropped. The sizes of `x` must be multiples of `size`.
     """
+    sizes = _factors(x, size)
     # Comparisons instead of argmax, because OpenVINO cannot read keras' form of argmax.
-    values = x[:, ::size, ::size]
+    values = x[_every(sizes, 0)]
     positions = ops.zeros_like(values, dtype="int32")
-    for position in range(1, size * size):
-        other = x[:, position // size :: size, position % size :: size]
+    for position in range(1, math.prod(sizes)):
+        other = x[_every(sizes, position)]
         greater = other > values
         values = ops.where(greater, other, values)
         positions = ops.where(greater, position, positions)
     return values, positions
 
 
-def max_unpool(x: Tensor, positions: Tensor, size: int) -> Tensor:
-    """Place each value at its position in a window of `size` x `size` pixels, zeros elsewhere.
+def _every(sizes: Shape, position: int) -> tuple[slice, ...]:
+    """The index of one position of every window."""
+    parts: list[slice] = []
+    for size in reversed(sizes):
+        position, first = divmod(position, size)
+        parts.insert(0, slice(first, None, size))
+    return (slice(None), *parts)
+
+
+def max_unpool(x: Tensor, positions: Tensor, size: int | Shape) -> Tensor:
+    """Place each value at its position in a window of `size` pixels along each axis, zeros
+    elsewhere.
 
     (image, y, x, channel) to (image, y * size, x * size, channel). `positions` come from `max_pool`
     and have the shape of `x`. Noh, Hong and Han 2015 (DeconvNet), Badrinarayanan et al. 2017
     (SegNet).
     """
-    rows = []
-    for row in range(size):
-        columns = [
-            ops.where(positions == row * size + column, x, ops.zeros_like(x))
-            for column in range(size)
-        ]
-        rows.append(_interleave(columns, _X))
-    return _interleave(rows, _Y)
+    sizes = _factors(x, size)
+
+    def filled(axis: int, position: int) -> Tensor:
+        """The windows along the axes from `axis` on; `position` counts the axes before."""
+        if axis == len(sizes):
+            return ops.where(positions == position, x, ops.zeros_like(x))
+        parts = [filled(axis + 1, position * sizes[axis] + i) for i in range(sizes[axis])]
+        return _interleave(parts, axis + 1)
+
+    return filled(0, 0)
 
 
 @keras.saving.register_keras_serializable(package="maskloom")
@@ -128,11 +152,10 @@ class Upsampling(keras.layers.Layer):  # type: ignore[misc]  # keras is untyped
     """
 
     def __init__(
-        self, factor: int, method: Method, name: str | None = None, dtype: Any = None
+        self, factor: int | Shape, method: Method, name: str | None = None, dtype: Any = None
     ) -> None:
         super().__init__(name=name, dtype=dtype)
-        if factor < 1:
-            raise ValueError(f"factor: expected a whole number from 1 on; got {factor}")
+        factor = _checked("factor", factor)
         if method not in _METHODS:
             raise ValueError(f"method: expected one of {', '.join(_METHODS)}; got {method!r}")
         self.factor = factor
@@ -158,11 +181,9 @@ class MaxPoolingWithPositions(keras.layers.Layer):  # type: ignore[misc]
     Both are (image, y / size, x / size, channel). Raises `ValueError` for a size below 1.
     """
 
-    def __init__(self, size: int = 2, name: str | None = None, dtype: Any = None) -> None:
+    def __init__(self, size: int | Shape = 2, name: str | None = None, dtype: Any = None) -> None:
         super().__init__(name=name, dtype=dtype)
-        if size < 1:
-            raise ValueError(f"size: expected a whole number from 1 on; got {size}")
-        self.size = size
+        self.size = _checked("size", size)
 
     def call(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
         """Return values and positions."""
@@ -170,8 +191,10 @@ class MaxPoolingWithPositions(keras.layers.Layer):  # type: ignore[misc]
 
     def compute_output_spec(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
         """Return the specs of values (in the layer's compute dtype) and positions (int32)."""
-        batch, height, width, channels = inputs.shape
-        shape = (batch, height and height // self.size, width and width // self.size, channels)
+        batch, *lengths, channels = inputs.shape
+        sizes = _factors(inputs, self.size)
+        pooled = (n and n // size for n, size in zip(lengths, sizes, strict=True))
+        shape = (batch, *pooled, channels)
         return keras.KerasTensor(shape, self.compute_dtype), keras.KerasTensor(shape, "int32")
 
     def get_config(self) -> dict[str, Any]:
@@ -187,11 +210,9 @@ class MaxUnpooling(keras.layers.Layer):  # type: ignore[misc]
     below 1.
     """
 
-    def __init__(self, size: int = 2, name: str | None = None, dtype: Any = None) -> None:
+    def __init__(self, size: int | Shape = 2, name: str | None = None, dtype: Any = None) -> None:
         super().__init__(name=name, dtype=dtype)
-        if size < 1:
-            raise ValueError(f"size: expected a whole number from 1 on; got {size}")
-        self.size = size
+        self.size = _checked("size", size)
 
     def call(self, inputs: Tensor, positions: Tensor) -> Tensor:
         """Return the upsampled feature maps."""
@@ -206,9 +227,18 @@ class MaxUnpooling(keras.layers.Layer):  # type: ignore[misc]
         return {**_common(self), "size": self.size}
 
 
-def _scaled(shape: tuple[int | None, ...], factor: int) -> tuple[int | None, ...]:
-    batch, height, width, channels = shape
-    return batch, height and height * factor, width and width * factor, channels
+def _scaled(shape: tuple[int | None, ...], factor: int | Shape) -> tuple[int | None, ...]:
+    batch, *lengths, channels = shape
+    factors = per_axis(factor, len(lengths))
+    return batch, *(n and n * times for n, times in zip(lengths, factors, strict=True)), channels
+
+
+def _checked(name: str, value: int | Sequence[int]) -> int | Shape:
+    """A factor as an int or a tuple; keras saves tuples as lists. Raises `ValueError` below 1."""
+    numbers = (value,) if isinstance(value, int) else tuple(value)
+    if min(numbers) < 1:
+        raise ValueError(f"{name}: expected a whole number from 1 on; got {value}")
+    return value if isinstance(value, int) else numbers
 
 
 def _common(layer: Any) -> dict[str, Any]:

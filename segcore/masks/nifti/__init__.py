@@ -1,0 +1,5 @@
+"""Masks as NIfTI, for scans."""
+
+from maskloom.segcore.masks.nifti.writer import NiftiMasks
+
+__all__ = ["NiftiMasks"]
