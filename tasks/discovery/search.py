@@ -44,7 +44,7 @@ _STORED_FOLDER = re.compile(r"[^/]\.(zarr|n5)(?:/|$)", re.IGNORECASE)
 """Folders that are one image each."""
 _SIDECARS = (".aux.xml", ".ovr", ".msk", ".tfw", ".jgw", ".pgw", ".bpw", ".wld", ".prj")
 """Files that belong to an image beside them."""
-_WITHOUT_SUFFIX = "without a suffix"
+WITHOUT_SUFFIX = "without a suffix"
 _DEEPEST_LIST = 10
 
 
@@ -77,10 +77,14 @@ class Search:
         self.folders: set[str] = set()
         """Folders that the inputs name."""
         self.passed_over: Counter[str] = Counter()
-        """Number of files in folders that no format claims, by suffix."""
+        """Number of files in folders that are no input, by suffix if no format claims it, or by
+        what they are if they hold no image.
+        """
         self.duplicates = 0
         """Files with the URI of another file that has another address."""
         self._own_outputs, self._visited = own_outputs, set[str]()
+        self._named: set[str] = set()
+        """Files that an input, or a list, names."""
         self._stored_folders: set[str] = set()
 
     def add(self, entry: str, chain: tuple[str, ...] = ()) -> None:
@@ -102,7 +106,7 @@ class Search:
         if named is not None and lists.is_list(path):
             self._read_list(fs, path, entry, named, chain)
         elif named is not None:
-            self._take(fs, posixpath.dirname(without_query(path)), path, named)
+            self._named.add(self._take(fs, posixpath.dirname(without_query(path)), path, named))
 
     def _list(self, fs: Any, path: str) -> Mapping[str, Any] | None:
         """Add the images of a glob or a folder. For any other path, return the store's information
@@ -176,7 +180,7 @@ class Search:
                 self.passed_over[f".{stored[1].lower()}"] += 1
         elif not lower.endswith(_SIDECARS):
             suffix = _SUFFIX.search(posixpath.basename(lower))
-            self.passed_over[suffix[0] if suffix else _WITHOUT_SUFFIX] += 1
+            self.passed_over[suffix[0] if suffix else WITHOUT_SUFFIX] += 1
 
     def _read_list(
         self, fs: Any, path: str, entry: str, info: Mapping[str, Any], chain: tuple[str, ...]
@@ -198,16 +202,18 @@ class Search:
         for name in lists.read_list(redacted(entry), content):
             self.add(_existing(lists.absolute(name, entry)), (*chain, path))
 
-    def _take(self, fs: Any, folder: str, name: str, info: Mapping[str, Any]) -> None:
+    def _take(self, fs: Any, folder: str, name: str, info: Mapping[str, Any]) -> str:
+        """Add a file. Returns its URI."""
         address = _uri(fs, name)
         uri = without_signature(address).encode("utf-8", "backslashreplace").decode()
         self.folders.add(_written_uri(fs, folder))
         if uri.startswith(self._own_outputs):
-            return
+            return uri
         version = version_of(info) if info else ABSENT
         file = FoundImage(None if address == uri else address, version, int(info.get("size") or 0))
         if self.found.setdefault(uri, file).address != file.address:
             self.duplicates += 1
+        return uri
 
     def join_series(self, read_headers: ReadHeaders) -> None:
         """Replace files by the series into which formats group them."""
@@ -229,8 +235,10 @@ class Search:
                 for member in series.members:
                     self.found.pop(member.uri, None)
             for uri, what in grouping.passed_over.items():
-                self.found.pop(uri, None)
-                self.passed_over[what] += 1
+                # A file that the user names becomes a failed row with the reason.
+                if uri not in self._named:
+                    self.found.pop(uri, None)
+                    self.passed_over[what] += 1
             for series in grouping.series:
                 self.found[series.uri] = FoundImage(
                     None,
