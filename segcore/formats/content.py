@@ -258,6 +258,7 @@ def _is(kind: str) -> str:
 def _remedy(name: str) -> str:
     for image_format, kind in _kinds():
         if kind.name == name:
-            return f"Rename it to end in {kind.suffixes[0]}, or set `format: {image_format}`."
+            rename = f"Rename it to end in {kind.suffixes[0]}, or set" if kind.suffixes else "Set"
+            return f"{rename} `format: {image_format}`."
     plain = name.removesuffix(_IN_GZIP)
     return next((each.remedy for each in _UNREAD if each.name == plain), _LEAVE_OUT)
