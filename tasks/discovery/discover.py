@@ -26,15 +26,17 @@ DEFAULT = ReadOptions()
 _NAMED = 3
 _NAMED_SUFFIXES = 20
 _NAMES_COMPARED = 10_000
-_TIFF_INSIDE = (
+_BY_CONTENT = (
     ".qptiff",
     ".lsm",
     ".stk",
     ".tf8",
     ".tif8",
     ".geotiff",
+    ".vms",
+    ".vmu",
 )
-"""Suffixes of files that are TIFF by their content, though no format claims the suffix."""
+"""Suffixes of files that formats recognise by their content, though none claims the suffix."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +125,7 @@ def passed_over_advice(passed_over: Mapping[str, int]) -> str:
     >>> passed_over_advice({".lsm": 2}), passed_over_advice({".dcm": 2})
     ("To read them by their content, name them by a file or a glob, e.g. '*.lsm'.", '')
     """
-    suffix = next((suffix for suffix in _TIFF_INSIDE if suffix in passed_over), None)
+    suffix = next((suffix for suffix in _BY_CONTENT if suffix in passed_over), None)
     return (
         f"To read them by their content, name them by a file or a glob, e.g. '*{suffix}'."
         if suffix
