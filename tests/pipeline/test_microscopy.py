@@ -102,8 +102,10 @@ def test_masks_of_ome_zarr_lie_on_their_source_and_have_its_version(
         assert row["area_unit"] == "mm3"
         np.testing.assert_allclose(row["area"], row["pixel_count"] * 1e-3 * side**2)
     assert maskloom("verify", tmp_path / "out").exit_code == 0
-    assert "Nothing to do" in maskloom(*command, "-p", "band=2", "-p", "value=120", "--set",
-                                       f"level={level}").output
+    assert (
+        "Nothing to do"
+        in maskloom(*command, "-p", "band=2", "-p", "value=120", "--set", f"level={level}").output
+    )
 
 
 @pytest.mark.parametrize("writer", ["ome", "imagej"])
@@ -159,7 +161,9 @@ def test_neither_tiles_nor_workers_change_a_result(tmp_path, maskloom, monkeypat
     if kind == "tif":
         assert_same_results(tmp_path / "whole", tmp_path / "tiled")
         return
-    masks = [zarr.open(tmp_path / name / "masks" / "cells.zarr")["0"] for name in ("whole", "tiled")]
+    masks = [
+        zarr.open(tmp_path / name / "masks" / "cells.zarr")["0"] for name in ("whole", "tiled")
+    ]
     np.testing.assert_array_equal(masks[0][...], masks[1][...])
     rows = [read_table(tmp_path / name, "objects") for name in ("whole", "tiled")]
     for one, other in zip(*rows, strict=True):
@@ -186,9 +190,7 @@ def test_the_fields_of_a_plate_are_images(tmp_path, maskloom):
         np.testing.assert_array_equal(mask[...], volume(number) > 120)
 
 
-def test_a_volume_in_an_object_store_is_read_there_and_masked_there(
-    s3_bucket, tmp_path, maskloom
-):
+def test_a_volume_in_an_object_store_is_read_there_and_masked_there(s3_bucket, tmp_path, maskloom):
     import fsspec
 
     save_ome_zarr(tmp_path / "cells.zarr", volume(), "zyx", 3)
