@@ -5,7 +5,8 @@ core, the mean of the source's valid pixels and the most frequent label. At most
 pixels of a cell are used. Because cores start at multiples of 16, these belong to one tile, and the
 preview is the same for any tiling. `render_preview` joins the parts, stretches images that are not
 RGB pictures, tints the classes, draws their borders, and adds the legend below. The preview of
-a volume shows its middle plane.
+a volume shows its middle plane; where the position in the body is known, as radiologists look at
+it: the patient's right, front or head comes first.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from maskloom.segcore.geometry import Shape
+    from maskloom.segcore.ground.space import Frame
     from maskloom.segcore.raster.spec import Block, Interpretation
 
 Scalar = TypeVar("Scalar", bound=np.generic)
@@ -119,16 +121,27 @@ def render_preview(
     interpretation: Interpretation,
     class_table: ClassTable,
     stride: int,
+    frame: Frame | None = None,
 ) -> bytes:
     """The preview of an image or volume of this shape as PNG. Areas that no part covers look like
-    nodata.
+    nodata. `frame` says where a scan is in the body.
     """
     pixels, valid, labels = _join(parts, tuple(-(-n // stride) for n in shape[-2:]))
     picture = _picture(pixels, valid, labels, interpretation, class_table)
+    if frame is not None:
+        picture = _as_looked_at(picture, frame)
     strip = (
         None if labels.dtype == np.uint32 else _draw_legend(class_table, labels, picture.shape[1])
     )
     return png(picture if strip is None else np.vstack([picture, strip]), compression=1)
+
+
+def _as_looked_at(picture: NDArray[np.uint8], frame: Frame) -> NDArray[np.uint8]:
+    """The plane of a scan with rows and columns that run to the left, the back or the feet."""
+    for axis, step in ((1, frame.affine[0::4]), (0, frame.affine[1::4])):
+        if max(step, key=abs) > 0:
+            picture = np.flip(picture, axis)
+    return np.ascontiguousarray(picture)
 
 
 def _in_middle(box: Box, shape: Shape) -> tuple[int, ...]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -136,7 +137,7 @@ class VoxelFormat(ABC):
 
     def parts(self, image: StoredImage, options: ReadOptions) -> Sequence[str]:  # noqa: ARG002
         """Names of the images over time; see `OptionsFormat.parts`."""
-        return parts_of(self.header(image.location).voxels)
+        return parts_of(self._header_of(image.location, image.version, "").voxels)
 
     def describe(self, location: str, version: str) -> RasterSpec:
         """Read the header; see `Format.describe`."""
@@ -144,9 +145,8 @@ class VoxelFormat(ABC):
 
     def describe_image(self, image: StoredImage, options: ReadOptions) -> RasterSpec:  # noqa: ARG002
         """Read the header of an image; see `OptionsFormat.describe_image`."""
-        header = self.header(image.location)
+        header = self._header_of(image.location, image.version, image.part)
         voxels, shape = header.voxels, header.voxels.layout.shape
-        _require_sound(voxels, image.location)
         _time_of(voxels, image.location, image.part)
         return RasterSpec(
             location=image.location,
@@ -167,7 +167,7 @@ class VoxelFormat(ABC):
         """Open an image; packed numbers are unpacked here. See `Format.open`; raises
         `SourceChanged` if the file is another one now.
         """
-        voxels = self.header(spec.location).voxels
+        voxels = self._header_of(spec.location, spec.version, spec.part).voxels
         same = (voxels.layout.shape, voxels.bands, voxels.delivered.name)
         if same != (spec.shape, spec.file_bands, spec.dtype):
             raise SourceChanged(
@@ -176,6 +176,22 @@ class VoxelFormat(ABC):
             )
         time = _time_of(voxels, spec.location, spec.part)
         return VoxelReader(voxels, spec.bands, time, _content(voxels, spec.version))
+
+    def _header_of(self, location: str, version: str, part: str) -> Header:
+        # A series over time may have a thousand parts.
+        return _header_of_parts(self, location, version) if part else _sound(self, location)
+
+
+@lru_cache(maxsize=2)
+def _header_of_parts(image_format: VoxelFormat, location: str, version: str) -> Header:  # noqa: ARG001  part of the key
+    return _sound(image_format, location)
+
+
+def _sound(image_format: VoxelFormat, location: str) -> Header:
+    """The header of a file that can hold its numbers. Raises as `VoxelFormat.header`."""
+    header = image_format.header(location)
+    _require_sound(header.voxels, location)
+    return header
 
 
 def parts_of(voxels: Voxels) -> tuple[str, ...]:

@@ -60,7 +60,12 @@ def stage_mask(
     mask = writer.publish(store, result_name(settings), blocks, spec, classes, run.grid.tile)
     staged = {name + ending: artefact.name for ending, artefact in mask.files.items()}
     picture = render_preview(
-        previews, spec.shape, spec.interpretation, classes, preview_stride(spec.shape)
+        previews,
+        spec.shape,
+        spec.interpretation,
+        classes,
+        preview_stride(spec.shape),
+        spec.space.frame,
     )
     preview = store.publish(result_name(settings), picture)
     staged[f"previews/{image.source.image_id}.png"] = preview.name

@@ -21,6 +21,7 @@ from maskloom.segcore.figures.preview import (
     render_preview,
 )
 from maskloom.segcore.geometry import Box, Grid, Tile
+from maskloom.segcore.ground.space import Frame
 from maskloom.segcore.raster.classes import ClassTable
 from maskloom.segcore.raster.spec import Block, RasterSpec
 from maskloom.segcore.storage.packing import pack, unpack
@@ -308,6 +309,35 @@ def test_a_preview_is_small():
     picture = render(pixels, np.ones((1500, 2100), np.uint8))
     assert picture.shape[1] == 525
     assert 375 < picture.shape[0] < 450
+
+
+@pytest.mark.parametrize(
+    ("columns", "rows", "flips"),
+    [
+        # Axial: x to the left and y to the back, as DICOM has them.
+        ((-1, 0, 0), (0, -1, 0), (1, 1)),
+        # Axial with both the other way, as in the standard brain of NIfTI.
+        ((0.7, 0.1, 0), (-0.1, 0.7, 0.2), (-1, -1)),
+        # Sagittal: columns to the front, rows to the feet.
+        ((0, 1, 0), (0, 0, -1), (1, -1)),
+        # Coronal: columns to the left, rows to the head.
+        ((-1, 0, 0), (0, 0, 1), (-1, 1)),
+    ],
+)
+def test_scans_are_shown_as_radiologists_look_at_them(columns, rows, flips) -> None:
+    pixels = np.arange(12 * 9, dtype=np.uint8).reshape(12, 9, 1).repeat(3, axis=-1)
+    labels = np.zeros((12, 9), np.uint8)
+    part = observe(pixels, np.ones((12, 9), bool), labels, 16, 1)
+    affine = np.column_stack([columns, rows, np.cross(columns, rows), (1, 2, 3)])
+    frame = Frame(tuple(affine.ravel().tolist()))
+    shown, plain = (
+        np.array(Image.open(io.BytesIO(png)).convert("RGB"))[:12, :9]
+        for png in (
+            render_preview(part, (12, 9), "rgb", LEGEND, 1, frame),
+            render_preview(part, (12, 9), "rgb", LEGEND, 1),
+        )
+    )
+    np.testing.assert_array_equal(shown, plain[:: flips[0], :: flips[1]])
 
 
 def test_parts_that_never_came_look_like_nodata():

@@ -6,6 +6,7 @@ import gzip
 import itertools
 import os
 import struct
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -205,7 +206,7 @@ def test_nan_and_infinity_are_no_data(tmp_path: Path) -> None:
     assert not pixels[0, 0, :2].any()
 
 
-def test_a_fourth_axis_is_several_images(tmp_path: Path) -> None:
+def test_a_fourth_axis_is_several_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     series = np.stack([VOLUME + 1000 * time for time in range(3)])
     path = save(tmp_path / "bold.nii.gz", series)
     source = Source(str(path), "bold", "1", path.stat().st_size)
@@ -218,6 +219,14 @@ def test_a_fourth_axis_is_several_images(tmp_path: Path) -> None:
         describe(path)
     with pytest.raises(FormatError, match="has no image t0004"):
         describe(path, "t0004")
+    # A thousand images do not read the header a thousand times.
+    calls = []
+    header = type(FORMATS["nifti"]).header
+    monkeypatch.setattr(
+        type(FORMATS["nifti"]), "header", lambda *each: (calls.append(1), header(*each))[1]
+    )
+    formats.describe_images(replace(source, version="2"), "2")
+    assert len(calls) == 2
     assert not FORMATS["nifti"].parts(
         StoredImage(str(save(tmp_path / "one.nii", VOLUME[None]))), ReadOptions()
     )
