@@ -281,6 +281,47 @@ def test_a_new_slice_makes_its_series_new_and_no_other(tmp_path, maskloom):
     assert [(before[name]["depth"], after[name]["depth"]) for name in changed] == [(4, 5)]
 
 
+ORIENTATIONS = {
+    "axial": ((1, 0, 0, 0, 1, 0), (0, 0, 2)),
+    "from the head": ((1, 0, 0, 0, 1, 0), (0, 0, -2)),
+    "sagittal": ((0, 1, 0, 0, 0, -1), (3, 0, 0)),
+    "coronal": ((1, 0, 0, 0, 0, -1), (0, -2, 0)),
+    "oblique": ((0.8, 0.6, 0, 0, 0, -1), (-1.2, 1.6, 0)),
+    "tilted": ((1, 0, 0, 0, 0.96, -0.28), (0, 0, 5)),
+}
+
+
+def test_masks_lie_on_their_scans_in_the_world(tmp_path, maskloom):
+    """Places of random voxels, from the headers of single files and from the mask by NiBabel."""
+    import nibabel
+
+    folder, output = tmp_path / "in", tmp_path / "out"
+    for name, (orientation, step) in ORIENTATIONS.items():
+        slices = stack_of(NOISE, step, (-40, 30, 20), orientation=orientation, series=name)
+        save(folder / name.replace(" ", "_"), slices[::-1])
+
+    assert maskloom("segment", folder, "-o", output, *THRESHOLD, *QUIET).exit_code == 0
+
+    generator = np.random.default_rng(0)
+    for name in ORIENTATIONS:
+        where = name.replace(" ", "_")
+        [mask] = (output / "masks" / where).glob("*.nii.gz")
+        image = nibabel.load(mask)
+        labels = np.asarray(image.dataobj)
+        assert (int(image.header["sform_code"]), labels.size) == (1, NOISE.size)
+        for path in (folder / where).iterdir():
+            scan = pydicom.dcmread(path)
+            cosines = np.reshape(scan.ImageOrientationPatient, (2, 3)).astype(float)
+            for j, i in generator.integers(0, (24, 32), (20, 2)):
+                place = np.array(scan.ImagePositionPatient, float)
+                place += cosines[0] * i * float(scan.PixelSpacing[1])
+                place += cosines[1] * j * float(scan.PixelSpacing[0])
+                there = np.linalg.inv(image.affine) @ (*(place * (-1, -1, 1)), 1)
+                x, y, z = np.rint(there[:3]).astype(int)
+                np.testing.assert_allclose(there[:3], (x, y, z), atol=1e-3)
+                assert labels[x, y, z] == (scan.pixel_array[j, i] > 1000)
+
+
 @pytest.mark.parametrize("tile", [16, 64])
 def test_tiles_do_not_change_masks(tmp_path, maskloom, tile):
     save(tmp_path / "in", stack_of(NOISE))

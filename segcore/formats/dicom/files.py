@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import re
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -27,6 +28,8 @@ _LARGEST_RATIO = 200
 """Of the sizes of a whole archive after and before inflating; scans reach about 20."""
 _RATIO_FROM = 2**28
 """Bytes below which the ratio does not matter."""
+_PLAUSIBLE = re.compile(r"(?:^|/)(?:[^./]+|[^/]*\.(?:\d+|dcm|dicom|ima))$", re.IGNORECASE)
+"""Names of DICOM files: with their suffixes, without any, or with a number for one."""
 _META = 2**16
 """Bytes in which the file meta information ends."""
 _PREAMBLE = 128
@@ -72,7 +75,9 @@ def dicom_entries(uri: str) -> Iterator[tuple[int, IO[bytes]]]:
     """The files of an archive that may be DICOM: their numbers and bytes. Raises as `opened`."""
     with StoredFile.of(uri).stream() as stream, _archive(stream, uri) as (archive, infos):
         for number, info in enumerate(infos):
-            if info.is_dir() or not may_be_dicom(_entry(archive, info, uri, _PREAMBLE + 4)):
+            if info.is_dir() or not _PLAUSIBLE.search(info.filename):
+                continue  # an archive of other files need not be read as a whole
+            if not may_be_dicom(_entry(archive, info, uri, _PREAMBLE + 4)):
                 continue
             yield number, _inflated(io.BytesIO(_entry(archive, info, uri)), uri)
 

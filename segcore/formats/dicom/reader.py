@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -24,10 +23,11 @@ if TYPE_CHECKING:
     from maskloom.segcore.geometry import Box
     from maskloom.segcore.raster.spec import RasterSpec
 
-_KEPT_BYTES = 2**26
+_KEPT_BYTES = 2**27
 """Of decoded slices: tiles side by side need the same ones."""
 
-Decoded = tuple["NDArray[Any]", "NDArray[np.bool_]"]
+Decoded = tuple["NDArray[Any]", "NDArray[np.bool_] | None"]
+"""Pixels (y, x, band) and where they are data; None: everywhere."""
 
 
 @dataclass(slots=True)
@@ -35,7 +35,7 @@ class DicomReader:
     """An open image; files are open only while they are read."""
 
     spec: RasterSpec
-    kept: OrderedDict[int, Decoded] = field(default_factory=OrderedDict)
+    kept: dict[int, Decoded] = field(default_factory=dict)
     """Decoded slices by number, the oldest first."""
     last: tuple[tuple[str, int], Header, list[Slice]] | None = None
     """The file that was read last: an enhanced object holds all slices."""
@@ -62,20 +62,25 @@ class DicomReader:
         volume = len(spec.shape) == 3
         indices = range(box.start[0], box.stop[0]) if volume else range(1)
         for i, index in enumerate(indices):
-            values, is_data = self._slice(index)
+            values, is_data = self._slice(index, indices)
             at: Any = i if volume else ...
             pixels[at] = values[plane][..., bands]
-            valid[at] = is_data[plane]
+            valid[at] = True if is_data is None else is_data[plane]
         return pixels, valid
 
-    def _slice(self, index: int) -> Decoded:
-        found = self.kept.pop(index, None)
+    def _slice(self, index: int, wanted: range) -> Decoded:
+        """A decoded slice; `wanted` are those of the box, which the next tiles need too."""
+        found = self.kept.get(index)
         if found is None:
             found = self._decoded(index)
-            size = sum(part.nbytes for part in found)
-            while self.kept and size * (len(self.kept) + 1) > _KEPT_BYTES:
-                self.kept.popitem(last=False)
-        self.kept[index] = found
+            most = _KEPT_BYTES // _size(found)
+            for other in [each for each in self.kept if each not in wanted]:
+                if len(self.kept) >= most:
+                    del self.kept[other]
+            # Where a slab does not fit, its first slices stay: to drop the oldest would drop each
+            # before it is needed again.
+            if len(self.kept) < most:
+                self.kept[index] = found
         return found
 
     def _decoded(self, index: int) -> Decoded:
@@ -106,11 +111,16 @@ class DicomReader:
             rows, columns = spec.shape[-2:]
             top, left = divmod(place.tile, header.shape[1] // columns)
             cut = np.s_[top * rows : (top + 1) * rows, left * columns : (left + 1) * columns]
-            values, valid = values[cut], valid[cut]
-        return values, valid
+            values, valid = values[cut].copy(), valid[cut]
+        return values, None if valid.all() else valid
 
 
 def _in_viewers(header: Header) -> str:
     """The number by which viewers show a slice: names of files may be those of persons."""
     found = number(header.elements, "InstanceNumber")
     return f" (InstanceNumber {found})" if found else ""
+
+
+def _size(found: Decoded) -> int:
+    """Bytes of a decoded slice."""
+    return sum(part.nbytes for part in found if part is not None)

@@ -54,10 +54,10 @@ def images_of(image: StoredImage, options: ReadOptions) -> dict[str, RasterSpec 
     Raises `FormatError` in words for people who make or keep scans, and `Unavailable`.
     """
     files = image.files or (image.location,)
-    return dict(_images(image.location, image.version, files, options.identifiers))
+    read = _kept_images if image.version else _images
+    return dict(read(image.location, image.version, files, options.identifiers))
 
 
-@lru_cache(maxsize=_KEPT)
 def _images(
     location: str, version: str, uris: tuple[str, ...], identifiers: bool
 ) -> tuple[tuple[str, RasterSpec | MaskloomError], ...]:
@@ -76,6 +76,9 @@ def _images(
         ) from None
     except MaskloomError as error:
         raise _naming(location, error) from None
+
+
+_kept_images = lru_cache(maxsize=_KEPT)(_images)
 
 
 def _naming(location: str, error: MaskloomError) -> MaskloomError:
@@ -133,7 +136,7 @@ def _described(
     unique = without_copies(slices)
     notes = list(dict.fromkeys(note for file in files for note in file.notes))
     if len(unique) < len(slices):
-        notes.append(f"{len(slices) - len(unique)} copies of slices are left out")
+        notes.append(f"slices that are copies of others are left out ({len(slices) - len(unique)})")
     if len({file.common for file in files}) > 1:
         raise FormatError(
             "its slices differ in their colours or their number of bands. Give them as folders of "
@@ -157,8 +160,9 @@ def _described(
         notes=tuple(notes),
     )
     stacks = by_stack(unique)
-    for name, of_stack in stacks.items():
-        prefix = f"s{name}-" if len(stacks) > 1 else ""
+    # Numbered: their names in the file are free text.
+    for number, of_stack in enumerate(stacks.values(), 1):
+        prefix = f"s{number}-" if len(stacks) > 1 else ""
         try:
             parts = list(_of_stack(blank, of_stack))
         except FormatError as error:
@@ -197,8 +201,8 @@ def _times(
         single = _without_equal_pixels(at, only_if_single=len(counts) == 1)
         if single is not None:
             notes.append(
-                f"{sum(map(len, at)) - len(single)} copies of slices are left out, which have "
-                "other numbers but the same pixels"
+                "slices with other numbers but the same pixels as others at their place are left "
+                f"out ({sum(map(len, at)) - len(single)})"
             )
             at, counts = [[each] for each in single], {1}
     if len(counts) > 1:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -42,7 +41,7 @@ class Slice:
     """Of its first pixel in mm; empty if unknown."""
     orientation: tuple[float, ...] = ()
     stack: str = ""
-    """Name of the stack among several in the file."""
+    """Name of the stack among several in the file: free text, never shown."""
     order: tuple[float, ...] = ()
     """The order among slices at one place."""
     instance: str = ""
@@ -144,7 +143,7 @@ def _enhanced(header: Header, plain: Slice) -> Iterator[Slice]:
             spacing=pair(group("PixelMeasuresSequence"), "PixelSpacing") or plain.spacing,
             position=numbers(group("PlanePositionSequence"), "ImagePositionPatient"),
             orientation=numbers(group("PlaneOrientationSequence"), "ImageOrientationPatient"),
-            stack=re.sub(r"\W", "", text(content, "StackID"), flags=re.ASCII),
+            stack=text(content, "StackID"),
             order=(float(number(content, "TemporalPositionIndex")), *indices, float(i)),
             instance=f"{plain.instance} {i}",
         )

@@ -226,6 +226,25 @@ def test_only_the_slices_of_a_box_are_read(tmp_path, monkeypatch):
     assert seen == [2, 3, 4]
 
 
+def test_slices_of_a_slab_are_decoded_once_while_they_fit(tmp_path, monkeypatch):
+    from maskloom.segcore.formats.dicom import reader as module
+
+    volume = np.stack([DEEP + k for k in range(6)])
+    spec = DICOM.describe(str(stored(tmp_path, enhanced(volume))), "1")
+    scaled = volume + 100 * np.arange(6)[:, None, None]
+    size = DEEP.size * np.dtype(spec.dtype).itemsize
+    monkeypatch.setattr(module, "_KEPT_BYTES", 3 * size)
+    seen = []
+    original = module.read_frame
+    monkeypatch.setattr(module, "read_frame", lambda *a: (seen.append(a[2]), original(*a))[1])
+    with DICOM.open(spec) as reader:
+        for z, y in ((0, 0), (0, 20), (3, 0), (3, 20), (1, 0)):
+            box = Box((z, y, 0), (min(6, z + 4), y + 20, 64))
+            np.testing.assert_array_equal(reader.read(box)[0][..., 0], scaled[box.slices])
+    # The fourth of the first slab is decoded for each box of it; the second slab fits.
+    assert seen == [0, 1, 2, 3, 3, 3, 4, 5, 1, 2]
+
+
 # ---- broken and hostile
 
 

@@ -141,8 +141,8 @@ def test_copies_are_left_out_and_counted(tmp_path):
     spec = only(tmp_path)
 
     np.testing.assert_array_equal(pixels_of(spec), NOISE)
-    assert spec.notes[0].startswith("1 copies of slices are left out")
-    assert "other numbers but the same pixels" in spec.notes[1]
+    assert spec.notes[0] == "slices that are copies of others are left out (1)"
+    assert spec.notes[1].startswith("slices with other numbers but the same pixels")
 
 
 def test_missing_slices_are_named_and_hide_no_other_series(tmp_path):
@@ -310,12 +310,27 @@ def test_frames_of_an_enhanced_object_are_sorted_and_scaled_each(tmp_path, order
 
 
 def test_stacks_of_an_enhanced_object_are_images_of_their_own(tmp_path):
-    save(tmp_path, [enhanced(NOISE[:6], stacks="111222")])
+    save(tmp_path, [enhanced(NOISE[:6], stacks=["JANE DOE"] * 3 + ["x/y"] * 3)])
 
     found = images(tmp_path)
 
     assert [name[-2:] for name in found] == ["s1", "s2"]
     assert [spec.shape for spec in found.values()] == [(3, 6, 10)] * 2
+
+
+def test_times_of_an_enhanced_object_are_volumes(tmp_path):
+    made = enhanced(NOISE[:6], RescaleSlope=1)
+    for number, group in enumerate(made.PerFrameFunctionalGroupsSequence):
+        # Two times of three places, the later one first.
+        group.PlanePositionSequence[0].ImagePositionPatient = [0, 0, number % 3]
+        group.FrameContentSequence[0].TemporalPositionIndex = 2 - number // 3
+    save(tmp_path, [made])
+
+    first, second = images(tmp_path).values()
+
+    scales = 100 * np.arange(6)[:, None, None]
+    np.testing.assert_array_equal(pixels_of(first), (NOISE[:6] + scales)[3:])
+    np.testing.assert_array_equal(pixels_of(second), (NOISE[:6] + scales)[:3])
 
 
 def test_a_stack_that_lacks_a_slice_hides_no_other_stack(tmp_path):
