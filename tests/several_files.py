@@ -153,6 +153,8 @@ class RowSeries:
         for uri in files:
             with fsspec.open(uri) as file:
                 rows = np.load(io.BytesIO(file.read()))
+            if rows.ndim != 3:
+                raise FormatError(f"{uri} holds no rows of pixels.")
             height += len(rows)
         if height % ROWS and len(rows) == ROWS:
             raise FormatError(f"{location} lacks rows.")

@@ -58,7 +58,11 @@ class RunSettings:
     def grid(self, spec: RasterSpec) -> Grid:
         """The tiles of an image."""
         requirements = self.model.requirements
-        return self.tiling.grid(spec.shape, requirements.halo, requirements.planar)
+        halo = requirements.halo
+        if not isinstance(halo, int) and len(halo) != len(spec.shape):
+            # An image that a model of volumes will refuse is planned like the others.
+            halo = max(halo)
+        return self.tiling.grid(spec.shape, halo, requirements.planar)
 
 
 @dataclass(frozen=True, slots=True)

@@ -209,7 +209,9 @@ class FileKind:
     name: str
     """Name in messages: `TIFF`, or `NIfTI in gzip` for content in gzip."""
     suffixes: tuple[str, ...] = ()
-    """Lower-case suffixes of such files, each with its dot: `.tif`, `.nii.gz`."""
+    """Lower-case suffixes of such files, each with its dot: `.tif`, `.nii.gz`. Empty: they are
+    recognised by their content, and only where the user names them.
+    """
     signatures: tuple[tuple[int, bytes], ...] = ()
     """Offset and value of bytes in such files; one match suffices. Content in gzip needs none:
     those of the kind inside apply.

@@ -12,7 +12,8 @@ GroundControl = Literal["keep", "affine"]
 """Ground control points are kept as they are, or replaced by the affine transform that fits them
 best.
 """
-_PART = re.compile(r"#part=([\w.-]+)/(\d+)$", re.ASCII)
+_NAME = re.compile(r"[\w.-]+", re.ASCII)
+_PART = re.compile(rf"#part=({_NAME.pattern})/(\d+)$", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,11 +57,14 @@ class ReadOptions:
 
 
 def uri_of_part(uri: str, part: str, count: int) -> str:
-    """The URI of one of `count` images in a file or folder.
+    """The URI of one of `count` images in a file or folder. Raises `ValueError` for a name with
+    other characters than letters, digits, `_`, `-` and `.`.
 
     >>> uri_of_part("scans/a.nii.gz", "t0003", 12)
     'scans/a.nii.gz#part=t0003/12'
     """
+    if _NAME.fullmatch(part) is None:
+        raise ValueError(f"part: expected letters, digits, '_', '-' and '.'; got {part!r}")
     return f"{uri}#part={part}/{count}"
 
 

@@ -261,7 +261,7 @@ def _halo_of(card: Card) -> int:
             f"{side!r}. Set `halo`."
         )
     # On multiples of the stride, or the network would pad windows with zeros.
-    stride = card.reach.stride
+    stride = card.reach.along(0).stride
     return min(-(-max(side, _LEAST_OWN_HALO) // stride) * stride, _LARGEST_HALO)
 
 

@@ -8,18 +8,21 @@ with image_format.open(spec) as reader:
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from maskloom.segcore.geometry import Box, Grid
+from maskloom.segcore.raster.stored import StoredImage, split_part, uri_of_part
 
 if TYPE_CHECKING:
     from hypothesis.strategies import SearchStrategy
     from numpy.typing import NDArray
 
     from maskloom.segcore.geometry import Shape
-    from maskloom.segcore.raster.spec import Format, RasterSpec, Reader
+    from maskloom.segcore.raster.spec import Format, OptionsFormat, RasterSpec, Reader
+    from maskloom.segcore.raster.stored import ReadOptions
 
 Image = tuple["NDArray[Any]", "NDArray[np.bool_]"]
 """Pixels and `valid`."""
@@ -60,6 +63,25 @@ def check_spec(spec: RasterSpec) -> None:
         "a coordinate system without a transform is of no use"
     )
     assert repr(pickle.loads(pickle.dumps(spec))) == repr(spec)
+
+
+def check_parts(image_format: OptionsFormat, location: str, options: ReadOptions) -> list[Image]:
+    """Each part of a file is an image of its own; returns them in order. A file without parts is
+    one image.
+    """
+    stored = StoredImage(location, "1")
+    names = image_format.parts(stored, options)
+    assert len(set(names)) == len(names), "no two parts have one name"
+    assert list(names) == list(image_format.parts(stored, options)), "the order is always the same"
+    images = []
+    for name in names or [""]:
+        assert not name or split_part(uri_of_part(location, name, len(names)))[1] == name
+        spec = image_format.describe_image(replace(stored, part=name), options)
+        assert (spec.location, spec.version, spec.part) == (location, "1", name)
+        check_spec(spec)
+        with image_format.open(spec) as reader:
+            images.append(whole(reader, spec))
+    return images
 
 
 def check_box(reader: Reader, spec: RasterSpec, image: Image, box: Box) -> None:

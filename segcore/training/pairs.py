@@ -72,7 +72,7 @@ def find_pairs(
             )
         )
         _require_same_shape(pairs[-1])
-        _require_same_place(pairs[-1])
+        require_same_place(pairs[-1])
     _require_same_axes(pairs)
     _require_same_bands(pairs)
     unused = sorted(found.without_image)
@@ -210,7 +210,7 @@ def _require_same_shape(both: Pair) -> None:
         )
 
 
-def _require_same_place(both: Pair) -> None:
+def require_same_place(both: Pair) -> None:
     """Raise `RecipeError` if a mask of the same size lies elsewhere in the scanner, for example
     turned or mirrored.
     """

@@ -16,7 +16,7 @@ from maskloom.segcore.storage.filesystems import filesystem, is_local
 from maskloom.segcore.storage.store import STAGING
 from maskloom.tasks.discovery.image_ids import image_ids
 from maskloom.tasks.discovery.lists import COLUMN
-from maskloom.tasks.discovery.search import Search, image_suffixes
+from maskloom.tasks.discovery.search import WITHOUT_SUFFIX, Search, image_suffixes
 from maskloom.tasks.discovery.series import ReadHeaders, read_headers_here
 
 log = logging.getLogger(__name__)
@@ -26,15 +26,17 @@ DEFAULT = ReadOptions()
 _NAMED = 3
 _NAMED_SUFFIXES = 20
 _NAMES_COMPARED = 10_000
-_TIFF_INSIDE = (
+_BY_CONTENT = (
     ".qptiff",
     ".lsm",
     ".stk",
     ".tf8",
     ".tif8",
     ".geotiff",
+    ".vms",
+    ".vmu",
 )
-"""Suffixes of files that are TIFF by their content, though no format claims the suffix."""
+"""Suffixes of files that formats recognise by their content, though none claims the suffix."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +46,7 @@ class Discovered:
     sources: list[Source]
     """Sorted by URI, each once."""
     passed_over: Mapping[str, int]
-    """Number of files in folders that no format claims, by suffix."""
+    """See `Search.passed_over`."""
 
 
 def discover(
@@ -90,20 +92,30 @@ def discover(
 
 
 def passed_over_note(passed_over: Mapping[str, int]) -> str:
-    """A sentence about files that were passed over, followed by a space; empty if there are none.
+    """Sentences about files that were passed over, followed by a space; empty if there are none.
 
     >>> passed_over_note({".nii.gz": 12, ".dcm": 1})
     'Passed over in folders, since no format claims such files: 12 .nii.gz, 1 .dcm. '
+    >>> passed_over_note({"reports": 3})
+    'Passed over in folders, since they hold no image: 3 reports. '
     """
-    counts = sorted(passed_over.items(), key=lambda item: (-item[1], item[0]))
-    named = [f"{count} {suffix}" for suffix, count in counts[:_NAMED_SUFFIXES]]
-    if kinds := len(counts[_NAMED_SUFFIXES:]):
-        named.append(f"{sum(count for _, count in counts[_NAMED_SUFFIXES:])} of {kinds} more kinds")
-    return (
-        f"Passed over in folders, since no format claims such files: {', '.join(named)}. "
-        if named
-        else ""
+    unclaimed = {
+        kind: count
+        for kind, count in passed_over.items()
+        if kind.startswith(".") or kind == WITHOUT_SUFFIX
+    }
+    without = {kind: passed_over[kind] for kind in passed_over.keys() - unclaimed.keys()}
+    return _passed_over("no format claims such files", unclaimed) + _passed_over(
+        "they hold no image", without
     )
+
+
+def _passed_over(reason: str, kinds: Mapping[str, int]) -> str:
+    counts = sorted(kinds.items(), key=lambda item: (-item[1], item[0]))
+    named = [f"{count} {kind}" for kind, count in counts[:_NAMED_SUFFIXES]]
+    if more := len(counts[_NAMED_SUFFIXES:]):
+        named.append(f"{sum(count for _, count in counts[_NAMED_SUFFIXES:])} of {more} more kinds")
+    return f"Passed over in folders, since {reason}: {', '.join(named)}. " if named else ""
 
 
 def passed_over_advice(passed_over: Mapping[str, int]) -> str:
@@ -113,7 +125,7 @@ def passed_over_advice(passed_over: Mapping[str, int]) -> str:
     >>> passed_over_advice({".lsm": 2}), passed_over_advice({".dcm": 2})
     ("To read them by their content, name them by a file or a glob, e.g. '*.lsm'.", '')
     """
-    suffix = next((suffix for suffix in _TIFF_INSIDE if suffix in passed_over), None)
+    suffix = next((suffix for suffix in _BY_CONTENT if suffix in passed_over), None)
     return (
         f"To read them by their content, name them by a file or a glob, e.g. '*{suffix}'."
         if suffix

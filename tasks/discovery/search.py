@@ -46,7 +46,7 @@ _STORED_FOLDER = re.compile(r"[^/]\.(zarr|n5)(?:/|$)", re.IGNORECASE)
 """Folders that are one image each."""
 _SIDECARS = (".aux.xml", ".ovr", ".msk", ".tfw", ".jgw", ".pgw", ".bpw", ".wld", ".prj")
 """Files that belong to an image beside them."""
-_WITHOUT_SUFFIX = "without a suffix"
+WITHOUT_SUFFIX = "without a suffix"
 _SNIFFED_NAME = re.compile(r"(?:^|/)(?:[^./]+|[^/]*\.\d+)$")
 """Names without a suffix, or with a number in its place: IM0001, CT.1.2.840.7."""
 _DEEPEST_LIST = 10
@@ -81,7 +81,9 @@ class Search:
         self.folders: set[str] = set()
         """Folders that the inputs name."""
         self.passed_over: Counter[str] = Counter()
-        """Number of files in folders that no format claims, by suffix."""
+        """Number of files in folders that are no input, by suffix if no format claims it, or by
+        what they are if they hold no image.
+        """
         self.unclaimed: dict[str, tuple[str, str, FoundImage]] = {}
         """Files in folders that may be images by their content, by URI: the folder that an input
         names, the name, and the file.
@@ -89,8 +91,9 @@ class Search:
         self.duplicates = 0
         """Files with the URI of another file that has another address."""
         self._own_outputs, self._visited = own_outputs, set[str]()
-        self._stored_folders: set[str] = set()
         self._named: set[str] = set()
+        """Files that an input, or a list, names."""
+        self._stored_folders: set[str] = set()
 
     def add(self, entry: str, chain: tuple[str, ...] = ()) -> None:
         """Add the images of an input; `chain` are the lists that led to it."""
@@ -189,7 +192,7 @@ class Search:
                 self.passed_over[f".{stored[1].lower()}"] += 1
         elif not lower.endswith(_SIDECARS):
             suffix = _SUFFIX.search(posixpath.basename(lower))
-            self.passed_over[suffix[0] if suffix else _WITHOUT_SUFFIX] += 1
+            self.passed_over[suffix[0] if suffix else WITHOUT_SUFFIX] += 1
 
     def _read_list(
         self, fs: Any, path: str, entry: str, info: Mapping[str, Any], chain: tuple[str, ...]
@@ -247,6 +250,7 @@ class Search:
                     self.folders.add(unclaimed[0])
         for uri, what in grouping.passed_over.items():
             self.unclaimed.pop(uri, None)
+            # A file that the user names becomes a failed row with the reason.
             if uri not in self._named:
                 self.found.pop(uri, None)
                 self.passed_over[what] += 1

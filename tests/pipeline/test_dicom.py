@@ -16,6 +16,8 @@ from dicom_support import encoded, enhanced, items_of, save, slice_of, stack_of
 from PIL import Image
 from tests_support import read_table
 
+from maskloom.segcore.raster.spec import FORMATS
+
 QUIET = ("--no-prefect", "--quiet", "--set", "cluster.kind=serial")
 THRESHOLD = ("-s", "threshold", "-p", "value=1000")
 NOISE = np.random.default_rng(3).integers(0, 2000, (5, 24, 32), np.uint16)
@@ -128,6 +130,36 @@ def test_nothing_of_a_patient_is_in_anything_that_a_run_writes_or_says(
             assert word.encode() not in content, (name, word)
 
 
+@pytest.mark.nightly
+def test_nor_with_prefect_and_workers(tmp_path):
+    import subprocess
+    import sys
+
+    folder, output = folder_of_scans(tmp_path / "in"), tmp_path / "out"
+    recipe = recipe_of(tmp_path, folder, output)
+    environment = {**os.environ, "PREFECT_HOME": str(tmp_path / "prefect")}
+    environment.pop("PREFECT_API_URL", None)
+    code = "from maskloom.flows.cli import main; main()"
+    cluster = ("--set", "cluster={kind: local, workers: 2}")
+
+    done = subprocess.run(
+        [sys.executable, "-c", code, "run", str(recipe), *cluster],
+        env={**environment, "PREFECT_LOGGING_LEVEL": "DEBUG"},
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+
+    assert done.returncode == 3, done.stderr
+    everything = {**written(output), **written(tmp_path / "prefect")}
+    assert any(name.endswith("prefect.db") for name in everything)
+    everything["said"] = (done.stdout + done.stderr).encode()
+    for name, content in everything.items():
+        for word in FORBIDDEN:
+            assert word.encode() not in content, (name, word)
+
+
 def recipe_of(folder: Path, inputs: Path, output: Path) -> Path:
     path = folder / "recipe.yaml"
     path.write_text(
@@ -186,6 +218,36 @@ def test_a_folder_of_a_hospital_is_read_whatever_its_files_are_called(tmp_path, 
     assert "2 without a suffix" in result.output.replace("\n", " ")
 
 
+def test_headers_are_read_once_unless_files_or_the_key_change(tmp_path, maskloom, monkeypatch):
+    folder, output = tmp_path / "in", tmp_path / "out"
+    save(folder, stack_of(NOISE), names="IM{}")
+    (folder / "LICENCE").write_text("Not a scan.")
+    seen = []
+    kind = type(FORMATS["dicom"])
+    original = kind.headers
+    monkeypatch.setattr(
+        kind,
+        "headers",
+        lambda self, files, options: seen.append(files) or original(self, files, options),
+    )
+    command = ("segment", folder, "-o", output, *THRESHOLD, *QUIET)
+
+    counts = []
+    for change in ("nothing before", "nothing", "a file", "the key"):
+        if change == "a file":
+            (folder / "IM9").write_bytes(encoded(stack_of(NOISE, series="b")[0]))
+        elif change == "the key":
+            monkeypatch.setenv("MASKLOOM_PSEUDONYM_KEY", "secret")
+        seen.clear()
+        assert maskloom(*command, "--keep-other-recipes").exit_code == 0
+        counts.append(sum(map(len, seen)))
+
+    assert counts == [6, 0, 1, 7]
+    stored = pq.read_table(output / "runs/headers.parquet").to_pylist()
+    assert len(stored) == 7
+    assert str(stack_of(NOISE)[0].SeriesInstanceUID) not in str(stored)
+
+
 def test_what_holds_no_image_is_a_failed_row_when_it_is_named(tmp_path, maskloom):
     report = slice_of(NOISE[0], None)
     for name in ("PixelData", "Rows", "Columns"):
@@ -241,7 +303,6 @@ def test_the_organs_of_a_real_ct_have_the_volumes_of_their_labels(tmp_path):
 
     from maskloom.segcore.geometry import Box
     from maskloom.segcore.raster.source import Member
-    from maskloom.segcore.raster.spec import FORMATS
     from maskloom.segcore.raster.stored import ReadOptions, StoredImage
 
     image_format, options = FORMATS["dicom"], ReadOptions()

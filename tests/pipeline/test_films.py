@@ -14,6 +14,8 @@ from several_files import BROKEN, Film, save_rows
 from tests_support import photograph, read_masks, read_table
 
 from maskloom.segcore.raster.spec import FORMATS
+from maskloom.segcore.raster.stored import ReadOptions
+from maskloom.segcore.testing.formats import check_parts
 from maskloom.tasks import plan
 from maskloom.tasks.publish import Tables
 
@@ -285,3 +287,21 @@ def test_compare_shows_the_first_image(inputs, tmp_path, maskloom):
     result = maskloom("compare", inputs / "a.film", "-o", tmp_path / "c.png", "-s", "threshold")
     assert result.exit_code == 0, result.output
     assert (tmp_path / "c.png").stat().st_size
+
+
+def test_the_format_keeps_its_contract(tmp_path):
+    for count in (1, 5):
+        save_rows(f"{tmp_path}/{count}.film", FRAMES[:count])
+        images = check_parts(Film(), f"{tmp_path}/{count}.film", ReadOptions())
+        assert len(images) == count
+        for (pixels, valid), frame in zip(images, FRAMES, strict=False):
+            np.testing.assert_array_equal(pixels, frame)
+            assert valid.all()
+
+
+@pytest.mark.parametrize("names", [["a/b"], ["a", "a"], ["é"], ["a b"], ["../x"], ["a#1"]])
+def test_names_of_parts_that_suit_no_file_are_refused(tmp_path, monkeypatch, names):
+    save_rows(f"{tmp_path}/a.film", FRAMES[:1])
+    monkeypatch.setattr(Film, "parts", lambda *_: names)
+    with pytest.raises((ValueError, AssertionError)):
+        check_parts(Film(), f"{tmp_path}/a.film", ReadOptions())

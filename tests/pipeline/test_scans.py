@@ -195,7 +195,7 @@ def test_the_recipe_for_organs_keeps_the_largest_part_filled(maskloom, tmp_path:
     scan[4:10, 10:20, 12:20] = 60  # marrow
     scan[:, 36:38] = 350  # the table
     save_scan(tmp_path / "a.nii.gz", scan)
-    out = run_deployed(maskloom, "organ_ct", tmp_path)
+    out = run_deployed(maskloom, "organ-ct", tmp_path)
     expected = np.zeros(SHAPE, bool)
     expected[2:12, 6:30, 8:26] = True
     mask = np.asanyarray(nibabel.load(out / "masks" / "a.nii.gz").dataobj).T

@@ -4,6 +4,7 @@ clean, with formats that a plug-in adds.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import fsspec
@@ -342,3 +343,27 @@ def test_headers_are_read_by_workers_once_and_a_run_without_work_opens_no_cluste
     save_rows(f"{tmp_path}/in/scan-1.rows", strips(NEGATIVE)[1])
     assert maskloom(*command).exit_code == 0
     assert [Path(uri).name for uri in read[4:]] == ["scan-1.rows"]
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_files_that_hold_no_image_are_counted_or_fail_if_they_are_named(
+    tmp_path, maskloom, monkeypatch, named
+):
+    save_series(f"{tmp_path}/in/scan", PICTURE)
+    save_rows(f"{tmp_path}/in/report-0.rows", PICTURE[:1, :1, 0])
+    group = RowSeries.group
+
+    def grouped(self, files, headers):
+        reports = {file.uri: "reports" for file in files if "report" in file.uri}
+        return replace(group(self, files, headers), passed_over=reports)
+
+    monkeypatch.setattr(RowSeries, "group", grouped)
+    inputs = [f"{tmp_path}/in", f"{tmp_path}/in/report-0.rows"][: 1 + named]
+
+    result = maskloom("segment", *inputs, "-o", tmp_path / "out", *THRESHOLD, *QUIET)
+
+    assert result.exit_code == (3 if named else 0), result.output
+    note = "Passed over in folders, since they hold no image: 1 reports."
+    assert (note in result.output) != named
+    statuses = {row["image_id"]: row["status"] for row in read_table(tmp_path / "out", "images")}
+    assert statuses == {"scan": "ok"} | ({"report-0": "failed"} if named else {})

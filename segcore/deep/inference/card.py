@@ -157,12 +157,17 @@ class ReceptiveField:
 
     def along(self, axis: int) -> AxisReach:
         """The field along an axis, counted from 0."""
-        values = (
-            value[axis] if isinstance(value, tuple) else value
-            for value in (self.halo, self.stride, self.margin, self.residue)
+
+        def of(value: int | Shape) -> int:
+            return value[axis] if isinstance(value, tuple) else value
+
+        return AxisReach(
+            None if self.halo is None else of(self.halo),
+            of(self.stride),
+            of(self.margin),
+            of(self.residue),
+            None if self.fixed is None else self.fixed[axis],
         )
-        fixed = None if self.fixed is None else self.fixed[axis]
-        return AxisReach(*values, fixed)  # type: ignore[arg-type]  # only a halo may be None
 
     def axes(self, dimensions: int) -> tuple[AxisReach, ...]:
         """The field along each axis."""

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-from maskloom.segcore.errors import FormatError, ImageError, StoreError, Unavailable
+from maskloom.segcore.errors import FormatError, ImageError, MaskloomError, StoreError, Unavailable
 from maskloom.segcore.formats.dicom.files import ARCHIVE, dicom_entries, may_be_dicom, opened
 from maskloom.segcore.formats.dicom.grouping import (
     FileHeader,
@@ -126,7 +126,10 @@ class Dicom:
                 f"{image.location} holds {len(found)} images ({', '.join(list(found)[:3])} ...); "
                 f"expected {image.part or 'one'}."
             )
-        return replace(found[image.part], part=image.part)
+        spec = found[image.part]
+        if isinstance(spec, MaskloomError):
+            raise spec
+        return replace(spec, part=image.part)
 
     def open(self, spec: RasterSpec) -> Reader:
         """See `Format.open`."""

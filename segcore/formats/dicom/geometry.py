@@ -139,7 +139,7 @@ def _check_distances(along: NDArray[np.float64]) -> tuple[str, ...]:
     for unit in (usual, float(gaps.min())):
         times = np.maximum(1, np.round(gaps / unit))
         whole = np.all(np.abs(gaps - times * unit) <= np.maximum(SAME_PLACE, _SAME_FRACTION * gaps))
-        if whole and times.max() > 1:
+        if whole and times.max() > 1 and np.sum(times == 1) > 1:
             raise FormatError(_missing(along, times, unit))
     if np.all(np.abs(gaps - usual) <= _DRIFT * usual):
         ends = f"{gaps.min():.3f} to {gaps.max():.3f} mm"

@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 from maskloom.segcore.errors import FormatError, MaskloomError
 from maskloom.segcore.formats.dicom.files import may_be_dicom, transfer_syntax
@@ -44,6 +44,8 @@ _PIXELS = {
     0x7FE00009: "DoubleFloatPixelData",
     0x7FE00010: "PixelData",
 }
+_OF_PIXELS = (b"OB", b"OD", b"OF", b"OW", b"UN")
+"""Value representations of pixels."""
 _UNDEFINED = 0xFFFFFFFF
 _IMPLICIT = "1.2.840.10008.1.2"
 _EXPLICIT = "1.2.840.10008.1.2.1"
@@ -127,7 +129,7 @@ def read_header(stream: IO[bytes], what: str, *, for_grouping: bool = False) -> 
         syntax = transfer_syntax(head)[0] or text(found.file_meta, "TransferSyntaxUID")
         if not syntax:
             syntax = _IMPLICIT if implicit else _EXPLICIT if little else _BIG_ENDIAN
-        pixels = _pixels(stream, bool(implicit), "little" if little else "big")
+        pixels = _pixels(stream, "little" if little else "big")
     except MaskloomError:
         raise
     except Exception as error:  # noqa: BLE001
@@ -145,17 +147,19 @@ def _tags(for_grouping: bool) -> list[Any]:
     return [*keywords.split(), *_MOSAIC]
 
 
-def _pixels(stream: IO[bytes], implicit: bool, order: str) -> Pixels | None:
+def _pixels(stream: IO[bytes], order: Literal["little", "big"]) -> Pixels | None:
     """The element at which the reading of the header stopped."""
     start = stream.read(12)
     if len(start) < 8:
         return None
-    group, element = (int.from_bytes(start[i : i + 2], order) for i in (0, 2))  # type: ignore[arg-type]
+    group, element = (int.from_bytes(start[i : i + 2], order) for i in (0, 2))
     keyword = _PIXELS.get(group << 16 | element)
     if keyword is None:
         return None
+    # Some files state a transfer syntax with value representations, and have none.
+    implicit = start[4:6] not in _OF_PIXELS
     begin = stream.tell() - len(start) + (8 if implicit else 12)
-    length = int.from_bytes(start[4:8] if implicit else start[8:12], order)  # type: ignore[arg-type]
+    length = int.from_bytes(start[4:8] if implicit else start[8:12], order)
     vr = "OW" if implicit else start[4:6].decode("ascii", "replace")
     return Pixels(keyword, vr, begin, None if length == _UNDEFINED else length)
 

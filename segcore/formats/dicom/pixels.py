@@ -279,8 +279,8 @@ def _padding(header: Header, keyword: str, kind: Stored) -> int | None:
         if value is None or value == "":
             return None
         if isinstance(value, bytes):
-            order = "big" if header.syntax == _NATIVE[2] else "little"
-            return int.from_bytes(value[:2], order, signed=kind.signed)  # type: ignore[arg-type]
+            pair = value[:2][:: -1 if header.syntax == _NATIVE[2] else 1]
+            return int.from_bytes(pair, "little", signed=kind.signed)
         found = int(value)
     except (TypeError, ValueError):
         return None

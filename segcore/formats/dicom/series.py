@@ -47,8 +47,9 @@ class _File:
     notes: tuple[str, ...]
 
 
-def images_of(image: StoredImage, options: ReadOptions) -> dict[str, RasterSpec]:
-    """The images in a file or series by the name of the part; an empty name if there is one.
+def images_of(image: StoredImage, options: ReadOptions) -> dict[str, RasterSpec | MaskloomError]:
+    """The images in a file or series by the name of the part, an empty name if there is one; an
+    error in place of one that cannot be read.
 
     Raises `FormatError` in words for people who make or keep scans, and `Unavailable`.
     """
@@ -59,7 +60,7 @@ def images_of(image: StoredImage, options: ReadOptions) -> dict[str, RasterSpec]
 @lru_cache(maxsize=_KEPT)
 def _images(
     location: str, version: str, uris: tuple[str, ...], identifiers: bool
-) -> tuple[tuple[str, RasterSpec], ...]:
+) -> tuple[tuple[str, RasterSpec | MaskloomError], ...]:
     try:
         files = _files(location, uris, identifiers)
         with np.errstate(all="ignore"):
@@ -127,7 +128,7 @@ def _file(header: Header, place: Place, identifiers: bool) -> _File:
 
 def _described(
     location: str, version: str, files: Sequence[_File]
-) -> Iterator[tuple[str, RasterSpec]]:
+) -> Iterator[tuple[str, RasterSpec | MaskloomError]]:
     slices = [each for file in files for each in file.slices]
     unique = without_copies(slices)
     notes = list(dict.fromkeys(note for file in files for note in file.notes))
@@ -158,7 +159,11 @@ def _described(
     stacks = by_stack(unique)
     for name, of_stack in stacks.items():
         prefix = f"s{name}-" if len(stacks) > 1 else ""
-        parts = list(_of_stack(blank, of_stack))
+        try:
+            parts = list(_of_stack(blank, of_stack))
+        except FormatError as error:
+            yield prefix.strip("-"), _naming(location, error)
+            continue
         for i, spec in enumerate(parts):
             time = f"t{i + 1:0{max(4, len(str(len(parts))))}d}" if len(parts) > 1 else ""
             yield f"{prefix}{time}".strip("-"), spec

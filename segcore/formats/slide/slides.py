@@ -21,6 +21,15 @@ from maskloom.segcore.raster.stored import ReadOptions, StoredImage
 if TYPE_CHECKING:
     from maskloom.segcore.raster.spec import Reader
 
+_VMS = FileKind(
+    "a Hamamatsu slide (VMS)",
+    signatures=(
+        (0, b"[Virtual Microscope Specimen]"),
+        (0, b"[Uncompressed Virtual Microscope Specimen]"),
+    ),
+)
+"""Without a suffix, so that folders are not searched for it: its macro picture is a JPEG beside it.
+"""
 _TIFF = FileKind("a slide in TIFF", (".svs", ".ndpi", ".scn", ".bif"), content="TIFF")
 
 
@@ -32,6 +41,7 @@ class Slide:
         _TIFF,
         FileKind("a MIRAX slide", (".mrxs",), content="JPEG"),
         FileKind("a Sakura slide", (".svslide",), content="SQLite or GeoPackage"),
+        _VMS,
     )
     mask: str = "ome"
 

@@ -20,7 +20,7 @@ import tempfile
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, ClassVar
 from xml.sax.saxutils import escape
 
 import numpy as np
@@ -72,7 +72,8 @@ class CogMasks:
     suffix: str = ".tif"
     beside: tuple[str, ...] = (".aux.xml",)
     most_objects: int = 2**32 - 1
-    ome: bool = False
+
+    ome: ClassVar[bool] = False
     """Whether the file is an OME-TIFF, with its overviews as sub-directories, as programs of
     microscopy want them, instead of a chain, as a COG has them.
     """
@@ -155,8 +156,20 @@ class CogMasks:
             return dtype
 
 
+@dataclass(frozen=True, slots=True)
+class OmeMasks(CogMasks):
+    """OME-TIFF with its pyramid as sub-resolutions, palette, class names and the size of a pixel.
+
+    The labels, their types and nodata are those of `CogMasks`.
+    """
+
+    suffix: str = ".ome.tif"
+
+    ome: ClassVar[bool] = True
+
+
 MASKS.register("cog")(CogMasks())
-MASKS.register("ome")(CogMasks(suffix=".ome.tif", ome=True))
+MASKS.register("ome")(OmeMasks())
 
 
 def block_size(tile_shape: Shape) -> int:

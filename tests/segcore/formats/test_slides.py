@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 import tifffile
 from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
 from skimage import data
 from slides_support import (
     LABEL,
@@ -285,6 +287,31 @@ def test_a_file_that_ends_early_is_refused(tmp_path: Path) -> None:
         spec_of(tmp_path / "a.svs")
 
 
+@pytest.fixture(scope="module")
+def whole_slide(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    path = tmp_path_factory.mktemp("whole") / "a.svs"
+    write_aperio(path, TISSUE[:100, :120])
+    return path.read_bytes()
+
+
+@given(drawn=st.data())
+def test_any_damage_is_an_error_of_the_image(
+    tmp_path_factory: pytest.TempPathFactory, whole_slide: bytes, drawn: st.DataObject
+) -> None:
+    content = bytearray(whole_slide)
+    places = st.integers(8, len(content) - 1) | st.integers(8, 2000)
+    for at in drawn.draw(st.lists(places, min_size=1, max_size=5)):
+        content[at] = drawn.draw(st.integers(0, 255))
+    path = tmp_path_factory.mktemp("damaged") / "a.svs"
+    path.write_bytes(content[: drawn.draw(st.integers(8, len(content)) | st.just(len(content)))])
+    try:
+        spec = spec_of(path)
+        with Slide().open(spec) as reader:
+            reader.read(Box((0, 0), (100, 120)) & Box.whole(spec.shape))
+    except (FormatError, ReadError) as error:
+        assert str(path) in str(error)
+
+
 @pytest.mark.parametrize("compression", [33005, 33003])
 def test_tiles_without_bytes_were_not_scanned(tmp_path: Path, compression: int) -> None:
     if compression == 33003:
@@ -334,6 +361,29 @@ def test_slides_of_other_scanners_are_read_by_openslide(tmp_path: Path) -> None:
         assert not near(pixels, MACRO)
     with pytest.raises(FormatError, match="no level 2"):
         spec_of(tmp_path / "a.tiff", level=2)
+
+
+def test_a_slide_of_several_files_is_read_where_it_is_named(tmp_path: Path) -> None:
+    pytest.importorskip("openslide")
+    pixels = np.tile(TISSUE, (2, 2, 1))[:256, :512]
+    macro = np.full((64, 128, 3), MACRO, np.uint8)
+    for name, picture in (("0", pixels), ("map", pixels[::4, ::4]), ("macro", macro)):
+        Image.fromarray(np.ascontiguousarray(picture)).save(
+            tmp_path / f"a-{name}.jpg", quality=95, subsampling=0, restart_marker_blocks=8
+        )
+    (tmp_path / "a.vms").write_text(
+        "[Virtual Microscope Specimen]\nNoLayers=1\nNoJpegColumns=1\nNoJpegRows=1\n"
+        "ImageFile=a-0.jpg\nMapFile=a-map.jpg\nMacroImage=a-macro.jpg\nSourceLens=20\n"
+        "PhysicalWidth=128000\nPhysicalHeight=64000\n"
+        "PhysicalMacroWidth=1000000\nPhysicalMacroHeight=1000000\n"
+    )
+    spec = formats.describe(str(tmp_path / "a.vms"))
+    assert (spec.format, spec.shape) == ("slide", (256, 512))
+    assert spec.space.metric == Metric((0.25, 0.25), "um")
+    np.testing.assert_array_equal(read(spec)[0], np.asarray(Image.open(tmp_path / "a-0.jpg")))
+    (tmp_path / "a-0.jpg").unlink()
+    with pytest.raises(FormatError, match=r"a\.vms .*copy or export it again|all its files"):
+        formats.describe(str(tmp_path / "a.vms"))
 
 
 def test_a_plain_tiled_tiff_is_no_slide_whatever_openslide_says(tmp_path: Path) -> None:

@@ -55,8 +55,10 @@ _LENGTHS = (1, 2, 4, 6)
 _BATCH = 1 << 21
 """Numbers passed to the skeleton at once."""
 _IMAGE = 2
-_WIDEST_CUBE = 2 * max(_STRIDES)
-"""Cubes are tried up to this side: twice the largest stride, for networks with a margin."""
+_NARROWEST_CUBE, _WIDEST_CUBE = 8, 144
+"""Sides of the cubes that are tried: not so narrow that a lopsided kernel leaves them, and up to
+the largest stride and a little more, for networks with a margin.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,7 +219,7 @@ def _find_strips(network: Network, channels: int, dimensions: int) -> list[_Stri
     if dimensions == _IMAGE:
         return [_find_strip(network, channels)] * dimensions
     refusals = []
-    for side in range(1, _WIDEST_CUBE + 1):
+    for side in range(_NARROWEST_CUBE, _WIDEST_CUBE + 1):
         try:
             output = network(np.zeros((1, *[side] * dimensions, channels), np.float32)).shape
         except ValueError as error:
@@ -391,7 +393,7 @@ def _rough_halo(network: Network, shape: tuple[int, ...]) -> int | None:
 
 def _nonzero_rows(output: NDArray[np.float32]) -> NDArray[np.bool_]:
     """Whether any number of a row is not zero: (image, row)."""
-    return (output != 0).any(tuple(range(2, output.ndim)))
+    return np.asarray((output != 0).any(tuple(range(2, output.ndim))))
 
 
 def _ends(responses: NDArray[np.bool_], margin: int) -> tuple[NDArray[np.int_], NDArray[np.int_]]:
@@ -410,7 +412,8 @@ def _farthest_change(
     stride, margin, halo = reach.stride, reach.margin, reach.halo or 0
     length = reach.fitting(2 * margin + 2 * halo + 4 * stride)
     margins = (margin, *(each.margin for each in others))
-    narrow = tuple(each.fitting(2 * each.margin + 1) for each in others)
+    least = 1 if len(others) == 1 else _NARROWEST_CUBE
+    narrow = tuple(each.fitting(2 * each.margin + least) for each in others)
     widths = (
         tuple(size + steps * each.stride for size, each in zip(narrow, others, strict=True))
         for steps in range(max(1, length // max(each.stride for each in others)))

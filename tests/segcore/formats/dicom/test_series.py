@@ -13,8 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from maskloom.segcore.errors import FormatError
+from maskloom.segcore.formats import describe_images
 from maskloom.segcore.geometry import Box
-from maskloom.segcore.raster.source import Grouping, Member
+from maskloom.segcore.raster.source import Grouping, Member, Source
 from maskloom.segcore.raster.spec import FORMATS, RasterSpec
 from maskloom.segcore.raster.stored import ReadOptions, StoredImage
 
@@ -315,6 +316,22 @@ def test_stacks_of_an_enhanced_object_are_images_of_their_own(tmp_path):
 
     assert [name[-2:] for name in found] == ["s1", "s2"]
     assert [spec.shape for spec in found.values()] == [(3, 6, 10)] * 2
+
+
+def test_a_stack_that_lacks_a_slice_hides_no_other_stack(tmp_path):
+    made = enhanced(NOISE, stacks="1112222")
+    position = made.PerFrameFunctionalGroupsSequence[5].PlanePositionSequence[0]
+    position.ImagePositionPatient = [0, 0, 11]
+    [path] = save(tmp_path, [made])
+    member = Member(str(path), "1", 1)
+    [series] = grouped(tmp_path).series
+    source = Source(series.uri, "x", "1", 1, members=(member,))
+
+    found = describe_images(source, "1")
+
+    assert [each.image_id for each, _ in found] == ["x_s1", "x_s2"]
+    assert found[0][1].shape == (3, 6, 10)
+    assert "irregular distances" in str(found[1][1])
 
 
 def test_frames_without_positions_are_pictures_over_time_with_the_size_of_their_region(tmp_path):

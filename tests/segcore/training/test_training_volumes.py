@@ -1,0 +1,234 @@
+"""Training on volumes: what steps see, what windows cover, what augmentation leaves true."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import ndimage
+
+from maskloom.segcore.deep.inference.card import Scaling
+from maskloom.segcore.errors import RecipeError
+from maskloom.segcore.geometry import Box
+from maskloom.segcore.ground.space import Frame, Space
+from maskloom.segcore.raster.spec import FORMATS
+from maskloom.segcore.training.augment import AUGMENTATIONS, Flip, Patch, Rotate90, Scale
+from maskloom.segcore.training.class_counts import count_classes
+from maskloom.segcore.training.dataset import Dataset
+from maskloom.segcore.training.labels import VOID, Index
+from maskloom.segcore.training.losses import loss_of
+from maskloom.segcore.training.pairs import Pair, require_same_place
+from maskloom.segcore.training.recipe import SumOfLosses
+from maskloom.segcore.training.sampling import (
+    PatchShape,
+    Sampler,
+    SamplingOptions,
+    resized,
+    sliding_windows,
+)
+
+CUBE = PatchShape((8, 24, 16), (0, 0, 0), (2, 4, 4))
+SLICE = PatchShape((1, 24, 24), (0, 0, 0), (1, 4, 4), planar=True)
+MARGIN = PatchShape((12, 20, 20), (1, 4, 4), (1, 1, 1))
+
+
+def array(path, voxels):
+    np.save(path, voxels)
+    return FORMATS["array"].describe(str(path), "1")
+
+
+@pytest.fixture
+def volumes(tmp_path):
+    """Two volumes whose masks are a function of their voxels: 1 where the value is odd, void at
+    255. One is smaller than a patch.
+    """
+    random, pairs = np.random.default_rng(0), []
+    for i, shape in enumerate([(20, 70, 90), (5, 20, 30)]):
+        voxels = random.integers(0, 200, shape).astype(np.uint8)
+        mask = voxels % 2
+        mask[2:4, 5:9, 3:8] = 255
+        files = array(tmp_path / f"{i}.npy", voxels), array(tmp_path / f"{i}_mask.npy", mask)
+        pairs.append(Pair(str(i), *files))
+    return Dataset(pairs, Index().decoder(("even", "odd")), 64)
+
+
+def sampler(volumes, shape, augmentation=(), balance=0.5):
+    counts = count_classes(volumes, ("even", "odd"), lambda *_: None, shape.cell)
+    options = SamplingOptions(shape, 4, balance, 0, augmentation)
+    return Sampler(volumes, counts, [0, 1], Scaling((0.0,), (1.0,)), options)
+
+
+@pytest.mark.parametrize("shape", [CUBE, SLICE, MARGIN], ids=["cube", "slice", "margin"])
+def test_labels_belong_to_their_voxels(volumes, shape):
+    draw = sampler(volumes, shape, (Flip(z=True), Rotate90()))
+    sides = shape.target[1:] if shape.planar else shape.target
+    for step in range(8):
+        batch = draw.batch(0, step)
+        voxels = batch.pixels[:, *shape.inner, 0]
+        assert voxels.shape == batch.classes.shape == (4, *sides)
+        known = batch.classes != VOID
+        assert known.any()
+        np.testing.assert_array_equal(batch.classes[known], voxels[known] % 2)
+
+
+def test_a_balanced_slice_shows_the_class_it_was_drawn_for(tmp_path):
+    """The class is in one slice of thirty: a neighbour would not show it."""
+    mask = np.zeros((30, 40, 40), np.uint8)
+    mask[17, 10:12, 20:22] = 1
+    files = array(tmp_path / "a.npy", mask), array(tmp_path / "m.npy", mask)
+    volumes = Dataset([Pair("a", *files)], Index().decoder(("even", "odd")), 64)
+    counts = count_classes(volumes, ("even", "odd"), lambda *_: None, SLICE.cell)
+    whole = PatchShape((1, 40, 40), (0, 0, 0), (1, 1, 1), planar=True)
+    share = {}
+    for balance in (0.0, 1.0):
+        draw = Sampler(volumes, counts, [0], Scaling(), SamplingOptions(whole, 16, balance, 1))
+        shown = [(draw.batch(0, step).classes == 1).any(axis=(1, 2)) for step in range(4)]
+        share[balance] = np.mean(shown)
+    assert share[1.0] > 0.3 > 0.15 > share[0.0]
+
+
+@pytest.mark.parametrize("cell", [(16, 16, 16), (1, 64, 64)])
+def test_classes_are_counted_by_cell(volumes, cell, monkeypatch):
+    """In slabs of one cell, as of large volumes, too."""
+    monkeypatch.setattr("maskloom.segcore.training.dataset._STRIP_PIXELS", 1)
+    found = count_classes(volumes, ("even", "odd"), lambda *_: None, cell)
+    for number, pair in enumerate(volumes.pairs):
+        mask = np.load(pair.mask.location)
+        assert found.classes[number].tolist() == [(mask == 0).sum(), (mask == 1).sum()]
+        cells = found.cells[number]
+        for place in np.ndindex(cells.shape[:3]):
+            part = mask[tuple(slice(i * n, (i + 1) * n) for i, n in zip(place, cell, strict=True))]
+            assert cells[place].tolist() == [(part == 0).sum(), (part == 1).sum()]
+
+
+@given(
+    st.tuples(st.integers(1, 20), st.integers(1, 50), st.integers(1, 50)),
+    st.sampled_from([CUBE, SLICE, MARGIN]),
+    st.integers(0, 3),
+)
+def test_sliding_windows_answer_every_voxel_once(shape, patch_shape, context):
+    count = np.zeros(shape, int)
+    for seen, counted in sliding_windows(shape, patch_shape, (0, context, context)):
+        assert seen.shape == patch_shape.patch
+        answered = patch_shape.output(seen)
+        assert all(
+            first % stride == 0
+            for first, stride in zip(answered.start, patch_shape.stride, strict=True)
+        )
+        count[counted.slices] += 1
+        assert counted & answered == counted
+    assert (count == 1).all()
+
+
+@given(st.tuples(*[st.integers(-20, 30)] * 3), st.integers(1, 30), st.booleans())
+def test_windows_are_mirrored_at_the_border_as_in_inference(tmp_path_factory, start, side, kept):
+    voxels = np.arange(7 * 23 * 11).reshape(7, 23, 11).astype(np.uint16)
+    spec = array(tmp_path_factory.mktemp("mirror") / "a.npy", voxels)
+    box = Box(start, tuple(first + side for first in start))
+    inside = box & Box.whole(voxels.shape)
+    if inside.size == 0:
+        return
+    decoder = Index(void="rest").decoder(("even", "odd"))
+    volumes = Dataset([Pair("a", spec, spec)], decoder, 8)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Dataset, "_kept", lambda *_: kept)
+        window = volumes.window(0, box)
+    padded = np.pad(voxels, 60, mode="reflect")
+    place = tuple(slice(60 + first, 60 + first + side) for first in start)
+    np.testing.assert_array_equal(window.pixels[..., 0], padded[place])
+    outside = np.ones(box.shape, bool)
+    outside[inside.relative_to(box).slices] = False
+    assert (window.classes[outside] == VOID).all()
+
+
+@pytest.mark.parametrize("name", sorted(AUGMENTATIONS))
+@pytest.mark.parametrize("shape", [(6, 24, 24), (6, 24, 16)], ids=["square", "oblong"])
+def test_augmentation_keeps_shape_type_and_labels(name, shape):
+    ids = np.arange(np.prod(shape)).reshape(shape)
+    for seed in range(5):
+        random = np.random.default_rng(seed)
+        pixels = random.random((*shape, 2)).astype(np.float32)
+        patch = AUGMENTATIONS[name]().apply(
+            Patch(pixels.copy(), (ids % 200).astype(np.uint8), ids), random
+        )
+        assert patch.pixels.shape == pixels.shape
+        assert patch.pixels.dtype == np.float32
+        # Labels are moved, never made up, and stay in their plane.
+        assert sorted(patch.ids.ravel()) == list(range(ids.size))
+        np.testing.assert_array_equal(patch.classes, patch.ids % 200)
+        assert (patch.ids // np.prod(shape[1:]) == np.arange(6)[:, None, None]).all()
+
+
+def test_planes_change_their_order_only_if_asked_for():
+    ids = np.arange(4 * 6 * 6).reshape(4, 6, 6)
+    patch = Patch(np.zeros((4, 6, 6, 1), np.float32), ids.astype(np.uint8), ids)
+    random = np.random.default_rng(0)
+    orders = {
+        z: {tuple(Flip(z=z).apply(patch, random).ids[:, 0, 0] // 36) for _ in range(30)}
+        for z in (False, True)
+    }
+    assert orders == {False: {(0, 1, 2, 3)}, True: {(0, 1, 2, 3), (3, 2, 1, 0)}}
+
+
+def test_blur_is_that_of_scipy_along_all_axes():
+    voxels = np.zeros((9, 9, 9, 1), np.float32)
+    voxels[4, 4, 4] = 1
+    blur = AUGMENTATIONS["blur"](by=2.0)
+    patch = blur.apply(
+        Patch(voxels.copy(), np.zeros((9, 9, 9), np.uint8)), np.random.default_rng(1)
+    )
+    sigma = np.random.default_rng(1).uniform(0, 2.0)
+    expected = ndimage.gaussian_filter(voxels[..., 0], sigma, mode="mirror")
+    np.testing.assert_allclose(patch.pixels[..., 0], expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("sides", [(4, 16, 12), (12, 40, 32)])
+def test_resizing_keeps_voxels_and_labels_together(sides):
+    """Along each axis a ramp stays a ramp: linear, or averaged where it shrinks."""
+    shape = (8, 24, 20)
+    for axis in range(3):
+        ramp = np.broadcast_to(np.arange(shape[axis]).reshape(-1, *[1] * (2 - axis)), shape)
+        pixels = np.repeat(ramp[..., None], 2, axis=3).astype(np.float32)
+        found = resized(Patch(pixels, ramp.astype(np.uint8), ramp), sides)
+        assert found.pixels.shape == (*sides, 2)
+        assert np.abs(found.pixels[..., 1] - found.ids).max() <= 1
+        np.testing.assert_array_equal(found.classes, found.ids)
+
+
+def test_zoomed_patches_of_volumes_are_whole(volumes):
+    for shape in (CUBE, SLICE):
+        batch = sampler(volumes, shape, (Scale(0.5),)).batch(0, 3)
+        assert batch.pixels.shape[1:-1] == batch.classes.shape[1:] == shape.patch[shape.planar :]
+        assert (batch.classes != VOID).any()
+
+
+def test_the_loss_of_a_volume_is_that_of_its_voxels_in_an_image():
+    random = np.random.default_rng(0)
+    truth = random.integers(0, 4, (2, 3, 6, 5)).astype(np.uint8)
+    truth[truth == 3] = VOID
+    logits = random.normal(size=(2, 3, 6, 5, 3)).astype(np.float32)
+    loss = loss_of(SumOfLosses(focal=1.0).terms, np.array([1, 2, 3], np.float32))
+    flat = loss(truth.reshape(2, 18, 5), logits.reshape(2, 18, 5, 3))
+    np.testing.assert_allclose(float(loss(truth, logits)), float(flat), rtol=1e-6)
+
+
+def test_a_mask_that_lies_elsewhere_in_the_scanner_is_refused(volumes):
+    """The same size, but turned around: its labels would be learned at wrong voxels."""
+    pair = volumes.pairs[0]
+    width = pair.image.shape[-1]
+
+    def placed(spec, *affine):
+        return replace(spec, space=Space(axes=spec.space.axes, frame=Frame(affine)))
+
+    ours = (1.0, 0, 0, 5, 0, 1.0, 0, 7, 0, 0, 2.0, 9)
+    mirrored = (-1.0, 0, 0, 5 + width - 1, 0, 1.0, 0, 7, 0, 0, 2.0, 9)
+    rounded = (1.00001, 0, 0, 5, 0, 1.0, 0, 7, 0, 0, 2.0, 9)
+    image = placed(pair.image, *ours)
+    for affine in (ours, rounded):
+        require_same_place(replace(pair, image=image, mask=placed(pair.mask, *affine)))
+    require_same_place(replace(pair, image=image))
+    with pytest.raises(RecipeError, match="places it elsewhere"):
+        require_same_place(replace(pair, image=image, mask=placed(pair.mask, *mirrored)))
