@@ -30,8 +30,10 @@ if TYPE_CHECKING:
 Packing = Literal["", "deflate", "bzip2"]
 """How content is compressed: not at all, by gzip or zlib, or by bzip2."""
 
-MOST_RATIO = 1032
-"""Largest ratio of unpacked to packed bytes that deflate reaches (zlib, Technical Details)."""
+MOST_RATIO: dict[Packing, int] = {"": 1, "deflate": 1032, "bzip2": 2**21}
+"""Largest ratio of unpacked to packed bytes: deflate's is known (zlib, Technical Details); a block
+of bzip2 holds at most 46 MB of one repeated byte, in about 40 bytes.
+"""
 _EITHER = 47
 """zlib's number for content of gzip or zlib, told apart by its head."""
 _GZIP = b"\x1f\x8b"

@@ -334,9 +334,8 @@ def _require_sound(voxels: Voxels, location: str) -> None:
             "program that made it."
         )
     held = StoredFile.of(voxels.location).size() - voxels.packed_from
-    if voxels.packing == "deflate":
-        held *= MOST_RATIO
-    if voxels.packing != "bzip2" and held < voxels.size:
+    held *= MOST_RATIO[voxels.packing]
+    if held < voxels.size:
         most = "can have at most" if voxels.packing else "has"
         raise FormatError(
             f"{voxels.location} ends early: for {_sides(layout)} of {voxels.dtype} its header "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bz2
 import os
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 
 from maskloom.segcore import formats
 from maskloom.segcore.errors import FormatError, ReadError
+from maskloom.segcore.formats.unpacking import MOST_RATIO
 from maskloom.segcore.geometry import Box
 from maskloom.segcore.raster.spec import FORMATS, RasterSpec
 from maskloom.segcore.raster.stored import ReadOptions, StoredImage
@@ -202,6 +204,18 @@ def test_a_damaged_header_is_refused_with_its_reason(tmp_path: Path, name: str) 
     path.write_bytes(content.replace(b"type: short", b"type: int16"))
     with pytest.raises(FormatError, match=message):
         describe(lines(path, change))
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "bzip2"])
+def test_sizes_that_no_compression_reaches_are_refused(tmp_path: Path, encoding: str) -> None:
+    path = save(tmp_path / "a.nrrd", encoding=encoding)
+    with pytest.raises(FormatError, match="it can have at most"):
+        describe(lines(path, (b"sizes: 6 5 4", b"sizes: 60000 50000 40000")))
+
+
+def test_the_largest_ratio_of_bzip2_is_not_exceeded() -> None:
+    zeros = 2**27
+    assert zeros // len(bz2.compress(bytes(zeros))) < MOST_RATIO["bzip2"]
 
 
 def test_damaged_content_is_no_image(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from maskloom.segcore.errors import RunError
@@ -18,7 +18,7 @@ from maskloom.segcore.ground.space import AXES, Frame, Metric, Space
 from maskloom.segcore.masks import EncodedBlock, PublishedMask
 from maskloom.segcore.masks.nifti import NiftiMasks
 from maskloom.segcore.raster.classes import ClassTable
-from maskloom.segcore.raster.spec import RasterSpec
+from maskloom.segcore.raster.spec import FORMATS, RasterSpec
 from maskloom.segcore.storage.store import Store
 
 nibabel = pytest.importorskip("nibabel")
@@ -270,3 +270,55 @@ def test_a_large_mask_goes_through_a_temporary_file(
     publish(tmp_path, blocks, spec_of(labels.shape), (2, 16, 16))
     found = nibabel.load(tmp_path / "m.nii.gz")
     np.testing.assert_array_equal(np.asanyarray(found.dataobj).transpose(2, 1, 0), labels)
+
+
+@given(
+    kind=st.sampled_from(["Nifti1Image", "Nifti2Image"]),
+    codes=st.tuples(st.integers(0, 4), st.integers(0, 4)),
+    numbers=st.lists(st.floats(-1, 1, width=32), min_size=3, max_size=3),
+    rows=st.lists(st.floats(-4, 4, width=32), min_size=12, max_size=12),
+    zooms=st.lists(st.floats(0.0625, 8, width=32), min_size=3, max_size=3),
+    factor=st.sampled_from([1.0, -1.0]),
+    unit=st.sampled_from([0, 2]),
+)
+def test_both_transforms_of_a_file_are_in_its_mask(
+    tmp_path_factory: pytest.TempPathFactory,
+    kind: str,
+    codes: tuple[int, int],
+    numbers: list[float],
+    rows: list[float],
+    zooms: list[float],
+    factor: float,
+    unit: int,
+) -> None:
+    """A file is read, and its mask written: nibabel finds the same transforms in both."""
+    folder = tmp_path_factory.mktemp("both")
+    source = getattr(nibabel, kind)(np.zeros((4, 3, 2), np.uint8), np.eye(4))
+    length = max(1.0, float(np.linalg.norm(numbers)))
+    header = source.header
+    for name, number in zip("bcd", numbers, strict=True):
+        header[f"quatern_{name}"] = number / (length + 1e-6)
+    for i, name in enumerate("xyz"):
+        header[f"srow_{name}"] = rows[4 * i : 4 * i + 4]
+        header[f"qoffset_{name}"] = rows[4 * i]
+    header["pixdim"][:4] = [factor, *zooms]
+    header["sform_code"], header["qform_code"] = codes
+    header["xyzt_units"] = unit
+    determinant = abs(np.linalg.det(header.get_sform()[:3, :3]))
+    assume(codes[0] == 0 or determinant > 1e-2)
+    path = folder / "a.nii"
+    path.write_bytes(header.binaryblock + bytes(4) + bytes(24))
+
+    spec = FORMATS["nifti"].describe(str(path), "1")
+    found = written(folder, np.zeros((2, 3, 4), np.uint8), spec)
+    oracle = nibabel.load(path)
+    np.testing.assert_array_equal(found.affine, oracle.affine)
+    for name in ("sform", "qform"):
+        theirs, code = getattr(oracle.header, f"get_{name}")(coded=True)
+        ours, own_code = getattr(found.header, f"get_{name}")(coded=True)
+        assert own_code == code
+        if code:
+            np.testing.assert_array_equal(ours, theirs)
+    known = unit == 2 or max(codes) > 0
+    assert found.header.get_xyzt_units()[0] == ("mm" if known else "unknown")
+    assert isinstance(found, getattr(nibabel, kind))
