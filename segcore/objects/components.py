@@ -164,19 +164,20 @@ class Components:
         from maskloom.segcore.kernels.disjoint import flatten
         from maskloom.segcore.kernels.joining import gather_seen, tie_pairs
 
-        counts = np.array([len(boundary["codes"]) for boundary in boundaries])
+        # Copies, because faces may share the memory of what they are views of.
+        known = [
+            [boundary[name].copy() for name in ("codes", "seen", "sizes")]
+            for boundary in boundaries
+        ]
+        counts = np.array([len(codes) for codes, _, _ in known])
         offsets = np.cumsum([0, *counts])[:-1]
-        codes, seen, sizes = (
-            np.concatenate([boundary[name] for boundary in boundaries])
-            for name in ("codes", "seen", "sizes")
-        )
+        codes, seen, sizes = (np.concatenate(arrays) for arrays in zip(*known, strict=True))
         parent, reach = np.arange(len(codes)), self.reach(len(grid.shape))
-        faces = [boundary["faces"] for boundary in boundaries]
-        _meet(grid, faces, offsets, (parent, codes, seen), reach, decided=False)
+        _meet(grid, boundaries, offsets, (parent, codes, seen), reach, decided=False)
         if self.fill_holes:
             flatten(parent)
             gather_seen(parent, seen)
-            _meet(grid, faces, offsets, (parent, codes, seen), reach, decided=True)
+            _meet(grid, boundaries, offsets, (parent, codes, seen), reach, decided=True)
             for offset, boundary in zip(offsets, boundaries, strict=True):
                 links = boundary["links"].astype(np.int64) + offset - 1
                 tie_pairs(parent, links[seen[links[:, 0]] > _HOLE])
@@ -448,7 +449,7 @@ def _sides(tile: Tile, shape: Shape) -> NDArray[np.uint8]:
 
 def _meet(
     grid: Grid,
-    faces: Sequence[Faces],
+    boundaries: Sequence[TileBoundary],
     offsets: NDArray[np.int64],
     nodes: tuple[NDArray[Any], ...],
     reach: tuple[int, int],
@@ -461,8 +462,9 @@ def _meet(
     for number, other, step in neighbours(grid):
         across = sum(map(abs, step))
         if across <= max(reach):
-            ours = _lines(faces[number].towards(step), step)
-            theirs = _lines(faces[other].towards(tuple(-by for by in step)), step)
+            one, two = (boundaries[each]["faces"] for each in (number, other))
+            ours = _lines(one.towards(step), step)
+            theirs = _lines(two.towards(tuple(-by for by in step)), step)
             layout = (across, offsets[number], offsets[other])
             meet_faces(ours, theirs, layout, nodes, reach, decided)
 

@@ -238,11 +238,16 @@ def join_instances(
     """Join the fragments of all tiles by the rules of their classes. `boundaries` are those of
     `cut_fragments`, in the order of the grid.
     """
-    nodes = Nodes([boundary["fragments"] for boundary in boundaries])
-    classes, owned, seen = (
-        np.concatenate([boundary[name] for boundary in boundaries])
-        for name in ("class_of", "owned", "seen")
+    # Copies, because the arrays of a boundary may share their memory.
+    fragments, *known = zip(
+        *(
+            [boundary[name].copy() for name in ("fragments", "class_of", "owned", "seen")]
+            for boundary in boundaries
+        ),
+        strict=True,
     )
+    nodes = Nodes(list(fragments))
+    classes, owned, seen = map(np.concatenate, known)
     by_ownership = np.array([rule.by == "ownership" for rule in rules])[classes]
     least = np.array([rule.iou for rule in rules])[classes]
     matches = OverlapMatches.gather(grid, boundaries, nodes, by_ownership)

@@ -10,9 +10,9 @@ Fragments and relabellings are kept in memory for a small image and in staged fi
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, overload
 
 import numpy as np
 
@@ -25,7 +25,7 @@ from maskloom.segcore.objects.numbering import (
     number_objects,
     tiles_of_layer,
 )
-from maskloom.segcore.storage.packing import pack, packable, unpack
+from maskloom.segcore.storage.packing import pack, packable, unpack, unpacked_size
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -37,6 +37,8 @@ RING = 2
 two.
 """
 _NO_DATA = np.uint32(2**32 - 1)
+_UNPACKED_BYTES = 2**25
+"""Boundaries of a tile's neighbours in a volume, or of some hundred tiles of an image."""
 
 
 class ObjectMerger(Protocol):
@@ -52,7 +54,7 @@ class TileToJoin(Protocol):
 
     @property
     def boundary(self) -> bytes:
-        """The tile's boundary. Read once; those of all tiles are in memory together."""
+        """The tile's boundary. Read once; those of all tiles are in memory together, as packed."""
         ...
 
     @property
@@ -170,27 +172,71 @@ def join_tiles(
 
     Raises `FormatError` if there are more objects than 32 bits can number.
     """
-    boundaries = [unpack(_Boundary, tile.boundary) for tile in tiles]
-    equivalences = merger.join(grid, [each.fragments for each in boundaries])
+    boundaries = _Boundaries([tile.boundary for tile in tiles])
+    equivalences = merger.join(grid, boundaries)
 
     def read(number: int) -> tuple[NDArray[np.int64], NDArray[np.uint16]]:
         firsts = unpack(_Firsts, tiles[number].first_positions)
         return firsts.positions, firsts.class_of
 
-    faces = [each.faces for each in boundaries]
-    across, done = tiles_of_layer(grid), 0
     # The ring of a layer of tiles is complete once the adjacent layers are numbered.
-    needed = across * (1 + -(-RING // grid.tile[0]))
-    numbered: list[Numbers] = []
+    across, reach, done = tiles_of_layer(grid), -(-RING // grid.tile[0]), 0
+    numbered: dict[int, Numbers] = {}
+
+    def ids_at(number: int, index: list[NDArray[np.int64]]) -> NDArray[np.uint32]:
+        found: NDArray[np.uint32] = numbered[number].ids[
+            boundaries.unpacked(number).faces.at(index)
+        ]
+        return found
+
     for number, numbers in enumerate(number_objects(grid, equivalences, read, location)):
-        faces[number] = faces[number].apply(numbers.ids.__getitem__)
-        numbered.append(numbers)
-        if (number + 1) % across == 0 and len(numbered) >= needed:
+        numbered[number] = numbers
+        if (number + 1) % across == 0 and number + 1 - done > across * reach:
             for _ in range(across):
-                yield Relabelling(numbered.pop(0), _ring(grid, faces, grid[done]))
+                yield Relabelling(numbered[done], _ring(grid, ids_at, grid[done]))
                 done += 1
-    for tile, numbers in zip(grid[done:], numbered, strict=True):
-        yield Relabelling(numbers, _ring(grid, faces, tile))
+            for passed in range(done - across * (reach + 1), done - across * reach):
+                numbered.pop(passed, None)
+    for number in range(done, len(grid)):
+        yield Relabelling(numbered[number], _ring(grid, ids_at, grid[number]))
+
+
+class _Boundaries(Sequence[TileBoundary]):
+    """What `fragment` left for `join`, of all tiles. They are kept as packed; those used last are
+    unpacked too.
+    """
+
+    def __init__(self, packed: Sequence[bytes]) -> None:
+        self._packed = packed
+        self._recent: dict[int, _Boundary] = {}
+        self._bytes = 0
+
+    def unpacked(self, number: int) -> _Boundary:
+        """All that a tile left."""
+        found = self._recent.pop(number, None)
+        if found is None:
+            found = unpack(_Boundary, self._packed[number])
+            self._bytes += unpacked_size(self._packed[number])
+        self._recent[number] = found
+        while self._bytes > _UNPACKED_BYTES and len(self._recent) > 1:
+            oldest = next(iter(self._recent))
+            del self._recent[oldest]
+            self._bytes -= unpacked_size(self._packed[oldest])
+        return found
+
+    def __len__(self) -> int:
+        return len(self._packed)
+
+    @overload
+    def __getitem__(self, number: int) -> TileBoundary: ...
+    @overload
+    def __getitem__(self, number: slice) -> list[TileBoundary]: ...
+    def __getitem__(self, number: int | slice) -> TileBoundary | list[TileBoundary]:
+        if isinstance(number, slice):
+            return [self[each] for each in range(*number.indices(len(self)))]
+        if not 0 <= number < len(self):
+            raise IndexError(f"tile {number} of {len(self)} tiles")
+        return self.unpacked(number).fragments
 
 
 def with_ring(
@@ -224,8 +270,14 @@ def ring_boxes(tile: Tile, shape: Shape) -> list[Box]:
     return boxes
 
 
-def _ring(grid: Grid, faces: Sequence[Faces], tile: Tile) -> NDArray[np.uint32]:
-    """The ring around a tile, from the faces of the tiles around it."""
+def _ring(
+    grid: Grid,
+    ids_at: Callable[[int, list[NDArray[np.int64]]], NDArray[np.uint32]],
+    tile: Tile,
+) -> NDArray[np.uint32]:
+    """The ring around a tile, from the ids of the tiles around it: `ids_at` takes the number of a
+    tile and the index of pixels in its faces.
+    """
     parts = [np.zeros(0, np.uint32)]
     for box in ring_boxes(tile, grid.shape):
         ids = np.zeros(box.shape, np.uint32)
@@ -233,7 +285,7 @@ def _ring(grid: Grid, faces: Sequence[Faces], tile: Tile) -> NDArray[np.uint32]:
             core = grid[number].core
             index = np.ogrid[part.relative_to(core).slices]
             flat = [each.ravel() for each in np.broadcast_arrays(*index)]
-            ids[part.relative_to(box).slices] = faces[number].at(flat).reshape(part.shape)
+            ids[part.relative_to(box).slices] = ids_at(number, flat).reshape(part.shape)
         parts.append(ids.ravel())
     return np.concatenate(parts)
 

@@ -76,6 +76,11 @@ def unpack(kind: type[T], data: bytes) -> T:
     return value
 
 
+def unpacked_size(data: bytes) -> int:
+    """Number of bytes of the arrays of a packed value."""
+    return int(struct.unpack_from(_HEAD, data)[1])
+
+
 def _without_arrays(value: Any, arrays: list[NDArray[Any]]) -> Any:
     """The value as JSON, its arrays moved to the list."""
     if isinstance(value, np.ndarray):

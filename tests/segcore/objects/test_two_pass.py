@@ -4,6 +4,8 @@ volumes.
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -12,6 +14,7 @@ from scipy import ndimage
 
 from maskloom.segcore.geometry import Grid
 from maskloom.segcore.models.fragments import Fragments
+from maskloom.segcore.objects import two_pass
 from maskloom.segcore.objects.components import Components
 from maskloom.segcore.objects.two_pass import RING, join_tiles, pack_labels, relabel, with_ring
 
@@ -22,9 +25,16 @@ grids = st.integers(2, 3).flatmap(
 )
 
 
+@pytest.mark.parametrize("unpacked", [1, 2**25], ids=["one", "all"])
 @settings(deadline=None)
-@given(grids, st.integers(0, 999))
-def test_tiles_know_their_ids_and_those_around_them(grid: Grid, seed: int) -> None:
+@given(grid=grids, seed=st.integers(0, 999))
+def test_tiles_know_their_ids_and_those_around_them(unpacked: int, grid: Grid, seed: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(two_pass, "_UNPACKED_BYTES", unpacked)
+        check_ids(grid, seed)
+
+
+def check_ids(grid: Grid, seed: int) -> None:
     generator = np.random.default_rng(seed)
     mask = generator.random(grid.shape) < 0.5
     valid = generator.random(grid.shape) < 0.9
@@ -56,6 +66,27 @@ def test_tiles_know_their_ids_and_those_around_them(grid: Grid, seed: int) -> No
         )
         ringed = with_ring(found.ids, relabelling.ring, tile, grid.shape)
         assert np.array_equal(ringed, surrounded[around])
+
+
+@pytest.mark.parametrize("fill_holes", [False, True])
+def test_the_memory_of_joining_does_not_grow_with_the_volume(fill_holes, monkeypatch) -> None:
+    """As long as there is little on the sides of the tiles."""
+    monkeypatch.setattr(two_pass, "_UNPACKED_BYTES", 2**17)
+    parts = Components((1,), fill_holes=fill_holes)
+    peaks = []
+    for depth in (8, 64):
+        grid = Grid((16 * depth, 64, 64), (16, 32, 32))
+        empty = np.zeros(grid.tile, np.uint8)
+        tiles = [
+            pack_labels(parts.fragment(empty, tile, grid.shape), empty == 0, tile, grid.shape)
+            for tile in grid
+        ]
+        tracemalloc.start()
+        for each in join_tiles(parts, grid, tiles, "memory"):
+            assert not each.ring.any()
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 1.5 * peaks[0]
 
 
 def test_fragments_without_a_class_are_refused() -> None:
