@@ -119,7 +119,7 @@ class Network:
     units: ClassVar[str] = (
         "pixels must come in the units of training; `scaling` converts other units"
     )
-    volumes: ClassVar[str] = f"networks of volumes: as images; networks of images: {PLANAR}"
+    volumes: ClassVar[str] = f"a network of volumes: in three dimensions; of images: {PLANAR}"
     kind: ClassVar[str] = "network"
 
     def __post_init__(self) -> None:
@@ -230,6 +230,7 @@ class Unet(Network):
 class Fcn(Network):
     """A fully convolutional network (Long et al. 2015) trained with `maskloom train`."""
 
+    volumes: ClassVar[str] = PLANAR
     kind: ClassVar[str] = "fcn"
 
 
@@ -241,6 +242,7 @@ class Deeplab(Network):
     It is trained with `maskloom train`.
     """
 
+    volumes: ClassVar[str] = PLANAR
     kind: ClassVar[str] = "deeplab"
 
 
