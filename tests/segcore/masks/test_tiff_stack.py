@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
-from xml.etree import ElementTree
+from xml.etree import ElementTree as ET
 
 import numpy as np
 import pytest
@@ -48,9 +48,7 @@ def publish(
     tile: tuple[int, ...],
     classes: ClassTable = CLASSES,
 ) -> PublishedMask:
-    return TiffStackMasks().publish(
-        Store(str(folder)), "m.tif", iter(blocks), spec, classes, tile
-    )
+    return TiffStackMasks().publish(Store(str(folder)), "m.tif", iter(blocks), spec, classes, tile)
 
 
 @given(
@@ -82,7 +80,7 @@ def test_the_description_has_the_size_of_a_pixel_and_the_names(tmp_path):
     publish(tmp_path, blocks_of(labels, (2, 16, 16)), spec_of(labels.shape, metric), (2, 16, 16))
     with tifffile.TiffFile(tmp_path / "m.tif") as file:
         assert file.series[0].axes == "ZYX"
-        root = ElementTree.fromstring(file.ome_metadata)  # noqa: S314
+        root = ET.fromstring(file.ome_metadata)
         palette = file.pages[0].colormap
     pixels = root.find("{*}Image/{*}Pixels")
     said = [pixels.get(f"PhysicalSize{axis}") for axis in "ZYX"]
