@@ -97,7 +97,7 @@ class GeoTiff:
         """
         location, version = image.location, image.version
         source = _checked(location)
-        if not _one_picture(source):
+        if image.part or not _one_picture(source):
             return stack.describe(image, options)
         if options.level != 0:
             reduced = stack.describe(image, options)

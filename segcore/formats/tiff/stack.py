@@ -20,9 +20,9 @@ import math
 import struct
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -63,13 +63,15 @@ DAMAGE = (
     zlib.error,
 )
 """The errors of tifffile and its codecs for broken files."""
+T = TypeVar("T")
 _UNNAMED = "IQ"
 """Letters of tifffile for axes without a meaning."""
 _POSITIONS = "RP"
 """Letters for axes of places: regions and positions."""
 _IN_PAGE = "YXS"
 _DELIVERED = {"bool": "uint8", "float16": "float32"}
-_MIN_IS_WHITE, _PALETTE = 0, 3
+_MIN_IS_WHITE, _RGB, _PALETTE, _YCBCR = 0, 2, 3, 6
+_COLOURS = (_RGB, _YCBCR)
 _PLACED = frozenset({33550, 33922, 34264})
 """Tags that place a picture on a map."""
 _REDUCED_OR_MASK = 5
@@ -96,7 +98,7 @@ class Picture:
     """The length of each axis along which pages follow one another, in their order, if above 1."""
     sizes: Sizes
     """Of full resolution."""
-    place: Mapping[str, int]
+    place: Mapping[str, int] = field(default_factory=dict)
     """Index along the axes that make images of their own: time and positions."""
 
     @classmethod
@@ -107,13 +109,12 @@ class Picture:
         sizes: Sizes,
         axes: str | None,
         level: int = 0,
-        place: Mapping[str, int] = MappingProxyType({}),
     ) -> Picture:
         """A picture of a series; `axes` is the meaning that the user gives to pages without one, as
         in `ReadOptions.axes`. Raises `FormatError` for what cannot be read.
         """
         grid = _grid(location, series.levels[level], axes)
-        picture = cls(location, series, level, grid, sizes, place)
+        picture = cls(location, series, level, grid, sizes)
         picture.check()
         return picture
 
@@ -265,40 +266,61 @@ def parts(image: StoredImage, options: ReadOptions) -> list[str]:
     """The names of the images in a file of several pictures; empty if they are one. Raises
     `FormatError`.
     """
-    with _opened(StoredFile.of(image.location)) as file:
-        found = list(_pictures(file, image.location, options))
-    return found if len(found) > 1 else []
+    found = _specs(image, options)
+    return list(found) if len(found) > 1 else []
 
 
 def describe(image: StoredImage, options: ReadOptions) -> RasterSpec:
     """The header of an image in a file of several pictures. Raises `FormatError`."""
-    with _opened(StoredFile.of(image.location)) as file:
-        picture = picture_of(file, image.location, image.part, options)
-        if picture.level:
-            _check_reduced(picture)
-        axes = ("z", "y", "x")[-len(picture.shape) :]
-        sizes = _level_sizes(picture)
-        if options.pixel_size == "tags":
-            sizes = {**sizes, **tagged_sizes(*_resolution(picture.key))}
-        metric, notes = metric_of(sizes, axes)
-        rgb = picture.key.photometric in (2, 6) and picture.samples >= 3
-        return RasterSpec(
-            location=image.location,
-            format="tiff",
-            shape=picture.shape,
-            bands=tuple(range(1, picture.bands + 1)),
-            dtype=picture.dtype.name,
-            chunks=picture.block,
-            version=image.version,
-            file_bands=picture.bands,
-            interpretation="rgb" if rgb else "bands",
-            space=Space(axes=axes, metric=metric),
-            notes=notes,
-            part=image.part,
-            level=picture.level,
-            reduction=_reduction(picture) if picture.level else (),
-            mask="tiff_stack" if len(axes) > 2 else "",
-        )
+    return _of_part(_specs(image, options), image.location, image.part)
+
+
+def _specs(image: StoredImage, options: ReadOptions) -> Mapping[str, RasterSpec]:
+    """The headers of all images in a file, by the names of their parts."""
+    # Without a version, it cannot be told whether the file is the same.
+    read = _known_specs if image.version else _read_specs
+    return read(image.location, image.version, options)
+
+
+def _read_specs(location: str, version: str, options: ReadOptions) -> Mapping[str, RasterSpec]:
+    with _opened(StoredFile.of(location)) as file:
+        pictures = _pictures(file, location, options)
+        return {
+            part: _spec(picture, version, part if len(pictures) > 1 else "", options)
+            for part, picture in pictures.items()
+        }
+
+
+_known_specs = lru_cache(maxsize=4)(_read_specs)
+"""A series may have thousands of times, and the structure of its file is read as a whole."""
+
+
+def _spec(picture: Picture, version: str, part: str, options: ReadOptions) -> RasterSpec:
+    if picture.level:
+        _check_reduced(picture)
+    axes = ("z", "y", "x")[-len(picture.shape) :]
+    if options.pixel_size == "tags":
+        tagged = tagged_sizes(*_resolution(picture.series.levels[0].keyframe))
+        picture = replace(picture, sizes={**picture.sizes, **tagged})
+    metric, notes = metric_of(_level_sizes(picture), axes)
+    rgb = picture.key.photometric in _COLOURS and picture.samples >= 3
+    return RasterSpec(
+        location=picture.location,
+        format="tiff",
+        shape=picture.shape,
+        bands=tuple(range(1, picture.bands + 1)),
+        dtype=picture.dtype.name,
+        chunks=picture.block,
+        version=version,
+        file_bands=picture.bands,
+        interpretation="rgb" if rgb else "bands",
+        space=Space(axes=axes, metric=metric),
+        notes=notes,
+        part=part,
+        level=picture.level,
+        reduction=_reduction(picture) if picture.level else (),
+        mask="tiff_stack" if len(axes) > 2 else "",
+    )
 
 
 @contextlib.contextmanager
@@ -324,7 +346,11 @@ def in_tifffile(stream: Any, location: str) -> Iterator[Any]:
 
 def picture_of(file: Any, location: str, part: str, options: ReadOptions) -> Picture:
     """The only picture of an open file, or its part with this name. Raises `FormatError`."""
-    found = _pictures(file, location, options)
+    return _of_part(_pictures(file, location, options), location, part)
+
+
+def _of_part(found: Mapping[str, T], location: str, part: str) -> T:
+    """The only one, or that of a part. Raises `FormatError`."""
     if part in found:
         return found[part]
     if not part and len(found) == 1:
@@ -356,6 +382,7 @@ def _pictures(file: Any, location: str, options: ReadOptions) -> dict[str, Pictu
             names = [f"s{number:02}"] if len(shown) > 1 else []
             whole = Picture.of(location, each, sizes, options.axes)
             level = _level(whole, options)
+            chosen = Picture.of(location, each, sizes, options.axes, level) if level else whole
             axes = [
                 (letter, size)
                 for letter, size in whole.grid.items()
@@ -366,10 +393,7 @@ def _pictures(file: Any, location: str, options: ReadOptions) -> dict[str, Pictu
                 words = [
                     f"{'t' if letter == 'T' else 'p'}{i + 1:04}" for letter, i in place.items()
                 ]
-                picture = replace(whole, place=place)
-                if level:
-                    picture = Picture.of(location, each, sizes, options.axes, level, place)
-                found["_".join([*names, *words])] = picture
+                found["_".join([*names, *words])] = replace(chosen, place=place)
     if not found:
         raise FormatError(f"{location} is a TIFF without a picture. Write the file again.")
     return found
