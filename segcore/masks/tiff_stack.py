@@ -180,7 +180,7 @@ class _Spool:
             yield zlib.compress(np.concatenate(strip, axis=1).tobytes(), 6)
 
     @property
-    def bytes(self) -> int:
+    def size(self) -> int:
         """Number of compressed bytes."""
         return sum(size for _, size in self.places.values())
 
@@ -196,7 +196,7 @@ def _write(out: Any, spool: _Spool, dtype: np.dtype[Any], classes: ClassTable) -
 
     shape = spool.spec.shape
     # Strips are compressed better than the parts of tiles, and a page needs 1 kB besides.
-    expected = spool.bytes + shape[0] * 1024 + 16 * len(spool.grid)
+    expected = spool.size + shape[0] * 1024 + 16 * len(spool.grid)
     with tifffile.TiffWriter(out, bigtiff=expected > _LARGEST_CLASSIC_FILE, byteorder="<") as file:
         file.write(
             spool.strips(dtype),

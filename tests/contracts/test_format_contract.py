@@ -123,6 +123,17 @@ TIFFS: dict[str, Callable[[Path], None]] = {
     "stack.tif": lambda p: tifffile.imwrite(
         p, planes("float32", 2), imagej=True, metadata={"axes": "CYX"}
     ),
+    "volume.tif": lambda p: tifffile.imwrite(
+        p,
+        np.stack([planes("uint16"), planes("uint16")[::-1]]),
+        ome=True,
+        metadata={"axes": "ZCYX"},
+        tile=(32, 48),
+        compression="zlib",
+    ),
+    "hyperstack.tif": lambda p: tifffile.imwrite(
+        p, np.stack([with_gaps("float32")] * 3), imagej=True, metadata={"axes": "ZCYX"}
+    ),
     "white.tif": lambda p: tiff(
         p, planes("uint16", 1), photometric="MINISWHITE", nodata=200, **TILED
     ),
@@ -205,6 +216,8 @@ ARRAYS: dict[str, Callable[[Path], None]] = {
     "big_endian.zarr": array(PHOTO[..., 0].astype(">i4") * 1000, chunks=(50, 50), zarr_format=2),
     "levels.zarr": multiscale,
     "volume.zarr": array(VOLUME, chunks=(3, 20, 16)),
+    "half.zarr": array(with_gaps("float16")[0], chunks=(50, 40), zarr_format=2),
+    "unfilled.zarr": array(VOLUME, chunks=(3, 20, 16), zarr_format=2, fill_value=None),
 }
 
 

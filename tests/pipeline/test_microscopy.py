@@ -205,3 +205,37 @@ def test_a_volume_in_an_object_store_is_read_there_and_masked_there(s3_bucket, t
     fs.get(fsspec.core.url_to_fs(f"{place}/out/masks")[1], str(tmp_path / "masks"), recursive=True)
     np.testing.assert_array_equal(zarr.open(tmp_path / "masks/a.zarr")["0"][...], volume() > 120)
     np.testing.assert_array_equal(tifffile.imread(tmp_path / "masks/b.tif"), volume() > 120)
+
+
+def test_the_recipe_for_ome_zarr_finds_touching_nuclei_in_micrometres(tmp_path, maskloom):
+    """Balls of known volume, of which pairs touch; slices are twice as far apart as pixels."""
+    recipe = Path(__file__).parents[2] / "deploy" / "recipes" / "ome_zarr.yaml"
+    centres = [(10, 20, 20), (10, 20, 37), (10, 50, 30), (10, 25, 70), (10, 42, 70)]
+    z, y, x = np.indices(SHAPE)
+    nuclei = np.zeros(SHAPE, bool)
+    for centre in centres:
+        a, b, c = centre
+        nuclei |= (2 * (z - a)) ** 2 + (y - b) ** 2 + (x - c) ** 2 <= 9**2
+    noise = np.random.default_rng(2).normal(0, 3, SHAPE)
+    pixels = (40 + 120 * nuclei + noise).clip(0, 255).astype(np.uint8)
+    save_ome_zarr(tmp_path / "cells.zarr", pixels, "zyx", 3)
+    settings = [f"inputs={tmp_path}/*.zarr", f"output={tmp_path}/out"]
+    changes = [word for each in settings for word in ("--set", each)]
+    assert maskloom("run", recipe, *changes, *SERIAL).exit_code == 0
+
+    rows = read_table(tmp_path / "out", "objects")
+    assert len(rows) == len(centres)
+    found = {
+        (round(row["centroid_z"]), round(row["centroid_y"]), round(row["centroid_x"]))
+        for row in rows
+    }
+    for centre in centres:
+        assert min(np.abs(np.subtract(centre, each)).max() for each in found) <= 1
+    assert sum(row["pixel_count"] for row in rows) == nuclei.sum()
+    for row in rows:
+        assert row["class_name"] == "nucleus"
+        # Half a micrometre along y and x, one along z.
+        np.testing.assert_allclose(row["area"], row["pixel_count"] * 0.25e-9)
+    mask = zarr.open(tmp_path / "out" / "masks" / "cells.zarr")["0"]
+    assert mask.dtype == "uint32"
+    np.testing.assert_array_equal(mask[...] > 0, nuclei)

@@ -49,6 +49,7 @@ from maskloom.segcore.formats.tiff.sizes import (
     ome_sizes,
     tagged_sizes,
 )
+from maskloom.segcore.formats.tiff.stack_reader import open_stack
 from maskloom.segcore.geometry import Box
 from maskloom.segcore.ground.space import Metric
 from maskloom.segcore.raster.spec import FORMATS, FileKind, RasterSpec
@@ -96,7 +97,7 @@ class GeoTiff:
         """
         location = image.location
         source = _checked(location)
-        if not _one_picture(source):
+        if image.part or not _one_picture(source):
             return stack.describe(image, options)
         if options.level != 0:
             reduced = stack.describe(image, options)
@@ -136,7 +137,7 @@ class GeoTiff:
             try:
                 source = _checked(spec.location)
                 if spec.part or spec.level or not _one_picture(source):
-                    return stack.open_stack(spec)
+                    return open_stack(spec)
                 contents = read_contents(source)
                 apart = len(contents.pages) > 1
                 # Channels that are not selected stay closed.

@@ -72,7 +72,7 @@ def imagej_sizes(description: str, resolution: tuple[float, float]) -> Sizes:
     """The sizes according to the description by ImageJ and the resolution (x, y) of the tags, in
     pixels per unit.
     """
-    said = dict(_LINE.findall(description))
+    said: dict[str, str] = dict(_LINE.findall(description))
     unit = said.get("unit", "")
     across, down = (1 / each if each > 0 else 0.0 for each in resolution)
     return {

@@ -20,14 +20,13 @@ import math
 import struct
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from maskloom.segcore.errors import FormatError, ImageError, ReadError, SourceChanged
-from maskloom.segcore.formats.pixels import drop_not_finite
+from maskloom.segcore.errors import FormatError, ImageError
 from maskloom.segcore.formats.source import (
     MAX_BANDS,
     MAX_PICTURE_PIXELS,
@@ -47,11 +46,7 @@ from maskloom.segcore.raster.spec import RasterSpec
 from maskloom.segcore.raster.stored import ReadOptions
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
-    from numpy.typing import NDArray
-
-    from maskloom.segcore.geometry import Box, Shape
+    from maskloom.segcore.geometry import Shape
     from maskloom.segcore.raster.stored import StoredImage
 
 DAMAGE = (
@@ -68,13 +63,15 @@ DAMAGE = (
     zlib.error,
 )
 """The errors of tifffile and its codecs for broken files."""
+T = TypeVar("T")
 _UNNAMED = "IQ"
 """Letters of tifffile for axes without a meaning."""
 _POSITIONS = "RP"
 """Letters for axes of places: regions and positions."""
 _IN_PAGE = "YXS"
 _DELIVERED = {"bool": "uint8", "float16": "float32"}
-_MIN_IS_WHITE, _PALETTE = 0, 3
+_MIN_IS_WHITE, _RGB, _PALETTE, _YCBCR = 0, 2, 3, 6
+_COLOURS = (_RGB, _YCBCR)
 _PLACED = frozenset({33550, 33922, 34264})
 """Tags that place a picture on a map."""
 _REDUCED_OR_MASK = 5
@@ -101,7 +98,7 @@ class Picture:
     """The length of each axis along which pages follow one another, in their order, if above 1."""
     sizes: Sizes
     """Of full resolution."""
-    place: Mapping[str, int]
+    place: Mapping[str, int] = field(default_factory=dict)
     """Index along the axes that make images of their own: time and positions."""
 
     @classmethod
@@ -112,13 +109,12 @@ class Picture:
         sizes: Sizes,
         axes: str | None,
         level: int = 0,
-        place: Mapping[str, int] = MappingProxyType({}),
     ) -> Picture:
         """A picture of a series; `axes` is the meaning that the user gives to pages without one, as
         in `ReadOptions.axes`. Raises `FormatError` for what cannot be read.
         """
         grid = _grid(location, series.levels[level], axes)
-        picture = cls(location, series, level, grid, sizes, place)
+        picture = cls(location, series, level, grid, sizes)
         picture.check()
         return picture
 
@@ -270,232 +266,71 @@ def parts(image: StoredImage, options: ReadOptions) -> list[str]:
     """The names of the images in a file of several pictures; empty if they are one. Raises
     `FormatError`.
     """
-    with _opened(StoredFile.of(image.location)) as file:
-        found = list(_pictures(file, image.location, options))
-    return found if len(found) > 1 else []
+    found = _specs(image, options)
+    return list(found) if len(found) > 1 else []
 
 
 def describe(image: StoredImage, options: ReadOptions) -> RasterSpec:
     """The header of an image in a file of several pictures. Raises `FormatError`."""
-    with _opened(StoredFile.of(image.location)) as file:
-        picture = _picture(file, image.location, image.part, options)
-        if picture.level:
-            _check_reduced(picture)
-        axes = ("z", "y", "x")[-len(picture.shape) :]
-        sizes, notes = _level_sizes(picture), ()
-        if options.pixel_size == "tags":
-            sizes = {**sizes, **tagged_sizes(*_resolution(picture.key))}
-        metric, notes = metric_of(sizes, axes)
-        rgb = picture.key.photometric in (2, 6) and picture.samples >= 3
-        return RasterSpec(
-            location=image.location,
-            format="tiff",
-            shape=picture.shape,
-            bands=tuple(range(1, picture.bands + 1)),
-            dtype=picture.dtype.name,
-            chunks=picture.block,
-            version=image.version,
-            file_bands=picture.bands,
-            interpretation="rgb" if rgb else "bands",
-            space=Space(axes=axes, metric=metric),
-            notes=notes,
-            part=image.part,
-            level=picture.level,
-            reduction=_reduction(picture) if picture.level else (),
-            mask="tiff_stack" if len(axes) > 2 else "",
-        )
+    return _of_part(_specs(image, options), image.location, image.part)
 
 
-def open_stack(spec: RasterSpec) -> StackReader:
-    """Open an image that `describe` described. Raises `ReadError`."""
-    # Pages without a meaning were taken for slices if the image has slices.
-    options = ReadOptions(level=spec.level, axes="zyx" if len(spec.shape) == 3 else "tyx")
-    with contextlib.ExitStack() as stack:
-        source = StoredFile.of(spec.location)
-        stream = stack.enter_context(source.stream())
-        file = stack.enter_context(_tifffile(stream, spec.location))
-        picture = _picture(file, spec.location, spec.part, options)
-        found = (picture.shape, picture.bands, picture.dtype.name)
-        if found != (spec.shape, spec.file_bands, spec.dtype):
-            raise SourceChanged(
-                f"{spec.location} has changed since its header was read. Run the same command "
-                "again."
-            )
-        return StackReader(picture, spec, stream, source.size(), stack.pop_all())
+def _specs(image: StoredImage, options: ReadOptions) -> Mapping[str, RasterSpec]:
+    """The headers of all images in a file, by the names of their parts."""
+    # Without a version, it cannot be told whether the file is the same.
+    read = _known_specs if image.version else _read_specs
+    return read(image.location, image.version, options)
 
 
-@dataclass(frozen=True, slots=True)
-class StackReader:
-    """An open picture of many pages. A reader is for one thread at a time."""
-
-    picture: Picture
-    spec: RasterSpec
-    stream: Any
-    size: int
-    """Bytes of the file."""
-    resources: contextlib.ExitStack
-
-    def __enter__(self) -> StackReader:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.resources.__exit__(kind, error, trace)
-
-    def read(self, box: Box) -> tuple[NDArray[np.generic], NDArray[np.bool_]]:
-        """Pixels and `valid` of a box; see `segcore.raster.spec.Reader.read`."""
-        pixels = np.zeros((*box.shape, self.spec.channels), self.spec.dtype)
-        valid = np.ones(box.shape, np.bool_)
-        deep = len(box.shape) > 2
-        try:
-            for i in range(box.shape[0] if deep else 1):
-                plane = pixels[i] if deep else pixels
-                known = valid[i] if deep else valid
-                self._read_plane(box, box.start[0] + i if deep else 0, plane, known)
-        except ImageError:
-            raise
-        except DAMAGE as error:
-            raise ReadError(
-                f"{self.spec.location}: the pixels from {box.start} to {box.stop} cannot be read: "
-                f"{error}. The file is damaged or incomplete; copy or write it again."
-            ) from error
-        if self.picture.white is not None:
-            np.subtract(pixels.dtype.type(self.picture.white), pixels, out=pixels)
-            pixels[~valid] = 0
-        drop_not_finite(pixels, valid)
-        return pixels, valid
-
-    def _read_plane(
-        self, box: Box, number: int, pixels: NDArray[Any], valid: NDArray[np.bool_]
-    ) -> None:
-        """Fill the pixels (y, x, band) of one slice and where they are data."""
-        picture = self.picture
-        wanted: dict[int, dict[int, list[int]]] = {}
-        for channel, band in enumerate(self.spec.bands):
-            page = picture.page(band - 1, number)
-            wanted.setdefault(page, {}).setdefault((band - 1) % picture.samples, []).append(channel)
-        depth = number if picture.key.shaped[1] > 1 else 0
-        for page, channels in wanted.items():
-            for place, first, values in self._segments(
-                page, depth, box, [*channels, *picture.alpha]
-            ):
-                if values is None:
-                    valid[place] = False
-                    continue
-                for sample, targets in channels.items():
-                    if first <= sample < first + values.shape[-1]:
-                        for channel in targets:
-                            pixels[..., channel][place] = values[..., sample - first]
-                for sample in picture.alpha:
-                    if first <= sample < first + values.shape[-1]:
-                        valid[place] &= values[..., sample - first] != 0
-
-    def _segments(
-        self, page: int, depth: int, box: Box, samples: Sequence[int]
-    ) -> Iterator[tuple[tuple[slice, ...], int, NDArray[Any] | None]]:
-        """The parts of a page inside a box: where they go in it, the number of their first sample,
-        and their values (y, x, sample); None for a part that is not in the file.
-        """
-        key, pages = self.picture.key, self.picture.pages
-        (top, left), (bottom, right) = box.start[-2:], box.stop[-2:]
-        planes, _, height, width, _ = key.shaped
-        if pages.dataoffset is not None:
-            yield from self._rows(page, depth, (top, left), (bottom, right), samples)
-            return
-        frame = pages.pages[page]
-        deep, rows, columns = self.picture.stored_block
-        across, down = -(-width // columns), -(-height // rows)
-        layers = -(-key.shaped[1] // deep)
-        for plane in range(planes):
-            if planes > 1 and plane not in samples:
-                continue
-            for y, x in itertools.product(
-                range(top // rows, -(-bottom // rows)), range(left // columns, -(-right // columns))
-            ):
-                index = ((plane * layers + depth // deep) * down + y) * across + x
-                values = self._decoded(frame, index, depth % deep)
-                a = (max(top, y * rows), max(left, x * columns))
-                b = (
-                    min(bottom, (y + 1) * rows, height),
-                    min(right, (x + 1) * columns, width),
-                )
-                place = tuple(
-                    slice(s - o, e - o) for s, e, o in zip(a, b, (top, left), strict=True)
-                )
-                if values is not None:
-                    values = values[
-                        a[0] - y * rows : b[0] - y * rows, a[1] - x * columns : b[1] - x * columns
-                    ]
-                yield place, plane, values
-
-    def _decoded(self, frame: Any, index: int, depth: int) -> NDArray[Any] | None:
-        """The values (y, x, sample) of a tile or strip; None if it is not in the file."""
-        key = self.picture.key
-        if index >= len(frame.dataoffsets) or index >= len(frame.databytecounts):
-            raise ValueError(f"it has {len(frame.dataoffsets)} blocks, too few for its size")
-        offset, count = int(frame.dataoffsets[index]), int(frame.databytecounts[index])
-        if count == 0:
-            return None
-        values, _, shape = key.decode(self._bytes(offset, count), index, **_tables(frame))
-        if values is None:
-            return None
-        found: NDArray[Any] = values[depth, : shape[1], : shape[2]]
-        return found
-
-    def _rows(
-        self,
-        page: int,
-        depth: int,
-        start: tuple[int, int],
-        stop: tuple[int, int],
-        samples: Sequence[int],
-    ) -> Iterator[tuple[tuple[slice, ...], int, NDArray[Any] | None]]:
-        """Rows of pages that lie one after the other, uncompressed."""
-        planes, deep, height, width, inside = self.picture.key.shaped
-        kind = np.dtype(self.picture.pages.dtype).newbyteorder(self.picture.series.parent.byteorder)
-        for plane in range(planes):
-            if planes > 1 and plane not in samples:
-                continue
-            row = ((page * planes + plane) * deep + depth) * height + start[0]
-            length = width * inside * kind.itemsize
-            data = self._bytes(
-                self.picture.pages.dataoffset + row * length, (stop[0] - start[0]) * length
-            )
-            values = np.frombuffer(data, kind).reshape(-1, width, inside)[:, start[1] : stop[1]]
-            yield (slice(None), slice(None)), plane, values
-
-    def _bytes(self, offset: int, count: int) -> bytes:
-        if offset < 0 or offset + count > self.size:
-            raise ValueError(
-                f"{count} bytes should lie at byte {offset}, beyond its end at {self.size}"
-            )
-        self.stream.seek(offset)
-        data = bytes(self.stream.read(count))
-        failures = getattr(self.stream, "failures", None)
-        if failures:
-            raise failures[0]
-        if len(data) < count:
-            raise ValueError("it ends early")
-        return data
+def _read_specs(location: str, version: str, options: ReadOptions) -> Mapping[str, RasterSpec]:
+    with _opened(StoredFile.of(location)) as file:
+        pictures = _pictures(file, location, options)
+        return {
+            part: _spec(picture, version, part if len(pictures) > 1 else "", options)
+            for part, picture in pictures.items()
+        }
 
 
-def _tables(frame: Any) -> Mapping[str, Any]:
-    tables = frame.jpegtables
-    return {} if tables is None else {"jpegtables": tables}
+_known_specs = lru_cache(maxsize=4)(_read_specs)
+"""A series may have thousands of times, and the structure of its file is read as a whole."""
+
+
+def _spec(picture: Picture, version: str, part: str, options: ReadOptions) -> RasterSpec:
+    if picture.level:
+        _check_reduced(picture)
+    axes = ("z", "y", "x")[-len(picture.shape) :]
+    if options.pixel_size == "tags":
+        tagged = tagged_sizes(*_resolution(picture.series.levels[0].keyframe))
+        picture = replace(picture, sizes={**picture.sizes, **tagged})
+    metric, notes = metric_of(_level_sizes(picture), axes)
+    rgb = picture.key.photometric in _COLOURS and picture.samples >= 3
+    return RasterSpec(
+        location=picture.location,
+        format="tiff",
+        shape=picture.shape,
+        bands=tuple(range(1, picture.bands + 1)),
+        dtype=picture.dtype.name,
+        chunks=picture.block,
+        version=version,
+        file_bands=picture.bands,
+        interpretation="rgb" if rgb else "bands",
+        space=Space(axes=axes, metric=metric),
+        notes=notes,
+        part=part,
+        level=picture.level,
+        reduction=_reduction(picture) if picture.level else (),
+        mask="tiff_stack" if len(axes) > 2 else "",
+    )
 
 
 @contextlib.contextmanager
 def _opened(source: StoredFile) -> Iterator[Any]:
-    with source.stream() as stream, _tifffile(stream, source.location) as file:
+    with source.stream() as stream, in_tifffile(stream, source.location) as file:
         yield file
 
 
 @contextlib.contextmanager
-def _tifffile(stream: Any, location: str) -> Iterator[Any]:
+def in_tifffile(stream: Any, location: str) -> Iterator[Any]:
     """The file in tifffile, which opens no other file."""
     import tifffile
 
@@ -509,8 +344,13 @@ def _tifffile(stream: Any, location: str) -> Iterator[Any]:
     yield file
 
 
-def _picture(file: Any, location: str, part: str, options: ReadOptions) -> Picture:
-    found = _pictures(file, location, options)
+def picture_of(file: Any, location: str, part: str, options: ReadOptions) -> Picture:
+    """The only picture of an open file, or its part with this name. Raises `FormatError`."""
+    return _of_part(_pictures(file, location, options), location, part)
+
+
+def _of_part(found: Mapping[str, T], location: str, part: str) -> T:
+    """The only one, or that of a part. Raises `FormatError`."""
     if part in found:
         return found[part]
     if not part and len(found) == 1:
@@ -542,6 +382,7 @@ def _pictures(file: Any, location: str, options: ReadOptions) -> dict[str, Pictu
             names = [f"s{number:02}"] if len(shown) > 1 else []
             whole = Picture.of(location, each, sizes, options.axes)
             level = _level(whole, options)
+            chosen = Picture.of(location, each, sizes, options.axes, level) if level else whole
             axes = [
                 (letter, size)
                 for letter, size in whole.grid.items()
@@ -552,10 +393,7 @@ def _pictures(file: Any, location: str, options: ReadOptions) -> dict[str, Pictu
                 words = [
                     f"{'t' if letter == 'T' else 'p'}{i + 1:04}" for letter, i in place.items()
                 ]
-                picture = replace(whole, place=place)
-                if level:
-                    picture = Picture.of(location, each, sizes, options.axes, level, place)
-                found["_".join([*names, *words])] = picture
+                found["_".join([*names, *words])] = replace(chosen, place=place)
     if not found:
         raise FormatError(f"{location} is a TIFF without a picture. Write the file again.")
     return found

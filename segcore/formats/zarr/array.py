@@ -8,7 +8,7 @@ import math
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -21,7 +21,7 @@ from maskloom.segcore.storage.filesystems import filesystem
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from maskloom.segcore.geometry import Box, Shape
+    from maskloom.segcore.geometry import Box
 
 CHANNEL = ("c", "band", "bands", "channel", "channels")
 TIME = ("t", "time")
@@ -40,6 +40,7 @@ store.
 """
 _CREDIBLE = (1e-6, 1e3)
 """Least and greatest size of a pixel in mm: 1 nm and 1 m."""
+T = TypeVar("T")
 _DELIVERED = {"bool": "uint8", "float16": "float32"}
 
 
@@ -98,7 +99,7 @@ class ZarrArray:
                 f"limit is {MAX_PICTURE_PIXELS}. Write it again with smaller chunks."
             )
 
-    def spatial(self, sizes: Sequence[Any]) -> Shape:
+    def spatial(self, sizes: Sequence[T]) -> tuple[T, ...]:
         """The numbers of (y, x) or (z, y, x) among those of all axes; a single slice is no
         volume.
         """

@@ -141,8 +141,8 @@ def _level(dataset: Attributes, image: Attributes, axes: int) -> Level:
         *_list(image, "coordinateTransformations"),
     ]
     for step in steps:
-        kind = step.get("type") if isinstance(step, Mapping) else step
-        numbers = step.get(kind) if isinstance(step, Mapping) else None
+        kind = step.get("type") if isinstance(step, Mapping) else None
+        numbers: Any = step.get(kind) if isinstance(step, Mapping) else None
         if kind == "identity":
             continue
         if kind not in ("scale", "translation") or not _numbers(numbers, axes):
@@ -189,9 +189,8 @@ def _paths(attributes: Attributes, key: str) -> tuple[str, ...]:
         each.get("path") if isinstance(each, Mapping) else each for each in _list(attributes, key)
     ]
     for path in paths:
-        names = path.split("/") if isinstance(path, str) else [""]
-        if not all(map(_NAME.fullmatch, names)):
+        if not all(map(_NAME.fullmatch, str(path).split("/"))):
             raise Malformed(f"`{key}` has the path {str(path)[:99]!r}; expected letters and digits")
     if not paths:
         raise Malformed(f"`{key}` is empty")
-    return tuple(dict.fromkeys(paths))
+    return tuple(dict.fromkeys(map(str, paths)))

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import rasterio
 import rasterio.shutil
+import tifffile
 from hypothesis import given
 from hypothesis import strategies as st
 from rasterio.control import GroundControlPoint
@@ -23,7 +24,7 @@ from rasterio.crs import CRS
 
 from maskloom.segcore.errors import RunError
 from maskloom.segcore.geometry import Grid
-from maskloom.segcore.ground.space import Space
+from maskloom.segcore.ground.space import Metric, Space
 from maskloom.segcore.masks import EncodedBlock
 from maskloom.segcore.masks.cog import writer as cog
 from maskloom.segcore.masks.cog.writer import CogMasks, block_size, category_sidecar
@@ -499,3 +500,17 @@ def test_masks_of_real_images_keep_their_grid():
             assert (mask.crs, mask.transform) == (crs, transform), path
         seen += 1
     assert seen > 20
+
+
+@pytest.mark.parametrize(
+    ("spacing", "unit", "expected"),
+    [((0.5, 0.25), "um", (40000.0, 20000.0)), ((3.0, 3.0), "mm", (10 / 3, 10 / 3))],
+)
+def test_a_stated_size_of_a_pixel_is_that_of_the_mask(spacing, unit, expected):
+    """Pixels per centimetre along x and y, as QuPath and ImageJ read them."""
+    content = write(np.zeros((70, 90), np.uint8), 32, Space(metric=Metric(spacing, unit)))
+    with tifffile.TiffFile(io.BytesIO(content)) as file:
+        page = file.pages[0]
+        assert page.tags[296].value == 3
+        found = [np.divide(*page.tags[code].value) for code in (282, 283)]
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
