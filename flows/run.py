@@ -8,13 +8,13 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 
 from maskloom.flows.inventory import Inventory, Sharing, inventory_to_write, notes
-from maskloom.flows.progress import RunProgress, display
+from maskloom.flows.progress import ItemProgress, RunProgress, display
 from maskloom.flows.recipes.run import RunRecipe
 from maskloom.flows.segment import Outcome, segment
 from maskloom.flows.signals import stop_on_signals
@@ -85,7 +85,9 @@ def run(
     sharing = Sharing(options.keep_other_recipes, options.sole_writer)
     with ExitStack() as stack:
         workers = _Workers(recipe, stack)
-        headers = SeriesHeaders(Store(recipe.output), workers.fanout)
+        headers = SeriesHeaders(
+            Store(recipe.output), workers.fanout, partial(_shown_files, options.quiet)
+        )
         inventory = inventory_to_write(recipe, sharing, headers)
         for line in notes(recipe, inventory):
             note(line)
@@ -102,6 +104,12 @@ def run(
             )
     tidy(recipe.output)
     return RunResult(inventory, outcome, time.monotonic() - started)
+
+
+@contextmanager
+def _shown_files(quiet: bool, total: int) -> Iterator[ItemProgress]:
+    with display(quiet) as shown_by:
+        yield ItemProgress(shown_by, "read headers", "files", total)
 
 
 class _Workers:

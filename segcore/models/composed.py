@@ -109,6 +109,6 @@ def _around(inner: Fitter | Model, outer: Outer) -> Fitter | Model:
     if isinstance(inner, ObjectSegmenter | Composed):
         raise RecipeError(
             "`of`: expected a segmenter that gives every pixel a class (threshold, kmeans, mixture "
-            "...), got one that finds objects by itself. Give another one, or run it alone."
+            "...), got one that finds objects. Give another one, or run it alone."
         )
     return Composed(inner, outer) if isinstance(inner, Fitter) else outer.around(inner)

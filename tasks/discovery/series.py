@@ -6,9 +6,10 @@ next run reads only the headers of new and changed files.
 
 from __future__ import annotations
 
+import contextlib
 import io
-import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -28,8 +29,6 @@ if TYPE_CHECKING:
     from maskloom.segcore.storage.store import Store
     from maskloom.tasks.fanout.protocol import Fanout
 
-log = logging.getLogger(__name__)
-
 ReadHeaders = Callable[[str, Sequence["Member"], ReadOptions], Sequence[str]]
 """Reads the headers of files of a format, which it names; see `SeriesFormat.headers`."""
 
@@ -38,6 +37,11 @@ _COLUMNS = ("format", "uri", "version", "header")
 _SCHEMA = pa.schema([(name, pa.string()) for name in _COLUMNS])
 _BATCH = 256
 """Files of a job."""
+
+
+@contextlib.contextmanager
+def _not_shown(_: int) -> Iterator[Callable[[int], None]]:
+    yield lambda _: None
 
 
 def read_headers_here(
@@ -56,6 +60,10 @@ class SeriesHeaders:
     open_fanout: Callable[[], Fanout] | None = None
     """Opens the workers when headers must be read. None: they are read in this process, and not
     stored.
+    """
+    shown: Callable[[int], AbstractContextManager[Callable[[int], None]]] = _not_shown
+    """Shows the progress of a pass over so many files: what it yields takes the number of files
+    that are read.
     """
 
     def __call__(
@@ -89,14 +97,17 @@ class SeriesHeaders:
         if self.open_fanout is None:
             yield files, read_headers_here(image_format, files, options)
             return
-        log.info("Reading the headers of %d files of the format %s.", len(files), image_format)
         starts = range(0, len(files), _BATCH)
         jobs = [HeadersJob(image_format, tuple(files[i : i + _BATCH]), options) for i in starts]
-        for job, answer in self.open_fanout().map(read_headers, jobs):
-            if isinstance(answer, WorkerDied):
-                yield job.members, [""] * len(job.members)
-            else:
-                yield job.members, answer
+        fanout, done = self.open_fanout(), 0
+        with self.shown(len(files)) as advance:
+            for job, answer in fanout.map(read_headers, jobs):
+                done += len(job.members)
+                advance(done)
+                if isinstance(answer, WorkerDied):
+                    yield job.members, [""] * len(job.members)
+                else:
+                    yield job.members, answer
 
     def _known(self) -> dict[tuple[str, str, str], str]:
         try:

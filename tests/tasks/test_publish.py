@@ -14,8 +14,9 @@ from maskloom.segcore.raster.source import Source
 from maskloom.segcore.storage.parquet import read_parquet
 from maskloom.segcore.storage.store import Store
 from maskloom.tasks.commits.ledger import Ledger
+from maskloom.tasks.image_rows import IMAGES_SCHEMA
 from maskloom.tasks.plan import Fingerprint, LastRun, make_plan, write_plan
-from maskloom.tasks.publish import IMAGES_SCHEMA, Tables
+from maskloom.tasks.publish import Tables
 
 SOURCES = [Source(f"s3://bucket/{name}.tif", name, "1", 10) for name in "abc"]
 FAILED = Failure("FormatError", "no header", permanent=True)

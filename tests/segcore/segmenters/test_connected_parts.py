@@ -219,7 +219,7 @@ def test_names_that_do_not_suit_are_found_before_any_work() -> None:
 def test_objects_are_not_taken_apart_again() -> None:
     for of in (Threshold(), Threshold(value=3)):
         inner = ConnectedParts(of)
-        with pytest.raises(RecipeError, match="finds objects by itself") as raised:
+        with pytest.raises(RecipeError, match="got one that finds objects") as raised:
             ConnectedParts(inner).start()
         # A class of Python is no name for users.
         assert "ConnectedParts" not in str(raised.value)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -206,3 +207,21 @@ def test_an_interrupt_while_headers_are_read_stops_the_run(
     assert result.exit_code == 1, result.output
     assert "Run the same command again" in result.output
     assert len(pq.read_table(tmp_path / "out" / HEADERS)) < 3
+
+
+def test_progress_counts_the_files_that_are_read(
+    slices: Slices, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(series, "_BATCH", 2)
+    shown: list[object] = []
+
+    @contextlib.contextmanager
+    def show(total: int) -> Iterator[Callable[[int], None]]:
+        shown.append(f"of {total}")
+        yield shown.append
+        shown.append("closed")
+
+    SeriesHeaders(store, Workers().open)("slices", FILES[:1])
+    headers = SeriesHeaders(store, Workers().open, show)
+    assert headers("slices", FILES) == headers("slices", FILES) == EXPECTED
+    assert shown == ["of 4", 2, 4, "closed"]
