@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from maskloom.segcore.errors import ModelMismatch
-from maskloom.segcore.geometry import Box, Tile
+from maskloom.segcore.geometry import Box, Tile, per_axis
 from maskloom.segcore.ground.space import MILLIMETRES
 from maskloom.segcore.models.planes import score_by_plane, segment_by_plane
 from maskloom.segcore.models.protocols import (
@@ -76,10 +76,10 @@ class Rescaled:
     def requirements(self) -> Requirements:
         """Those of the model, with its halo in the finest pixels that it may get."""
         inner = self.model.requirements
-        side = _SIDE + 2 * inner.halo
+        side = _SIDE + 2 * self._halo
         return replace(
             inner,
-            halo=math.ceil(FARTHEST * (inner.halo + 2)) + 1,
+            halo=math.ceil(FARTHEST * (self._halo + 2)) + 1,
             process_bytes=inner.process_bytes + side**2 * (inner.bytes_per_pixel + 16),
         )
 
@@ -107,7 +107,7 @@ class Rescaled:
         if axes is None:
             return self.model.segment(block)
         labels: NDArray[np.integer] | None = None
-        for place, inner, nearest in _resampled(block, axes, self.model.requirements.halo):
+        for place, inner, nearest in _resampled(block, axes, self._halo):
             found = self.model.segment(inner).values
             if labels is None:
                 labels = np.zeros(block.valid.shape, found.dtype)
@@ -123,7 +123,7 @@ class Rescaled:
             return self.model.scores(block)
         whole = np.zeros((*block.valid.shape, len(self.classes)), np.float32)
         whole[..., 0] = 1
-        for place, inner, nearest in _resampled(block, axes, self.model.requirements.halo):
+        for place, inner, nearest in _resampled(block, axes, self._halo):
             whole[place] = self.model.scores(inner)[nearest]
         return whole
 
@@ -141,6 +141,11 @@ class Rescaled:
             f"the image has {_words(sides)}"
         )
         return own if inner is None else f"{own}; {inner}"
+
+    @property
+    def _halo(self) -> int:
+        """Number of resampled pixels around a pixel that decide its label."""
+        return max(per_axis(self.model.requirements.halo, len("yx")))
 
     def _axes(self, spec: RasterSpec) -> tuple[_Axis, _Axis] | None:
         """How the axes are resampled; None: not at all."""

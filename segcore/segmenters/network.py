@@ -171,7 +171,12 @@ class Network:
             patch=self.patch,
         )
         size = card.pixel_size if self.pixel_size is None else _micrometres(self.pixel_size)
-        return model if size is None else Rescaled(model, size)
+        if card.dimensions != len("yx") and self.pixel_size not in (None, "any"):
+            raise RecipeError(
+                f"pixel_size: {file_name(self.weights)} is a network of volumes, which are not "
+                "resampled. Leave it out."
+            )
+        return model if size is None or card.dimensions != len("yx") else Rescaled(model, size)
 
     def _check_axes(self, card: Card) -> None:
         for name, value in (("halo", self.halo), ("patch", self.patch)):

@@ -353,9 +353,9 @@ def test_files_that_hold_no_image_are_counted_or_fail_if_they_are_named(
     save_rows(f"{tmp_path}/in/report-0.rows", PICTURE[:1, :1, 0])
     group = RowSeries.group
 
-    def grouped(self, files, headers):
+    def grouped(self, files, headers, options):
         reports = {file.uri: "reports" for file in files if "report" in file.uri}
-        return replace(group(self, files, headers), passed_over=reports)
+        return replace(group(self, files, headers, options), passed_over=reports)
 
     monkeypatch.setattr(RowSeries, "group", grouped)
     inputs = [f"{tmp_path}/in", f"{tmp_path}/in/report-0.rows"][: 1 + named]

@@ -221,7 +221,8 @@ def test_progress_counts_the_files_that_are_read(
         yield shown.append
         shown.append("closed")
 
-    SeriesHeaders(store, Workers().open)("slices", FILES[:1])
+    SeriesHeaders(store, Workers().open)("slices", FILES[:1], ReadOptions())
     headers = SeriesHeaders(store, Workers().open, show)
-    assert headers("slices", FILES) == headers("slices", FILES) == EXPECTED
+    assert headers("slices", FILES, ReadOptions()) == EXPECTED
+    assert headers("slices", FILES, ReadOptions()) == EXPECTED
     assert shown == ["of 4", 2, 4, "closed"]
