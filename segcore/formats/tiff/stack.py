@@ -208,11 +208,11 @@ class Picture:
             if size > 1 and letter not in "ZCT" + _POSITIONS
         }
         if strange:
+            number = max(len(self.series.parent.pages), math.prod(strange.values()))
             unnamed = any(letter in _UNNAMED for letter in strange)
             shown = " and ".join(f"{size} along {letter}" for letter, size in strange.items())
             raise FormatError(
-                f"{location} holds {math.prod(strange.values())} pages, and does not say what they "
-                f"are. {_ADVICE}"
+                f"{location} holds {number} pages, and does not say what they are. {_ADVICE}"
                 if unnamed
                 else f"{location} has pictures {shown}, axes that are not read (z, channels and "
                 "times are). Split it, e.g. with Fiji."
@@ -303,6 +303,8 @@ def _spec(picture: Picture, version: str, part: str, options: ReadOptions) -> Ra
         tagged = tagged_sizes(*_resolution(picture.series.levels[0].keyframe))
         picture = replace(picture, sizes={**picture.sizes, **tagged})
     metric, notes = metric_of(_level_sizes(picture), axes)
+    if picture.key.photometric == _PALETTE:
+        notes = (*notes, "its palette is for display; the stored numbers are read")
     rgb = picture.key.photometric in _COLOURS and picture.samples >= 3
     return RasterSpec(
         location=picture.location,
