@@ -313,7 +313,7 @@ def _ome_root(location: str, page: Page) -> Element | None:
         )
     try:
         root = fromstring(text.encode("utf-8", "replace"))  # noqa: S314
-    except (ParseError, ValueError) as error:
+    except (ParseError, LookupError, ValueError) as error:
         raise FormatError(
             f"{location}: its OME metadata cannot be read: {error}. Write the file again."
         ) from error
@@ -403,7 +403,7 @@ def ome_pixels(description: str, shape: Shape | None = None) -> list[Element]:
     try:
         # Without a document type there are no entities, so nothing expands.
         root = fromstring(description.encode("utf-8", "replace"))  # noqa: S314
-    except (ParseError, ValueError):
+    except (ParseError, LookupError, ValueError):
         return []
     found = root.findall("{*}Image/{*}Pixels")
     sizes = [(_whole(each.get("SizeY"), 0), _whole(each.get("SizeX"), 0)) for each in found[:1]]

@@ -429,6 +429,13 @@ def test_parts_in_other_files_are_refused_and_not_opened(tmp_path):
         images(path)
 
 
+def test_an_encoding_that_nobody_knows_is_damage(tmp_path):
+    path = write(tmp_path / "a.tif", values("ZYX"), "ZYX", ome=True)
+    ome_text(path, 'encoding="UTF-8"', 'encoding="HTF-8"')
+    with pytest.raises(FormatError, match=r"OME metadata cannot be read: .*HTF-8"):
+        images(path)
+
+
 def test_axes_without_a_place_are_named(tmp_path):
     stored = DRAW.integers(0, 9, (5, 4, 40, 56), np.uint8)
     write(tmp_path / "a.tif", stored, "EZYX")
