@@ -113,14 +113,17 @@ def weighted_sums_across(squares, planes, weights, out):  # type: ignore[no-unty
     distance of the plane.
     """
     radius = weights.size - 1
+    # Rows of many planes are far apart in memory, often by a power of two.
+    lines = np.empty((planes.size, out.shape[2]))
     for y in range(out.shape[1]):
+        for i in range(planes.size):
+            lines[i] = squares[planes[i], y]
         for z in range(out.shape[0]):
-            into, middle = out[z, y], squares[planes[z + radius], y]
+            into, middle = out[z, y], lines[z + radius]
             for x in range(into.size):
                 into[x] = weights[0] * middle[x]
             for k in range(1, radius + 1):
-                before, after = planes[z + radius - k], planes[z + radius + k]
-                above, below, weight = squares[before, y], squares[after, y], weights[k]
+                above, below, weight = lines[z + radius - k], lines[z + radius + k], weights[k]
                 for x in range(into.size):
                     into[x] += weight * (above[x] + below[x])
 
