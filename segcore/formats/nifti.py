@@ -28,7 +28,7 @@ from maskloom.segcore.formats.content import require_kind
 from maskloom.segcore.formats.source import StoredFile
 from maskloom.segcore.formats.unpacking import Packing, first_bytes
 from maskloom.segcore.formats.voxels import Header, Layout, VoxelFormat, Voxels, placed
-from maskloom.segcore.ground.space import AXES, Frame
+from maskloom.segcore.ground.space import AXES, MILLIMETRES, Frame
 from maskloom.segcore.raster.spec import FORMATS, FileKind
 
 if TYPE_CHECKING:
@@ -44,8 +44,8 @@ _HEAD = 1024
 """Bytes that hold a header."""
 _PAIRS = {".hdr": ".img", ".hdr.gz": ".img.gz"}
 _ANALYZE, _MGH, _NIFTI = "Analyze", "MGH", "NIfTI"
-_MILLIMETRES = {1: 1e3, 2: 1.0, 3: 1e-3}
-"""Millimetres by the code of the unit of length; 0 and others are unknown."""
+_UNITS = {1: "m", 2: "mm", 3: "um"}
+"""Units of length by their code in `xyzt_units`; 0 and others are unknown."""
 _CIFTI = range(3000, 3100)
 """Codes of intents of CIFTI: values by the vertices of a surface, not voxels."""
 _COLOURS = {128: 3, 2304: 4}
@@ -280,11 +280,9 @@ def _frame(header: Any, *, double: bool) -> tuple[Frame | None, bool, tuple[str,
     transforms = {"sform": header.get_sform(), "qform": _qform(header)}
     usable = [name for name in codes if codes[name] > 0 and _is_usable(transforms[name])]
     unit = int(header["xyzt_units"]) & 7
-    scale, notes = _MILLIMETRES.get(unit), []
+    scale, notes = MILLIMETRES[_UNITS[unit]] if unit in _UNITS else None, []
     if scale is None and usable:
         notes.append("its header names no unit of length; it is taken to be the millimetre")
-    if unit in _MILLIMETRES and scale != 1.0:
-        notes.append(f"its unit is the {'metre' if unit == 1 else 'micrometre'}; masks are in mm")
     broken = [name for name in codes if codes[name] > 0 and name not in usable]
     if broken:
         instead = f"the {usable[0]} is used" if usable else "sizes are in px"
@@ -296,7 +294,8 @@ def _frame(header: Any, *, double: bool) -> tuple[Frame | None, bool, tuple[str,
         # Programs differ in what they assume; a mask with the same codes is treated like its
         # source by each.
         affine = header.get_base_affine()
-        return Frame(_numbers(affine, factor), 0, 0, double=double), scale is not None, tuple(notes)
+        frame = Frame(_numbers(affine, factor), 0, 0, double=double, unit=_UNITS.get(unit, ""))
+        return frame, scale is not None, tuple(notes)
     affine = transforms[usable[0]]
     notes.extend(_contradictions(header, transforms, usable))
     frame = Frame(
@@ -305,6 +304,7 @@ def _frame(header: Any, *, double: bool) -> tuple[Frame | None, bool, tuple[str,
         codes["qform"] if "qform" in usable else 0,
         _stored_qform(header, factor) if "qform" in usable else None,
         double,
+        _UNITS.get(unit, ""),
     )
     return frame, True, tuple(notes)
 

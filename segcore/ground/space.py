@@ -170,6 +170,15 @@ class Frame:
     """
     double: bool = False
     """Whether the source stores the transforms in double precision."""
+    unit: str = "mm"
+    """The unit of length among `MILLIMETRES` that the source names for its transforms, which masks
+    repeat; empty if it names none. The numbers here are in mm.
+    """
+
+    @property
+    def factor(self) -> float:
+        """Millimetres in the unit of the source."""
+        return MILLIMETRES[self.unit or "mm"]
 
     @property
     def spacing(self) -> tuple[float, float, float]:

@@ -299,16 +299,21 @@ def test_masks_lie_on_their_scans_in_the_world(tmp_path, maskloom):
     for name, (orientation, step) in ORIENTATIONS.items():
         slices = stack_of(NOISE, step, (-40, 30, 20), orientation=orientation, series=name)
         save(folder / name.replace(" ", "_"), slices[::-1])
+        # One slice has a place too, though no volume.
+        [one] = stack_of(
+            *(NOISE[3:4], step, (5, 6, 7)), orientation=orientation, series=f"{name} one"
+        )
+        save(folder / f"{name.replace(' ', '_')}_one", [one])
 
     assert maskloom("segment", folder, "-o", output, *THRESHOLD, *QUIET).exit_code == 0
 
     generator = np.random.default_rng(0)
-    for name in ORIENTATIONS:
-        where = name.replace(" ", "_")
+    for where in [path.name for path in folder.iterdir()]:
         [mask] = (output / "masks" / where).glob("*.nii.gz")
         image = nibabel.load(mask)
         labels = np.asarray(image.dataobj)
-        assert (int(image.header["sform_code"]), labels.size) == (1, NOISE.size)
+        size = NOISE[0].size if where.endswith("_one") else NOISE.size
+        assert (int(image.header["sform_code"]), labels.size) == (1, size)
         for path in (folder / where).iterdir():
             scan = pydicom.dcmread(path)
             cosines = np.reshape(scan.ImageOrientationPatient, (2, 3)).astype(float)

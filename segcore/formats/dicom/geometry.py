@@ -88,6 +88,27 @@ def places(along: NDArray[np.float64]) -> list[list[int]]:
     return [[int(i) for i in part] for part in np.split(order, cuts)]
 
 
+def place_of_slice(
+    directions: Directions, position: tuple[float, ...], in_plane: tuple[float, float]
+) -> tuple[float, ...]:
+    """`Frame.affine` of one slice at a position. Its depth is not known; the step to a next slice
+    would be 1 mm.
+    """
+    return _affine(directions, np.array(position), in_plane, directions.normal)
+
+
+def _affine(
+    directions: Directions,
+    position: NDArray[np.float64],
+    in_plane: tuple[float, float],
+    step: NDArray[np.float64],
+) -> tuple[float, ...]:
+    rows, columns = in_plane
+    matrix = np.column_stack([directions.row * columns, directions.column * rows, step, position])
+    matrix[:2] *= -1  # from left and posterior to right and anterior
+    return tuple(float(each) + 0.0 for each in matrix.ravel())
+
+
 def stack(
     directions: Directions, positions: NDArray[np.float64], in_plane: tuple[float, float]
 ) -> Stack:
@@ -119,14 +140,8 @@ def stack(
         )
     if len(positions) == 2:
         notes.append("with two slices nobody can check whether one is missing between them")
-    rows, columns = in_plane
-    matrix = np.column_stack(
-        [directions.row * columns, directions.column * rows, step, positions[0]]
-    )
-    matrix[:2] *= -1  # from left and posterior to right and anterior
-    return Stack(
-        tuple(float(each) + 0.0 for each in matrix.ravel()), (depth, rows, columns), tuple(notes)
-    )
+    affine = _affine(directions, positions[0], in_plane, step)
+    return Stack(affine, (depth, *in_plane), tuple(notes))
 
 
 def _check_distances(along: NDArray[np.float64]) -> tuple[str, ...]:

@@ -12,7 +12,13 @@ import numpy as np
 
 from maskloom.segcore.errors import FormatError, MaskloomError, Unavailable
 from maskloom.segcore.formats.dicom.files import dicom_entries, is_archive, opened
-from maskloom.segcore.formats.dicom.geometry import Directions, depths, places, stack
+from maskloom.segcore.formats.dicom.geometry import (
+    Directions,
+    depths,
+    place_of_slice,
+    places,
+    stack,
+)
 from maskloom.segcore.formats.dicom.grouping import SAME_DIRECTION, Key, classes, key_of
 from maskloom.segcore.formats.dicom.header import Header, check_image, read_header, text
 from maskloom.segcore.formats.dicom.pixels import bands_of, delivered_type
@@ -263,11 +269,15 @@ def _check_alike(slices: Sequence[Slice]) -> None:
 def _picture(blank: RasterSpec, found: Slice) -> RasterSpec:
     """One slice by itself: areas, and no volume."""
     metric = Metric(found.spacing) if found.spacing is not None else None
+    frame = None
+    if found.spacing is not None and len(found.position) == 3 and len(found.orientation) == 6:
+        directions = Directions.of(found.orientation)
+        frame = Frame(place_of_slice(directions, found.position, found.spacing))
     return replace(
         blank,
         shape=found.shape,
         chunks=found.shape,
-        space=Space(metric=metric),
+        space=Space(metric=metric, frame=frame),
         files=(str(found.place),),
     )
 

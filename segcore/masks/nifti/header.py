@@ -26,7 +26,7 @@ _LONGEST = 2**15 - 1
 """Longest axis of NIfTI-1."""
 _TYPES = {"uint8": 2, "uint16": 512, "uint32": 768}
 _INTENT_LABEL = 1002
-_MILLIMETRE = 2
+_UNIT_CODES = {"": 0, "m": 1, "mm": 2, "um": 3}
 _ALIGNED = 2
 """Code of a transform that places voxels in some frame, not in that of a scanner."""
 _WRITER = b"maskloom"
@@ -89,19 +89,19 @@ def header(shape: Shape, dtype: str, space: Space, greatest: int) -> bytes:
     frame = frame_of(space)
     second = frame.qform if frame.qform is not None else _second_transform(frame.affine)
     place: tuple[float, ...] = (0.0,) * 6
-    lengths, factor = _lengths(frame.affine), 1.0
+    lengths, handedness, unit = _lengths(frame.affine), 1.0, frame.factor
     if frame.qform_code > 0 and second is not None:
-        place, lengths, factor = second[:6], second[6:9], second[9]
+        place, lengths, handedness = second[:6], second[6:9], second[9]
     fields = _Fields(
         dim=(3, *reversed(shape), *(1,) * (7 - len(shape))),
-        pixdim=(factor, *lengths, *(0.0,) * 4),
+        pixdim=(handedness, *(each / unit for each in lengths), *(0.0,) * 4),
         dtype=dtype,
         greatest=greatest,
-        units=0 if space.metric is None else _MILLIMETRE,
+        units=0 if space.metric is None else _UNIT_CODES[frame.unit],
         qform_code=0 if second is None else frame.qform_code,
         sform_code=frame.sform_code,
-        place=place,
-        rows=frame.affine if frame.sform_code > 0 else (0.0,) * 12,
+        place=(*place[:3], *(each / unit for each in place[3:])),
+        rows=tuple(each / unit for each in frame.affine) if frame.sform_code > 0 else (0.0,) * 12,
     )
     large = max(shape) > _LONGEST
     return (fields.second() if frame.double or large else fields.first()) + _NO_EXTENSIONS

@@ -279,7 +279,7 @@ def test_a_large_mask_goes_through_a_temporary_file(
     rows=st.lists(st.floats(-4, 4, width=32), min_size=12, max_size=12),
     zooms=st.lists(st.floats(0.0625, 8, width=32), min_size=3, max_size=3),
     factor=st.sampled_from([1.0, -1.0]),
-    unit=st.sampled_from([0, 2]),
+    unit=st.sampled_from([0, 2, 3]),
 )
 def test_both_transforms_of_a_file_are_in_its_mask(
     tmp_path_factory: pytest.TempPathFactory,
@@ -312,13 +312,14 @@ def test_both_transforms_of_a_file_are_in_its_mask(
     spec = FORMATS["nifti"].describe(str(path), "1")
     found = written(folder, np.zeros((2, 3, 4), np.uint8), spec)
     oracle = nibabel.load(path)
-    np.testing.assert_array_equal(found.affine, oracle.affine)
+    # Micrometres become millimetres and micrometres again: the last digit of a double may change.
+    most = 1e-15 if unit == 3 else 0
+    np.testing.assert_allclose(found.affine, oracle.affine, rtol=most)
     for name in ("sform", "qform"):
         theirs, code = getattr(oracle.header, f"get_{name}")(coded=True)
         ours, own_code = getattr(found.header, f"get_{name}")(coded=True)
         assert own_code == code
         if code:
-            np.testing.assert_array_equal(ours, theirs)
-    known = unit == 2 or max(codes) > 0
-    assert found.header.get_xyzt_units()[0] == ("mm" if known else "unknown")
+            np.testing.assert_allclose(ours, theirs, rtol=2 * most, atol=most)
+    assert found.header.get_xyzt_units()[0] == oracle.header.get_xyzt_units()[0]
     assert isinstance(found, getattr(nibabel, kind))
