@@ -7,19 +7,19 @@ import warnings
 from functools import cache
 from typing import Any
 
-from maskloom.segcore.errors import FormatError
+from maskloom.segcore.errors import NotInstalled
 
 
 @cache
 def pydicom() -> Any:
-    """The library. Raises `FormatError` if it is not installed."""
+    """The library. Raises `NotInstalled` if it is not installed."""
     try:
         import pydicom as library
         import pydicom.config
         import pydicom.encaps
         import pydicom.pixels
     except ImportError:
-        raise FormatError(
+        raise NotInstalled(
             "DICOM files need the extra 'medical': pip install 'maskloom[medical]'."
         ) from None
     # For the whole process: a filter for a while would race with other threads.
