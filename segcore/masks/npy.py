@@ -68,7 +68,7 @@ class NpyMasks:
                 out, {"descr": dtype.str, "fortran_order": False, "shape": spec.shape}
             )
             for rows in planes.rows(dtype):
-                out.write(rows.data)
+                out.write(rows.tobytes())
         files = {"": out.artefact}
         if dtype != np.uint32:
             [ending] = self.beside
