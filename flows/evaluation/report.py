@@ -101,6 +101,7 @@ def notes(
             output.failed, "image of the run failed and has", "images of the run failed and have"
         )
         yield f"{failed} no mask."
+    yield from _notes_on_places(compared.result)
     yield from _notes_on_pixels(compared.result)
     yield from _notes_on_failures(compared.failures)
     if passed_over:
@@ -134,6 +135,16 @@ def _notes_on_pairs(pairs: MaskPairs) -> Iterator[str]:
         yield (
             f"{count(len(pairs.without_image), 'truth file belongs', 'truth files belong')} to no "
             f"image of the run ({_few(pairs.without_image)})."
+        )
+
+
+def _notes_on_places(result: Result) -> Iterator[str]:
+    unplaced = [each.truth for each in result.scores if each.one_place]
+    if unplaced:
+        few = _few(unplaced)
+        yield (
+            f"{count(len(unplaced), 'image', 'images')}: of truth and mask only one says where its "
+            f"voxels are; they are compared in the order of the files, unchecked ({few})."
         )
 
 

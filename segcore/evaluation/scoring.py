@@ -18,6 +18,7 @@ from maskloom.segcore.annotations.label_mapping import UNKNOWN
 from maskloom.segcore.annotations.masks import holds_object_ids, open_mask
 from maskloom.segcore.annotations.metrics import Confusion
 from maskloom.segcore.annotations.object_metrics import Matching, ObjectCounts, Overlaps
+from maskloom.segcore.annotations.places import Fit, fit
 from maskloom.segcore.errors import ImageError, RecipeError, StoreError
 from maskloom.segcore.evaluation.boundary import Boundary, halo_of
 from maskloom.segcore.evaluation.labelled_images import ImageInstances, PredictedImage, TruthImage
@@ -96,6 +97,10 @@ class Score:
     """None if objects are not compared."""
     worst: int
     """Number of the tile with the most wrong pixels."""
+    one_place: bool = False
+    """Whether only one of truth and mask states where its voxels are, so that they are compared in
+    the order of the files.
+    """
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -120,12 +125,11 @@ class TileView:
 def score(image: EvaluatedImage, options: EvaluationOptions) -> Score:
     """Compare the mask of an image with its truth.
 
-    Raises `TruthMismatch` if their sizes or places on earth differ, `RecipeError` if the mask is
-    not of the kind given by the options, or the truth has values without a meaning, and the errors
-    of reading.
+    Raises `TruthMismatch` if their sizes or places differ, `RecipeError` if the mask is not of the
+    kind given by the options, or the truth has values without a meaning, and the errors of reading.
     """
     with ExitStack() as stack:
-        truth, predicted, grid = _open_both(image, options, stack)
+        truth, predicted, grid, fits = _open_both(image, options, stack)
         confusion, boundary, unknown = (
             Confusion.none(options.classes),
             Boundary.none(options.classes),
@@ -148,13 +152,14 @@ def score(image: EvaluatedImage, options: EvaluationOptions) -> Score:
         if options.foreground:
             sides = _instances(image, options, truth, predicted, grid)
             objects = _match(image, sides, grid).counts(options.classes)
-    return Score(image.image_id, image.truth, confusion, boundary, objects, worst)
+    one_place = fits.placing == "by index of one"
+    return Score(image.image_id, image.truth, confusion, boundary, objects, worst, one_place)
 
 
 def view(image: EvaluatedImage, options: EvaluationOptions, number: int) -> TileView:
     """Image, truth and mask of a tile. Raises as `score`."""
     with ExitStack() as stack:
-        truth, predicted, grid = _open_both(image, options, stack)
+        truth, predicted, grid, _ = _open_both(image, options, stack)
         tile = grid[number]
         own = true = np.zeros(tile.core.shape, np.int64)
         unmatched = np.zeros(tile.core.shape, np.bool_)
@@ -203,13 +208,20 @@ def _photo(
 
 def _open_both(
     image: EvaluatedImage, options: EvaluationOptions, stack: ExitStack
-) -> tuple[TruthImage, PredictedImage, Grid]:
+) -> tuple[TruthImage, PredictedImage, Grid, Fit]:
     theirs, ours = formats.describe(image.truth), formats.describe(image.mask)
-    if theirs.shape != ours.shape:
+    fits = fit(theirs, ours)
+    if not fits.same_shape:
         sizes = [" x ".join(str(n) for n in reversed(spec.shape)) for spec in (theirs, ours)]
         raise TruthMismatch(
             f"{image.truth} has {sizes[0]} pixels, the mask of {image.image_id} ({image.mask}) has "
             f"{sizes[1]}. Truth and image must have the same size."
+        )
+    if fits.elsewhere:
+        raise TruthMismatch(
+            f"{image.truth} lies elsewhere in the scanner than the mask of {image.image_id}: "
+            f"{fits.elsewhere}. Resample the truth to the grid of {image.mask}; if only its header "
+            "is wrong, give it the header of that file."
         )
     shift = _largest_shift(theirs, ours)
     if not shift <= _LARGEST_SHIFT:
@@ -224,11 +236,13 @@ def _open_both(
             "made by different recipes. Give --truth only for the images of one recipe, or run one "
             "over all images."
         )
-    truth = TruthImage(stack.enter_context(open_mask(theirs, options.mapping.by)), options.mapping)
+    truth = TruthImage(
+        stack.enter_context(open_mask(theirs, options.mapping.by, fits.turn)), options.mapping
+    )
     predicted = PredictedImage(
         stack.enter_context(open_mask(ours, "index")), image.table, image.beyond
     )
-    return truth, predicted, options.grid(ours.shape)
+    return truth, predicted, options.grid(ours.shape), fits
 
 
 def _largest_shift(truth: RasterSpec, mask: RasterSpec) -> float:
