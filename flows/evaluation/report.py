@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from maskloom.flows.terminal import count
+from maskloom.segcore.annotations.pairing import names_for_series
 from maskloom.segcore.figures.evaluation import ClassMeasures, Heading, draw, make_strip
 from maskloom.segcore.raster.classes import ClassTable
 
@@ -130,7 +131,9 @@ def _notes_on_pairs(pairs: MaskPairs) -> Iterator[str]:
             "image has no truth and is not evaluated",
             "images have no truth and are not evaluated",
         )
-        yield f"{without} ({_few(pairs.without_truth)})."
+        images = (*pairs.truth_of, *pairs.without_truth)
+        names = names_for_series(pairs.without_truth, images)
+        yield f"{without} ({_few(pairs.without_truth)}). {names}".rstrip()
     if pairs.without_image:
         yield (
             f"{count(len(pairs.without_image), 'truth file belongs', 'truth files belong')} to no "
