@@ -9,6 +9,7 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import docs_support as runner
@@ -18,6 +19,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.glob("*.md"))]
+RECIPES = sorted((ROOT / "deploy/recipes").glob("*.yaml"))
 _LONGEST_LINE = 100
 _LONGEST_README = 6000
 
@@ -118,7 +120,16 @@ def test_the_index_names_every_page():
     assert named == {page.name for page in DOCS.glob("*.md")} - {"README.md"}
 
 
-@pytest.mark.parametrize("page", PAGES, ids=by_name)
+def test_the_first_page_names_every_extra():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    table = re.findall(
+        r"^\| (`.+?) \|", (DOCS / "start.md").read_text(encoding="utf-8"), re.MULTILINE
+    )
+    named = {extra for row in table for extra in re.findall(r"`(\w+)`", row)}
+    assert named == set(project["optional-dependencies"])
+
+
+@pytest.mark.parametrize("page", [*PAGES, *RECIPES], ids=by_name)
 def test_commands_and_options_in_the_text_exist(page):
     import typer
 
