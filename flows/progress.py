@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Self, TextIO
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from maskloom.flows.terminal import count, escaped
+from maskloom.flows.terminal import count, escaped, millions
 from maskloom.segcore.pipeline.jobs import FinishJob, ImagesJob, Job, RunSettings, TileRangeJob
 from maskloom.segcore.pipeline.records import PlannedImage
 
@@ -226,6 +226,7 @@ class Counter:
         self.images, self.all_images = len(images) - len(usable), len(images)
         self.tiles, self.all_tiles = 0, sum(len(settings.grid(spec)) for spec in usable)
         self.pixels, self.all_pixels = 0, sum(spec.pixels for spec in usable)
+        self.unit = millions(spec.shape for spec in usable)
 
     def add(self, job: Job) -> None:
         """Count a finished job."""
@@ -252,7 +253,7 @@ class Counter:
         details = (
             f"{self.images}/{self.all_images} images",
             f"{self.tiles}/{self.all_tiles} tiles",
-            f"{rate:.1f} megapixels/s",
+            f"{rate:.1f} {self.unit}/s",
         )
         left = (self.all_pixels - self.pixels) / 1e6 / rate if self.pixels else None
         return Position(self.stage, details, self.pixels, max(self.all_pixels, 1), left)

@@ -20,6 +20,7 @@ from typing import Any
 from maskloom.flows.inventory import Inventory, Sharing
 from maskloom.flows.recipes.run import RunRecipe
 from maskloom.flows.stages import Stages
+from maskloom.flows.terminal import millions
 from maskloom.segcore.errors import RunError, StoreError, TooManyFailures
 from maskloom.segcore.models.files import dump_model, model_of
 from maskloom.segcore.models.protocols import Fitter, is_blank
@@ -84,6 +85,8 @@ class Outcome:
     """Total area of each class in these images, by its name and the unit."""
     inputs: frozenset[str] = frozenset()
     """URIs of the files, folders and series in which its images are."""
+    unit: str = "megapixels"
+    """The unit for sums of its pixels: megavoxels if all images are volumes."""
 
 
 def segment(
@@ -306,7 +309,7 @@ def _publish(store: Store, plan: Plan, tables: Tables, before: LastRun) -> Outco
         # it is at work beside this run.
         if run_id == plan.run_id or (parent != plan.run_id and not is_at_work(store, run_id)):
             store.remove(f"{STAGING}/{run_id}")
-    inputs = frozenset(image.source.location for shard in plan.shards for image in shard.images)
+    images = [image for shard in plan.shards for image in shard.images]
     return Outcome(
         plan.run_id,
         result.done,
@@ -314,7 +317,8 @@ def _publish(store: Store, plan: Plan, tables: Tables, before: LastRun) -> Outco
         result.pixels,
         result.failures,
         result.areas,
-        inputs,
+        frozenset(image.source.location for image in images),
+        millions(image.spec.shape for image in images if image.spec is not None),
     )
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 
+from maskloom.segcore.geometry import Shape
 from maskloom.segcore.storage.addresses import redacted
 
 
@@ -45,6 +47,16 @@ def count(number: int, noun: str, plural: str = "") -> str:
     ('1 image', '2 images')
     """
     return f"{number} {noun if number == 1 else plural or f'{noun}s'}"
+
+
+def millions(shapes: Iterable[Shape]) -> str:
+    """The unit for sums over rasters of these shapes.
+
+    >>> millions([(40, 512, 512)]), millions([(40, 512, 512), (512, 512)])
+    ('megavoxels', 'megapixels')
+    """
+    axes = set(map(len, shapes))
+    return "megavoxels" if axes == {len("zyx")} else "megapixels"
 
 
 class EscapingFormatter(logging.Formatter):

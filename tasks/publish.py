@@ -254,17 +254,22 @@ class Tables:
             for result in results
             if result.mask is not None and result.mask not in result.staged
         )
-        # A file that cannot be read now may have the same images again in the next run.
-        unread = {each.source.uri for each in results if each.spec is None}
         draft.removed = frozenset(
             name
-            for row in former.values()
-            if row.mask_uri is not None and split_part(row.uri)[0] not in unread
+            for row in (*former.values(), *self._outdated(results))
+            if row.mask_uri is not None
             for name in (
                 f"previews/{row.image_id}.png",
                 *(row.mask_uri + ending for ending in ("", *beside_endings())),
             )
         )
+
+    def _outdated(self, results: Sequence[ImageResult]) -> list[Committed]:
+        """Rows whose masks the results do not replace: the image fails now, or its new mask has
+        another format.
+        """
+        rows = ((self.ledger.rows.get(result.source.uri), result) for result in results)
+        return [row for row, result in rows if row is not None and row.mask_uri != result.mask]
 
     def _write_objects(
         self, draft: Draft, file: str, results: Sequence[ImageResult], former: Set[str]

@@ -80,7 +80,7 @@ def _print_outcome(recipe: RunRecipe, result: RunResult, outcome: Outcome) -> No
     unchanged = f", {result.unchanged} unchanged" if result.unchanged else ""
     typer.echo(
         f"{count(outcome.done, 'image')} done, {outcome.failed} failed{unchanged}, "
-        f"{outcome.pixels / 1e6:.1f} megapixels in {result.seconds:.1f} s. "
+        f"{outcome.pixels / 1e6:.1f} {outcome.unit} in {result.seconds:.1f} s. "
         + (
             f"Look at {recipe.output}/previews; masks and tables are beside it."
             if outcome.done

@@ -50,6 +50,19 @@ _NEEDED = (
     "StudyInstanceUID",
     "FrameOfReferenceUID",
 )
+_MAY_BE_EMPTY = (
+    "PatientID",
+    "PatientName",
+    "PatientBirthDate",
+    "PatientSex",
+    "AccessionNumber",
+    "StudyID",
+    "StudyDate",
+    "StudyTime",
+)
+"""Attributes of type 2 (PS3.3 C.7.1.1, C.7.2.1), which are there and empty if their value is
+unknown. Programs that remove names often remove the attributes too.
+"""
 _RUN_LENGTHS = "1.2.840.10008.1.2.5"
 _PLAIN = "1.2.840.10008.1.2.1"
 _DAY, _TIME = "19700101", "000000"
@@ -155,10 +168,13 @@ class SegMasks:
             )
         except Exception as error:  # noqa: BLE001
             # Whatever highdicom refuses; its messages may quote the header.
+            absent = error.name if isinstance(error, AttributeError) else None
+            if absent is not None and library.datadict.tag_for_keyword(absent) is not None:
+                raise _lacking(spec, [absent]) from None
             raise FormatError(
                 f"No DICOM segmentation can be made for {spec.location} ({type(error).__name__}): "
-                "its scans lack or contradict what it has to refer to. Leave `masks` out of the "
-                "recipe for masks of the usual kind."
+                "its scans contradict each other or the standard in what it has to refer to. "
+                "Leave `masks` out of the recipe for masks of the usual kind."
             ) from None
         _fix_times_and_uids(made, library.uid.generate_uid(entropy_srcs=["dimensions", *words]))
         out = io.BytesIO()
@@ -223,13 +239,12 @@ def _sources(spec: RasterSpec) -> tuple[list[Any], list[int]]:
     sources = [_header(uri) for uri in uris]
     absent = [name for name in _NEEDED if any(not source.get(name) for source in sources)]
     if absent:
-        raise FormatError(
-            f"{spec.location}: a DICOM segmentation has to refer to {', '.join(absent)}, which the "
-            "scans lack; programs that remove names often remove it. Leave `masks` out of the "
-            "recipe for masks of the usual kind."
-        )
+        raise _lacking(spec, absent)
     metric = spec.space.metric
     for source in sources:
+        for name in _MAY_BE_EMPTY:
+            if name not in source:
+                setattr(source, name, None)
         # highdicom copies it; where it is not stated, slices are as thick as they are apart.
         if not source.get("SliceThickness") and metric is not None:
             source.SliceThickness = metric.spacing[0] if len(spec.shape) > 2 else 0
@@ -242,6 +257,18 @@ def _sources(spec: RasterSpec) -> tuple[list[Any], list[int]]:
             "several times or stacks in a file. Leave `masks` out of the recipe."
         )
     return sources, [place.frame for place in places]
+
+
+def _lacking(spec: RasterSpec, keywords: Sequence[str]) -> FormatError:
+    """The error on attributes that the scans lack, with their tags."""
+    named = ", ".join(
+        f"{keyword} {pydicom().tag.Tag(keyword)}".replace(", ", ",") for keyword in keywords
+    )
+    return FormatError(
+        f"{spec.location}: a DICOM segmentation has to refer to {named}, which the scans lack; "
+        "programs that remove names often remove it. Let such a program keep or replace it, or "
+        "leave `masks` out of the recipe for masks of the usual kind."
+    )
 
 
 def _header(uri: str) -> Any:

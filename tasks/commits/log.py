@@ -156,7 +156,7 @@ class CommitLog:
 
     def _removals(self, draft: Draft) -> list[Move]:
         """Moves that remove the files of the draft's folders that their new content lacks, and the
-        files of images that no longer exist.
+        files of images that no longer exist or have failed since.
 
         A reader of a mask of many files must not find blocks of the previous one.
         """
@@ -203,7 +203,7 @@ class Draft:
     folders: frozenset[str] = frozenset()
     """Names of masks that are folders, which are replaced as a whole."""
     removed: frozenset[str] = frozenset()
-    """Names of files and folders of images that no longer exist."""
+    """Names of files and folders of images that no longer exist, or have failed since."""
     claimed: bool = False
     """Whether a commit record may name the staged files."""
 

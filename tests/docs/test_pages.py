@@ -19,7 +19,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.glob("*.md"))]
-RECIPES = sorted((ROOT / "deploy/recipes").glob("*.yaml"))
+RECIPES = sorted((ROOT / "deploy" / "recipes").glob("*.yaml"))
 _LONGEST_LINE = 100
 _LONGEST_README = 6000
 
@@ -129,7 +129,7 @@ def test_the_first_page_names_every_extra():
     assert named == set(project["optional-dependencies"])
 
 
-@pytest.mark.parametrize("page", [*PAGES, *RECIPES], ids=by_name)
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "deploy/README.md", *RECIPES], ids=by_name)
 def test_commands_and_options_in_the_text_exist(page):
     import typer
 
@@ -153,6 +153,13 @@ def test_prose_fits_the_line(page):
     assert [
         line for line in prose if len(line) > _LONGEST_LINE and not line.startswith(command)
     ] == []
+
+
+def test_every_extra_is_described():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    rows = re.findall(r"^\| (`\S.*?) \|", (DOCS / "start.md").read_text("utf-8"), re.MULTILINE)
+    described = {name for row in rows for name in re.findall(r"`(\w+)`", row)}
+    assert set(project["optional-dependencies"]) <= described
 
 
 def test_the_readme_is_short():

@@ -21,6 +21,7 @@ from maskloom.flows.progress import (
     TrainingProgress,
 )
 from maskloom.segcore.geometry import Tiling
+from maskloom.segcore.ground.space import AXES, Space
 from maskloom.segcore.pipeline.jobs import FinishJob, ImagesJob, RunSettings, TileRangeJob
 from maskloom.segcore.pipeline.records import PlannedImage
 from maskloom.segcore.raster.source import Source
@@ -38,8 +39,11 @@ SETUP = SimpleNamespace(
 EPOCH = {"epoch": 2, "seconds": 60.0, "loss": 0.5, "score": 0.75, "patches_per_second": 8.0}
 
 
-def image(name: str, side: int) -> PlannedImage:
-    spec = RasterSpec(name, "tiff", (side, side), (1,), "uint8", (16, 16), "1", 1)
+def image(name: str, *shape: int) -> PlannedImage:
+    """An image with this side, or a volume of this shape."""
+    shape = shape if shape[1:] else shape * 2
+    space = Space(axes=AXES[-len(shape) :])
+    spec = RasterSpec(name, "tiff", shape, (1,), "uint8", (16,) * len(shape), "1", 1, space=space)
     return PlannedImage(Source(name, name, "1", 1), spec)
 
 
@@ -73,6 +77,12 @@ def test_a_pass_ends_with_all_images_tiles_and_pixels_counted() -> None:
     assert (position.done, position.total) == (43_600, 43_600)
     assert str(position).startswith("segment: 3/3 images, 17/17 tiles, ")
     assert str(position).endswith(" megapixels/s, 0 s left")
+
+
+def test_volumes_have_voxels() -> None:
+    volumes = [image("volume", 60, 60, 60)]
+    for images, unit in ((volumes, "megavoxels"), ([*volumes, image("a", 9)], "megapixels")):
+        assert f", 0.0 {unit}/s" in str(Counter("fit", images, SETTINGS).position())
 
 
 def test_a_bar_follows_a_run_from_pass_to_pass() -> None:

@@ -94,7 +94,13 @@ def test_unchanged_is_what_a_run_neither_did_nor_failed(
     )
     inputs = {str(i) for i in range(done + failed)}
     outcome = SimpleNamespace(
-        done=done, failed=failed, failures=(), pixels=1e6, inputs=inputs, areas={}
+        done=done,
+        failed=failed,
+        failures=(),
+        pixels=1e6,
+        inputs=inputs,
+        areas={},
+        unit="megapixels",
     )
     result = RunResult(inventory, outcome, 1.0)  # type: ignore[arg-type]  # stand-ins
     print_result(SimpleNamespace(output="out"), result)  # type: ignore[arg-type]

@@ -16,6 +16,7 @@ from maskloom.tasks.publish import Tables
 
 WELL = "All masks, tables and sums are as they were written."
 DAYS = 2 * 86400
+PREVIEW = "previews/b.png"
 
 
 @pytest.fixture
@@ -101,15 +102,21 @@ def test_masks_of_an_image_that_went_after_a_kill(collection, recipe, maskloom, 
     assert_same_results(output, collection.folder / "undisturbed")
 
 
-def test_the_mask_of_an_image_that_has_failed_since(collection, recipe, maskloom):
+def failed_since(collection, recipe, maskloom) -> None:
+    """An image that has failed since, whose mask and preview were left, as versions that did not
+    remove them did.
+    """
     assert maskloom("run", recipe, "--no-prefect", "--quiet").exit_code == 0
+    old = {name: (collection.output / name).read_bytes() for name in ("masks/b.png", PREVIEW)}
     (collection.folder / "images" / "b.png").write_bytes(b"no picture any more")
-    assert (
-        maskloom(
-            "run", recipe, "--no-prefect", "--quiet", "--set", "max_failed_fraction=1"
-        ).exit_code
-        == 3
-    )
+    command = ("run", recipe, "--no-prefect", "--quiet", "--set", "max_failed_fraction=1")
+    assert maskloom(*command).exit_code == 3
+    for name, content in old.items():
+        (collection.output / name).write_bytes(content)
+
+
+def test_the_mask_of_an_image_that_has_failed_since(collection, recipe, maskloom):
+    failed_since(collection, recipe, maskloom)
     assert (
         "masks/b.png: no image in the tables has it" in maskloom("verify", collection.output).stdout
     )
@@ -123,14 +130,7 @@ def test_the_mask_of_an_image_that_has_failed_since(collection, recipe, maskloom
 def test_a_mask_that_is_written_anew_meanwhile_stays(collection, recipe, maskloom):
     from maskloom.tasks.clean import leftovers, remove
 
-    assert maskloom("run", recipe, "--no-prefect", "--quiet").exit_code == 0
-    (collection.folder / "images" / "b.png").write_bytes(b"no picture any more")
-    assert (
-        maskloom(
-            "run", recipe, "--no-prefect", "--quiet", "--set", "max_failed_fraction=1"
-        ).exit_code
-        == 3
-    )
+    failed_since(collection, recipe, maskloom)
     found = leftovers(str(collection.output))
     (collection.output / "masks" / "b.png").write_bytes(b"new")
     assert [remove(str(collection.output), each) for each in found] == [False, True]

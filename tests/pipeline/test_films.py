@@ -190,6 +190,17 @@ def test_a_broken_image_does_not_hide_the_others_of_its_file(inputs, tmp_path, c
     assert "Nothing to do" in again.output
 
 
+def test_a_file_that_cannot_be_read_any_more_keeps_no_masks(inputs, tmp_path, command, maskloom):
+    assert maskloom(*command).exit_code == 0
+    (inputs / "a.film").write_bytes(b"cut off")
+
+    assert maskloom(*command).exit_code == 3
+
+    assert ids_of(tmp_path / "out")["images"] == {"a", "b"}
+    assert files_of(tmp_path / "out") == {"b"}
+    assert maskloom("verify", tmp_path / "out").exit_code == 0
+
+
 def test_one_lost_mask_is_made_again(tmp_path, command, maskloom):
     assert maskloom(*command).exit_code == 0
     before = (tmp_path / "out" / "masks" / "a_t0005.png").read_bytes()

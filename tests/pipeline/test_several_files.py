@@ -80,6 +80,17 @@ def rows_of(output: str) -> dict[str, dict[str, object]]:
     }
 
 
+def written_of(output: str) -> set[str]:
+    """Names of all masks and previews."""
+    fs, path = fsspec.core.url_to_fs(output)
+    names = (name[len(path) + 1 :] for name in fs.find(path))
+    return {name for name in names if name.startswith(("masks/", "previews/"))}
+
+
+def stop(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
 def test_each_is_one_image_whose_mask_is_that_of_its_pixels(place, inputs, maskloom):
     output = f"{place}/out"
     command = ("segment", inputs, "-o", output, *THRESHOLD, *QUIET)
@@ -192,6 +203,54 @@ def test_a_smaller_mask_leaves_nothing_of_the_one_before(place, inputs, maskloom
     assert len(fs.find(mask)) == 2 * 2 + 1
     np.testing.assert_array_equal(load_mask(f"{output}/masks/scene.tiles"), EXPECTED[:60, :60])
     assert maskloom("verify", output).exit_code == 0
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_an_image_that_fails_now_keeps_no_mask_and_preview(
+    place, inputs, maskloom, monkeypatch, killed
+):
+    """Neither does it if its run is killed within the commit and the next one completes it."""
+    output = f"{place}/out"
+    command = ("segment", inputs, "-o", output, *THRESHOLD, *QUIET, "--sole-writer")
+    assert maskloom(*command).exit_code == 0
+    written = written_of(output)
+    fs, path = fsspec.core.url_to_fs(inputs)
+    fs.rm_file(f"{path}/below/scene.chunks/rows/1.npy")
+    with fs.open(f"{path}/plain.png", "wb") as file:
+        file.write(b"no picture any more")
+    if killed:
+        with monkeypatch.context() as patch:
+            patch.setattr("maskloom.tasks.commits.log.move", stop)
+            assert maskloom(*command).exit_code == 1
+        assert written_of(output) == written
+
+    assert maskloom(*command).exit_code == 3
+
+    rows = rows_of(output)
+    assert {name for name, row in rows.items() if row["status"] == "failed"} == {
+        "below/scene",
+        "plain",
+    }
+    gone = {"masks/plain.png", "previews/plain.png", "previews/below/scene.png"}
+    tiles = {name for name in written if name.startswith("masks/below/")}
+    assert written_of(output) == written - gone - tiles
+    assert tiles
+    assert maskloom("verify", output).exit_code == 0
+
+
+def test_a_mask_of_another_format_replaces_the_one_before(tmp_path, maskloom):
+    """Pictures with many objects have TIFF masks, others PNG masks."""
+    dots = np.zeros((520, 520), np.uint8)
+    dots[::2, ::2] = 255
+    inside = ("-s", "connected_parts", "-p", "of={kind: threshold, value: 100}")
+    command = ("segment", tmp_path / "a.png", "-o", tmp_path / "out", *inside, *QUIET[:-2])
+    for pixels, suffix in ((dots, ".tif"), (PICTURE, ".png")):
+        Image.fromarray(pixels).save(tmp_path / "a.png")
+        assert maskloom(*command).exit_code == 0
+        masks = {name for name in written_of(str(tmp_path / "out")) if name.startswith("masks/")}
+        assert {name for name in masks if not name.endswith(".xml")} == {f"masks/a{suffix}"}
+    assert written_of(str(tmp_path / "out")) == {"masks/a.png", "previews/a.png"}
+    assert maskloom("verify", tmp_path / "out").exit_code == 0
 
 
 def test_a_damaged_or_lost_folder_is_found_and_made_again(place, inputs, maskloom):

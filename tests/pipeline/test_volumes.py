@@ -42,7 +42,9 @@ def test_masks_areas_and_previews_of_volumes(inputs, maskloom, tmp_path):
     """`maskloom segment volume.npy`: counts are NumPy's, the threshold is scikit-image's."""
     out = tmp_path / "out"
     command = ("segment", f"{inputs}/*", "-o", out, "-s", "threshold", *SERIAL)
-    assert maskloom(*command, "--set", "tiling.tile=[8, 32, 48]").exit_code == 0
+    result = maskloom(*command, "--set", "tiling.tile=[8, 32, 48]")
+    assert result.exit_code == 0, result.output
+    assert "2 images done, 0 failed, 0.1 megavoxels in " in result.output
 
     expected = volume() > threshold_otsu(volume())
     for name in ("plain", "sized"):

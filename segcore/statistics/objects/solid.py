@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from maskloom.segcore.ground.space import MILLIMETRES
+from maskloom.segcore.ground.lengths import steps_at
 from maskloom.segcore.storage.packing import packable
 
 if TYPE_CHECKING:
@@ -67,8 +67,9 @@ class SolidShape:
         del pixels, first
         sizes = np.ones(3)
         if space.metric is not None:
-            z, y, x = (step * MILLIMETRES[space.metric.unit] for step in space.metric.spacing)
-            sizes = np.array([y * x, z * x, z * y])
+            z, y, x = steps_at(space, np.zeros((1, 3)))
+            # Where the axes are not at right angles, faces are parallelograms.
+            sizes = np.linalg.norm([np.cross(y, x), np.cross(z, x), np.cross(z, y)], axis=1)
         # One axis after the other: in a matrix product, the rounding of a row depends on its
         # neighbours.
         across_z, across_y, across_x = (self.faces * sizes).T

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -154,8 +155,38 @@ def test_the_same_mask_is_the_same_file_at_any_time(tmp_path):
 def test_what_a_segmentation_cannot_refer_to_is_named(tmp_path):
     save(tmp_path / "in", stack_of(NOISE))
     spec = spec_of(tmp_path / "in")
-    with pytest.raises(FormatError, match="FrameOfReferenceUID, which the scans lack"):
+    lacking = re.escape("FrameOfReferenceUID (0020,0052), which the scans lack")
+    with pytest.raises(FormatError, match=lacking):
         written(tmp_path, np.zeros(spec.shape, np.uint8), spec, "seg", ("background", "bone"))
+
+
+def test_an_attribute_that_highdicom_misses_is_named_with_its_tag(tmp_path):
+    scans = stack_of(NOISE, **PATIENT)
+    for each in scans:
+        del each.Modality
+    save(tmp_path / "in", scans)
+    spec = spec_of(tmp_path / "in")
+    lacking = re.escape("Modality (0008,0060), which the scans lack")
+    with pytest.raises(FormatError, match=lacking):
+        written(tmp_path, np.zeros(spec.shape, np.uint8), spec, "seg", ("background", "bone"))
+
+
+def test_scans_without_patient_and_date_give_segmentations_with_these_left_empty(tmp_path):
+    """As after a program that removes what identifies a patient."""
+    names = ("PatientID", "PatientName", *PATIENT)
+    emptied = set(names) - {"FrameOfReferenceUID"}
+    scans = stack_of(NOISE, **PATIENT)
+    for each in scans:
+        for name in emptied & {*each.dir()}:
+            delattr(each, name)
+    save(tmp_path / "in", scans)
+    spec = spec_of(tmp_path / "in")
+    labels = (NOISE > 1000).astype(np.uint8)
+
+    seg, _ = written(tmp_path, labels, spec, "seg", ("background", "bone"))
+
+    assert {name for name in emptied if name in seg and not seg.get(name)} == emptied
+    assert places_in(seg, 1) == places(spec, labels, 1)
 
 
 def test_a_recipe_asks_for_them_and_is_told_what_they_hold(tmp_path):

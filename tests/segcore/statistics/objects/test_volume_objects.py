@@ -8,9 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from objects_support import ObjectImage
 from scipy import ndimage
+from scipy.spatial.transform import Rotation
 from skimage.measure import regionprops
 
-from maskloom.segcore.ground.space import AXES, Metric, Space
+from maskloom.segcore.ground.space import AXES, Frame, Metric, Space
 from maskloom.segcore.statistics.objects.geoparquet import schema
 
 VOXELS = Space(axes=AXES)
@@ -67,6 +68,32 @@ def test_sizes_are_in_millimetres_where_the_spacing_is_known() -> None:
     z, y, x = 2 * 0.002, 3 * 0.0005, 1 * 0.25
     assert row["area"] == pytest.approx(z * y * x)
     assert row["surface"] == pytest.approx(2 * (y * x + z * x + z * y))
+
+
+@pytest.mark.parametrize("oblique", [False, True])
+def test_the_surface_of_a_sheared_stack_is_that_of_its_parallelograms(oblique: bool) -> None:
+    """A box of 4 x 2 x 5 voxels of 0.5 x 0.5 mm in slices 4 mm apart, each of which is moved by
+    3 mm along y (gantry tilt): neighbours along z are 5 mm apart.
+    """
+    z, y, x = np.array([[0.0, 3.0, 4.0], [0.0, 0.5, 0.0], [0.5, 0.0, 0.0]])
+    if oblique:
+        turned = Rotation.from_rotvec([0.3, -0.8, 0.5])
+        z, y, x = turned.apply([z, y, x])
+    frame = Frame(tuple(np.column_stack([x, y, z, [7.0, -8.0, 9.0]]).ravel()))
+    assert frame.spacing == pytest.approx((4.0, 0.5, 0.5))
+    ids = np.zeros((6, 4, 7), np.uint32)
+    ids[1:5, 1:3, 1:6] = 1
+    volume = ObjectImage(
+        ids,
+        np.zeros((*ids.shape, 1), np.uint8),
+        Space(axes=AXES, metric=Metric(frame.spacing), frame=frame),
+    )
+    (row,) = volume.table((2, 2, 2)).to_pylist()
+    # Two sides of 2 x 0.5 by 5 x 0.5; two of 4 x 5 by 5 x 0.5 that the tilt leaves rectangles; two
+    # parallelograms of 4 x 5 by 2 x 0.5, 4 x 4 high.
+    assert row["surface"] == pytest.approx(2 * (1.0 * 2.5 + 20.0 * 2.5 + 16.0 * 1.0))
+    assert row["area"] == pytest.approx(40 * 4.0 * 0.5 * 0.5)
+    assert row["equivalent_diameter"] == pytest.approx((6 / np.pi * 40) ** (1 / 3))
 
 
 def test_the_table_of_images_lacks_no_column_of_that_of_volumes() -> None:
