@@ -85,6 +85,12 @@ class FormatError(ImageError, ValueError):
     """The file does not match its name or header, or exceeds our limits."""
 
 
+class NotInstalled(FormatError):
+    """A package is needed that is not installed; the next run tries again."""
+
+    permanent = False
+
+
 class ReadError(ImageError, OSError):
     """The header could be read, the pixels could not."""
 

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from maskloom.segcore.errors import FormatError
+from maskloom.segcore.errors import FormatError, NotInstalled, Unavailable
 from maskloom.segcore.formats.content import require_kind
 from maskloom.segcore.formats.source import StoredFile
 from maskloom.segcore.formats.unpacking import Packing, first_bytes
@@ -96,7 +96,7 @@ def _header(location: str) -> Header:
         from nibabel.freesurfer.mghformat import MGHError
         from nibabel.spatialimages import HeaderDataError
     except ImportError as error:
-        raise FormatError(
+        raise NotInstalled(
             f"{location} needs the package nibabel, which is not installed. Install it where "
             f"maskloom and its workers run: {_INSTALL}"
         ) from error
@@ -257,7 +257,9 @@ def _require_type(location: str, dtype: np.dtype[Any]) -> None:
 
 
 def _data_file(source: StoredFile) -> str:
-    """The URI of the file with the voxels, beside a header. Raises `FormatError`."""
+    """The URI of the file with the voxels, beside a header. Raises `FormatError`, and `Unavailable`
+    if it is missing.
+    """
     path = source.path
     # The longest first: .hdr.gz.
     for ending, other in sorted(_PAIRS.items(), key=lambda pair: -len(pair[0])):
@@ -266,7 +268,7 @@ def _data_file(source: StoredFile) -> str:
             stem = source.location[: -len(ending)]
             wanted = path[: -len(ending)] + (other.upper() if upper else other)
             if source.beside(wanted) is None:
-                raise FormatError(
+                raise Unavailable(
                     f"{source.location} is a header, and the file with its voxels is missing: "
                     f"{wanted.rsplit('/', 1)[-1]}. Put it beside the header."
                 )

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from maskloom.segcore.errors import FormatError
+from maskloom.segcore.errors import FormatError, NotInstalled
 from maskloom.segcore.formats.content import require_kind
 from maskloom.segcore.formats.source import StoredFile
 from maskloom.segcore.formats.unpacking import Packing
@@ -135,7 +135,7 @@ def _header(source: StoredFile) -> tuple[Mapping[str, Any], int]:
     try:
         import nrrd
     except ImportError as error:
-        raise FormatError(
+        raise NotInstalled(
             f"{source.location} needs the package pynrrd, which is not installed. Install it where "
             f"maskloom and its workers run: {_INSTALL}"
         ) from error

@@ -7,7 +7,7 @@ import warnings
 from functools import cache
 from typing import Any
 
-from maskloom.segcore.errors import FormatError
+from maskloom.segcore.errors import NotInstalled
 
 
 @cache
@@ -19,7 +19,7 @@ def pydicom() -> Any:
         import pydicom.encaps
         import pydicom.pixels
     except ImportError:
-        raise FormatError(
+        raise NotInstalled(
             "DICOM files need the extra 'medical': pip install 'maskloom[medical]'."
         ) from None
     # For the whole process: a filter for a while would race with other threads.

@@ -155,13 +155,6 @@ def test_prose_fits_the_line(page):
     ] == []
 
 
-def test_every_extra_is_described():
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    rows = re.findall(r"^\| (`\S.*?) \|", (DOCS / "start.md").read_text("utf-8"), re.MULTILINE)
-    described = {name for row in rows for name in re.findall(r"`(\w+)`", row)}
-    assert set(project["optional-dependencies"]) <= described
-
-
 def test_the_readme_is_short():
     assert (ROOT / "README.md").stat().st_size < _LONGEST_README
 

@@ -209,7 +209,7 @@ def test_a_volume_in_an_object_store_is_read_there_and_masked_there(s3_bucket, t
 
 def test_the_recipe_for_ome_zarr_finds_touching_nuclei_in_micrometres(tmp_path, maskloom):
     """Balls of known volume, of which pairs touch; slices are twice as far apart as pixels."""
-    recipe = Path(__file__).parents[2] / "deploy" / "recipes" / "ome_zarr.yaml"
+    recipe = Path(__file__).parents[2] / "deploy" / "recipes" / "ome-zarr.yaml"
     centres = [(10, 20, 20), (10, 20, 37), (10, 50, 30), (10, 25, 70), (10, 42, 70)]
     z, y, x = np.indices(SHAPE)
     nuclei = np.zeros(SHAPE, bool)

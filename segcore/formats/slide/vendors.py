@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from maskloom.segcore.errors import FormatError, ReadError
+from maskloom.segcore.errors import FormatError, NotInstalled, ReadError
 from maskloom.segcore.formats.slide.pyramid import Pyramid, plausible
 from maskloom.segcore.geometry import Box
 
@@ -129,7 +129,7 @@ def _opened(source: StoredFile, kind: type[FormatError | ReadError]) -> Any:
         import openslide
     except (ImportError, OSError) as error:
         # The library itself may be missing beside the Python package.
-        raise kind(
+        raise NotInstalled(
             f"{location} is no slide of Aperio that maskloom reads alone. Slides of other scanners "
             "need the extra 'microscopy': pip install 'maskloom[microscopy]'. For an ordinary TIFF "
             "set `format: tiff`."

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from maskloom.segcore.errors import FormatError
+from maskloom.segcore.errors import FormatError, NotInstalled
 from maskloom.segcore.formats.source import store_failures
 from maskloom.segcore.formats.zarr import ome
 from maskloom.segcore.formats.zarr.array import CHANNEL, DAMAGE, TIME, ZarrArray, sizes_of
@@ -32,7 +32,7 @@ class Folder:
         try:
             import zarr
         except ImportError as error:
-            raise FormatError(
+            raise NotInstalled(
                 f"{location} is Zarr, which needs the extra 'zarr': pip install 'maskloom[zarr]'."
             ) from error
         fs, path = filesystem(location)
