@@ -13,7 +13,6 @@ from typing import Any
 from maskloom.flows.recipes.run import IDENTIFYING_MASKS, SCHEDULE_NOTE, RunRecipe
 from maskloom.flows.terminal import count
 from maskloom.segcore.errors import RecipeError
-from maskloom.segcore.formats.dicom import pseudonyms
 from maskloom.segcore.raster.source import Source
 from maskloom.segcore.raster.stored import split_part
 from maskloom.segcore.statistics.objects.options import Objects
@@ -28,17 +27,7 @@ from maskloom.tasks.publish import heal
 
 log = logging.getLogger("maskloom.run")
 
-PSEUDONYMS = "pseudonyms"
-"""Setting of a plan: which key names the images of patients."""
-_NOT_OF_THE_RECIPE = {
-    "maskloom",
-    "libraries",
-    "machine",
-    "python",
-    "passed_over",
-    PSEUDONYMS,
-    WORKER_MEMORY,
-}
+_NOT_OF_THE_RECIPE = {"maskloom", "libraries", "machine", "python", "passed_over", WORKER_MEMORY}
 """Settings of a plan that do not come from the recipe, but from the code and the machine."""
 
 
@@ -142,7 +131,6 @@ def inventory_to_write(
     inventory = take_inventory(recipe, to_write=True, read_headers=read_headers)
     if inventory.ledger.superseded:
         inventory = _healed(recipe, inventory, sharing, read_headers)
-    _refuse_another_key(recipe, inventory)
     if not sharing.keep_other_recipes:
         _refuse_other_recipes(recipe, inventory)
     return inventory
@@ -207,26 +195,6 @@ def _refuse_other_recipes(recipe: RunRecipe, inventory: Inventory) -> None:
                 f"{kind}, that this run would leave there, e.g. {rows[0].image_id}: sums over the "
                 "tables would mix their classes with those of this recipe. Use another output, or "
                 "add --keep-other-recipes and group the tables by the column `fingerprint`."
-            )
-
-
-def _refuse_another_key(recipe: RunRecipe, inventory: Inventory) -> None:
-    inputs = {source.uri for source in inventory.sources}
-    if not any(map(pseudonyms.is_pseudonym, inputs)):
-        return
-    staying: dict[str, list[Committed]] = {}
-    for row in inventory.committed.values():
-        uri = split_part(row.uri)[0]
-        if uri not in inputs and pseudonyms.is_pseudonym(uri):
-            staying.setdefault(row.run_id, []).append(row)
-    for run_id, rows in staying.items():
-        plan = read_plan(Store(recipe.output), run_id)
-        if plan is not None and plan.settings.get(PSEUDONYMS) != pseudonyms.key_version():
-            raise RecipeError(
-                f"output: {recipe.output} holds {count(len(rows), 'scan')} that run {run_id} named "
-                f"with another {pseudonyms.KEY}, e.g. {rows[0].image_id}: the same scans would be "
-                "in the tables twice, under two names. Set the key that was set then, or use "
-                "another output."
             )
 
 

@@ -17,12 +17,11 @@ from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from maskloom.flows.inventory import PSEUDONYMS, Inventory, Sharing
+from maskloom.flows.inventory import Inventory, Sharing
 from maskloom.flows.recipes.run import RunRecipe
 from maskloom.flows.stages import Stages
 from maskloom.flows.terminal import millions
 from maskloom.segcore.errors import RunError, StoreError, TooManyFailures
-from maskloom.segcore.formats.dicom import pseudonyms
 from maskloom.segcore.models.files import dump_model, model_of
 from maskloom.segcore.models.protocols import Fitter, is_blank
 from maskloom.segcore.models.selection import pending_selections, with_selections
@@ -186,7 +185,6 @@ def _plan(recipe: RunRecipe, inventory: Inventory, fanout: Fanout) -> Plan:
         "libraries": _versions(),
         "machine": platform.machine(),
         "python": platform.python_version(),
-        PSEUDONYMS: pseudonyms.key_version(),
         WORKER_MEMORY: available,
     }
     plan = make_plan(

@@ -211,11 +211,10 @@ class Tables:
         return _version_now(source) == source.version
 
     def _former(self, source: Source) -> list[Committed]:
-        """Rows of images that no longer exist: a file of 12 images may now hold 10, and files that
-        failed one by one may now be a series.
+        """Rows of images that this one's file no longer holds: a file of 12 images may now hold
+        10.
         """
-        files = [source.location, *(member.uri for member in source.members)]
-        rows = [row for file in files for row in self.ledger.images_of(file)]
+        rows = self.ledger.images_of(source.location)
         return [row for row in rows if row.uri not in self._planned]
 
     def _fill(self, draft: Draft, shard: Shard, results: Sequence[ImageResult]) -> None:

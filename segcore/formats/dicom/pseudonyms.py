@@ -16,7 +16,6 @@ import unicodedata
 KEY = "MASKLOOM_PSEUDONYM_KEY"
 """Environment variable with the key; workers need the same one."""
 _PUBLIC_KEY = b"maskloom"
-_NAME = re.compile(r"(?:^|/)series-[0-9a-f]{12}-[0-9a-f]{4}$")
 _SHORTEST = 4
 """Letters of a name or number that are looked for in paths: shorter ones occur by chance."""
 _NOBODY = ("anonymous", "anonymized", "anonymised", "dicom", "name", "patient", "test", "unknown")
@@ -25,15 +24,6 @@ _NOBODY = ("anonymous", "anonymized", "anonymised", "dicom", "name", "patient", 
 def pseudonym(identifier: str, length: int = 12) -> str:
     """The first hexadecimal digits of the keyed hash of an identifier."""
     return hmac.new(_key(), identifier.encode(), hashlib.sha256).hexdigest()[:length]
-
-
-def is_pseudonym(uri: str) -> bool:
-    """Whether an image is named by a pseudonym.
-
-    >>> is_pseudonym("/scans/series-0123456789ab-0a1b"), is_pseudonym("/scans/series-1.dcm")
-    (True, False)
-    """
-    return _NAME.search(uri) is not None
 
 
 def key_version() -> str:
