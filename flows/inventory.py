@@ -22,7 +22,7 @@ from maskloom.tasks.commits.presence import process_folder
 from maskloom.tasks.discovery.discover import discover, passed_over_advice, passed_over_note
 from maskloom.tasks.discovery.series import ReadHeaders, SeriesHeaders
 from maskloom.tasks.memory import WORKER_MEMORY, with_retries
-from maskloom.tasks.plan import LastRun, identify, pending, read_head, read_plan
+from maskloom.tasks.plan import LastRun, identify, pending, read_head, read_plan, replaced_by_series
 from maskloom.tasks.publish import heal
 
 log = logging.getLogger("maskloom.run")
@@ -55,6 +55,8 @@ class Inventory:
     pending: list[Source]
     interrupted: bool
     """Whether a run over exactly these inputs was planned and has not finished."""
+    replaced: Mapping[str, Set[str]]
+    """See `replaced_by_series`."""
 
     @property
     def nothing_to_do(self) -> bool:
@@ -88,7 +90,7 @@ class Inventory:
     @property
     def removed(self) -> int:
         """Number of images in the tables that are no longer inputs; their rows and masks stay."""
-        files = {source.uri for source in self.sources}
+        files = {source.uri for source in self.sources}.union(*self.replaced.values())
         return sum(split_part(uri)[0] not in files for uri in self.committed)
 
 
@@ -111,14 +113,16 @@ def take_inventory(
     sources = found.sources
     work, head = recipe.work, read_head(store)
     interrupted = store.exists(f"runs/{identify(work, head, sources)}/plan.json")
+    waiting = pending(sources, committed, work.fingerprint)
     return Inventory(
         sources,
         found.passed_over,
         ledger,
         committed,
         head,
-        pending(sources, committed, work.fingerprint),
+        waiting,
         interrupted,
+        replaced_by_series(store, waiting, sources, committed),
     )
 
 

@@ -112,6 +112,7 @@ def segment(
             recipe.objects,
             sharing.keep_other_recipes,
             inventory.committed,
+            inventory.replaced,
         )
         settings = replace(recipe.run_settings(plan.run_id), results=f"{folder}/results")
         if pending_selections(settings.model):

@@ -12,6 +12,7 @@ import dataclasses
 import io
 import json
 import logging
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -127,6 +128,48 @@ def pending(
         )
 
     return [source for source in sources if not is_done(source)]
+
+
+def replaced_by_series(
+    store: Store,
+    series: Iterable[Source],
+    sources: Iterable[Source],
+    committed: Mapping[str, Committed],
+) -> dict[str, frozenset[str]]:
+    """The images in the tables that some series replace, by the URI of the series: their files,
+    and former series with some of their files. A series has another name when one of its files
+    comes to another folder, or when the key of pseudonyms changes; a file is an image of its own
+    while the library that groups files is missing.
+
+    `sources` are all inputs: an image that is one of them is not replaced.
+    """
+    holders: dict[str, set[str]] = defaultdict(set)
+    for each in series:
+        for member in each.members:
+            holders[member.uri].add(each.uri)
+    inputs = {source.uri for source in sources}
+    gone = {place: rows for place, rows in rows_by_file(committed).items() if place not in inputs}
+    found: dict[str, set[str]] = defaultdict(set)
+    files = [(place, place) for place in gone]
+    runs = {row.run_id for rows in gone.values() for row in rows} if holders else ()
+    for run in sorted(runs):
+        files += [(place, file) for place, file in _files_of_series(store, run) if place in gone]
+    for place, file in files:
+        for holder in holders.get(file, ()):
+            found[holder].add(place)
+    return {uri: frozenset(places) for uri, places in found.items()}
+
+
+def _files_of_series(store: Store, identity: str) -> Iterator[tuple[str, str]]:
+    """Each series of a run's plan with each of its files."""
+    try:
+        table = read_table(store, f"runs/{identity}/plan.parquet", ("uri", "members"))
+    except (FileNotFoundError, errors.DamagedRecord):
+        # `verify` reports it. Plans from before there were series lack the column.
+        return
+    for row in table.to_pylist():
+        for file, *_ in json.loads(row["members"] or "[]"):
+            yield split_part(row["uri"])[0], file
 
 
 def describe_sources(

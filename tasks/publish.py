@@ -66,6 +66,8 @@ class Tables:
     """Whether images of other recipes may stay in the output."""
     before: Mapping[str, Committed] = field(default_factory=dict)
     """The rows from which the plan was made, by URI."""
+    replaced: Mapping[str, Set[str]] = field(default_factory=dict)
+    """See `replaced_by_series`."""
     _planned: frozenset[str] = field(init=False)
     """URIs of all images of the plan, which has all images of each of its files."""
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -212,9 +214,10 @@ class Tables:
 
     def _former(self, source: Source) -> list[Committed]:
         """Rows of images that this one's file no longer holds: a file of 12 images may now hold
-        10.
+        10. Also rows that its series replaces.
         """
-        rows = self.ledger.images_of(source.location)
+        places = (source.location, *sorted(self.replaced.get(source.location, ())))
+        rows = (row for place in places for row in self.ledger.images_of(place))
         return [row for row in rows if row.uri not in self._planned]
 
     def _fill(self, draft: Draft, shard: Shard, results: Sequence[ImageResult]) -> None:

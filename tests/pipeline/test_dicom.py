@@ -17,6 +17,7 @@ from dicom_support import encoded, enhanced, items_of, save, slice_of, stack_of
 from PIL import Image
 from tests_support import read_table
 
+from maskloom.segcore.errors import FormatError
 from maskloom.segcore.processes import quiet_pydicom
 from maskloom.segcore.raster.spec import FORMATS
 
@@ -314,6 +315,49 @@ ORIENTATIONS = {
     "oblique": ((0.8, 0.6, 0, 0, 0, -1), (-1.2, 1.6, 0)),
     "tilted": ((1, 0, 0, 0, 0.96, -0.28), (0, 0, 5)),
 }
+
+
+@pytest.mark.parametrize("what", ["slice elsewhere", "another key", "library installed"])
+def test_a_series_that_gets_another_name_is_in_the_tables_once(
+    tmp_path, maskloom, monkeypatch, what
+):
+    """Its name depends on the folder of its files and on the key; without pydicom each file is an
+    image of its own, which fails.
+    """
+    scans = stack_of(NOISE)
+    save(tmp_path / "in" / "a", scans[:-1])
+    save(tmp_path / "in" / "other", stack_of(NOISE[:3], series="other"))
+    command = ("segment", tmp_path / "in", "-o", tmp_path / "out", *THRESHOLD, *QUIET)
+    with monkeypatch.context() as patch:
+        if what == "library installed":
+            patch.setattr("maskloom.segcore.formats.dicom.find_spec", lambda _: None)
+            for name in ("", ".header", ".pixels"):
+                patch.setattr(f"maskloom.segcore.formats.dicom{name}.pydicom", not_installed)
+        first = maskloom(*command)
+        assert first.exit_code == (3 if what == "library installed" else 0), first.output
+    if what == "slice elsewhere":
+        save(tmp_path / "in" / "b", scans[-1:])
+    elif what == "another key":
+        monkeypatch.setenv("MASKLOOM_PSEUDONYM_KEY", "secret")
+
+    result = maskloom(*command)
+
+    assert result.exit_code == 0, result.output
+    assert "no longer among the inputs" not in result.output
+    rows = read_table(tmp_path / "out", "images")
+    slices = 5 if what == "slice elsewhere" else 4
+    assert sorted((row["depth"], row["status"]) for row in rows) == [(3, "ok"), (slices, "ok")]
+    areas = read_table(tmp_path / "out", "areas")
+    assert sum(row["pixel_count"] for row in areas) == (3 + slices) * NOISE[0].size
+    for folder in ("masks", "previews"):
+        files = [path for path in (tmp_path / "out" / folder).rglob("series-*") if path.is_file()]
+        assert len([path for path in files if path.suffix != ".txt"]) == 2
+    assert maskloom("verify", tmp_path / "out").exit_code == 0
+    assert "Nothing to do: 2 images are unchanged." in maskloom(*command).output
+
+
+def not_installed() -> object:
+    raise FormatError("DICOM files need the extra 'medical': pip install 'maskloom[medical]'.")
 
 
 def test_masks_lie_on_their_scans_in_the_world(tmp_path, maskloom):
