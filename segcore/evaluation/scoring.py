@@ -19,18 +19,21 @@ from maskloom.segcore.annotations.masks import holds_object_ids, open_mask
 from maskloom.segcore.annotations.metrics import Confusion
 from maskloom.segcore.annotations.object_metrics import Matching, ObjectCounts, Overlaps
 from maskloom.segcore.annotations.places import Fit, fit
-from maskloom.segcore.errors import ImageError, RecipeError, StoreError
+from maskloom.segcore.errors import FormatError, ImageError, RecipeError, StoreError
 from maskloom.segcore.evaluation.boundary import Boundary, halo_of
 from maskloom.segcore.evaluation.labelled_images import ImageInstances, PredictedImage, TruthImage
 from maskloom.segcore.figures.drawing import outlines, photo_of
 from maskloom.segcore.geometry import Grid, Tile, Tiling
 from maskloom.segcore.processes import limits
+from maskloom.segcore.raster.source import Source
+from maskloom.segcore.raster.stored import split_part
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from maskloom.segcore.annotations.label_mapping import LabelMapping
     from maskloom.segcore.evaluation.labelled_images import LabelledImage
+    from maskloom.segcore.raster.source import Member
     from maskloom.segcore.raster.spec import RasterSpec
 
 _TILE = 1024
@@ -57,6 +60,8 @@ class EvaluatedImage:
     """Class id of values beyond the table."""
     scores: NDArray[np.float64] | None = None
     """Score of each object by its id. None if not available."""
+    members: tuple[Member, ...] = ()
+    """The files of the image if it is a series, for pictures."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +184,7 @@ def view(image: EvaluatedImage, options: EvaluationOptions, number: int) -> Tile
             found[plane],
             unmatched[plane],
             np.stack([outlines(true[plane]), outlines(own[plane])]),
-            _photo(image.image_uri, grid, tile, plane),
+            _photo(image.image_uri, grid, tile, plane, image.members),
         )
 
 
@@ -190,14 +195,22 @@ def _plane_with_most(wrong: NDArray[np.bool_]) -> tuple[int, ...]:
 
 
 def _photo(
-    uri: str, grid: Grid, tile: Tile, plane: tuple[int, ...] = ()
+    uri: str,
+    grid: Grid,
+    tile: Tile,
+    plane: tuple[int, ...] = (),
+    members: tuple[Member, ...] = (),
 ) -> NDArray[np.uint8] | None:
     """The pixels of a tile's core, or of a plane of it, as a picture (y, x, 3); None if the image
-    is gone, has changed or cannot be read.
+    is gone, has changed or cannot be read. `members`: the files of a series.
     """
+    source = Source(uri, "", "", 0, members=members, part=split_part(uri)[1])
     try:
-        spec = formats.describe(uri)
-        if spec.shape != grid.shape:
+        if members:
+            [(_, spec)] = formats.describe_images(source, "")
+        else:
+            spec = formats.describe(uri)
+        if isinstance(spec, FormatError) or spec.shape != grid.shape:
             return None
         with formats.open_image(spec) as reader:
             pixels, valid = reader.read(tile.core)

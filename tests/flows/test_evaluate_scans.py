@@ -14,6 +14,8 @@ from sklearn import metrics
 from typer.testing import CliRunner
 
 from maskloom.flows.cli import app
+from maskloom.flows.evaluation import report
+from maskloom.segcore.figures.evaluation import make_strip
 
 nib = pytest.importorskip("nibabel")
 
@@ -108,3 +110,19 @@ def test_truth_that_fits_no_series_names_those_that_would(run: Path, tmp_path: P
     done = command("evaluate", run, "--truth", tmp_path, "-q")
     assert done.exit_code == 2
     assert "of the folder: for example ct.nii.gz." in " ".join(done.stderr.split())
+
+
+def test_the_picture_shows_the_series(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[object] = []
+    monkeypatch.setattr(
+        report, "make_strip", lambda *given: seen.append(given[2]) or make_strip(*given)
+    )
+    scan(tmp_path / "ct.nii.gz", TRUTH)
+    done = command("evaluate", run, "--truth", tmp_path, "--out", tmp_path / "eval", "-q")
+    assert done.exit_code == 0, done.output
+    (photo,) = seen
+    # Some plane of the scan, stretched to the range of grey.
+    plane = max(np.corrcoef(photo[..., 0].ravel(), each.ravel())[0, 1] for each in VOXELS)
+    assert plane > 0.95
