@@ -44,10 +44,10 @@ def image_ids(
             continue
         path = _below(uri.partition("://")[2] or uri, root)
         stem, suffix = posixpath.splitext(path)
-        # Only the formats know suffixes with two dots.
         if is_series(uri):
-            # Dots in the UID of a series are no beginnings of a suffix.
+            # Dots in the UID of a series begin no suffix.
             stem, suffix = path, ""
+        # Only the formats know suffixes with two dots.
         elif (claimed := formats.suffix_of(uri)).count(".") > 1 and path.lower().endswith(claimed):
             stem, suffix = path[: -len(claimed)], path[-len(claimed) :]
         # A folder that is named like an image must not get the name of that image's mask.
