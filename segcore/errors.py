@@ -13,6 +13,8 @@ MaskloomError
 │   └── Stopped            the run was asked to stop
 └── ImageError             one image cannot be processed; it becomes a failed row  (exit code 3)
     ├── FormatError        the file does not match its name or header, or exceeds our limits
+    │   ├── NotInstalled   a package that reads the file is not installed; the next run tries again
+    │   └── Incomplete     a file that belongs to this one is missing; the next run tries again
     ├── ReadError          the header can be read, the pixels cannot
     ├── ModelMismatch      the image does not suit the segmenter (bands, dtype)
     ├── Missing            a file that the inputs name does not exist
@@ -86,7 +88,13 @@ class FormatError(ImageError, ValueError):
 
 
 class NotInstalled(FormatError):
-    """A package is needed that is not installed; the next run tries again."""
+    """A package that reads the file is not installed."""
+
+    permanent = False
+
+
+class Incomplete(FormatError):
+    """A file that belongs to this one, such as the voxels of a header, is missing."""
 
     permanent = False
 

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from maskloom.segcore.errors import FormatError, NotInstalled, Unavailable
+from maskloom.segcore.errors import FormatError, Incomplete, NotInstalled
 from maskloom.segcore.formats.content import require_kind
 from maskloom.segcore.formats.source import StoredFile
 from maskloom.segcore.formats.unpacking import Packing, first_bytes
@@ -268,7 +268,7 @@ def _data_file(source: StoredFile) -> str:
             stem = source.location[: -len(ending)]
             wanted = path[: -len(ending)] + (other.upper() if upper else other)
             if source.beside(wanted) is None:
-                raise Unavailable(
+                raise Incomplete(
                     f"{source.location} is a header, and the file with its voxels is missing: "
                     f"{wanted.rsplit('/', 1)[-1]}. Put it beside the header."
                 )

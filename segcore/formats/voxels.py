@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from maskloom.segcore.errors import FormatError, ReadError, SourceChanged, Unavailable
+from maskloom.segcore.errors import FormatError, Incomplete, ReadError, SourceChanged
 from maskloom.segcore.formats.pixels import drop_not_finite
 from maskloom.segcore.formats.source import StoredFile
 from maskloom.segcore.formats.unpacking import (
@@ -240,7 +240,7 @@ def file_below(source: StoredFile, name: str) -> str:
             "Put that file beside the header, and its bare name into the header."
         )
     if source.beside(path) is None:
-        raise Unavailable(
+        raise Incomplete(
             f"{source.location} is a header, and the file with its voxels is missing: {name}. Put "
             "it beside the header."
         )

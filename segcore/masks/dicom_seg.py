@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from maskloom.segcore.errors import FormatError, RunError
+from maskloom.segcore.errors import FormatError, NotInstalled, RunError
 from maskloom.segcore.geometry import Grid
 from maskloom.segcore.masks.protocol import (
     LABEL_TYPES,
@@ -121,7 +121,7 @@ class SegMasks:
         try:
             import highdicom
         except ImportError:
-            raise FormatError(
+            raise NotInstalled(
                 "DICOM segmentation objects need the extra 'medical': pip install "
                 "'maskloom[medical]'."
             ) from None

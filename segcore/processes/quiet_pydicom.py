@@ -12,7 +12,7 @@ from maskloom.segcore.errors import NotInstalled
 
 @cache
 def pydicom() -> Any:
-    """The library. Raises `FormatError` if it is not installed."""
+    """The library. Raises `NotInstalled` if it is not installed."""
     try:
         import pydicom as library
         import pydicom.config

@@ -6,6 +6,7 @@ nibabel and pynrrd read the sources and the masks.
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -97,6 +98,45 @@ def test_masks_lie_on_their_source(maskloom, tmp_path: Path, name: str) -> None:
     whole, tiled = ((each / "masks" / "a.nii.gz").read_bytes() for each in outputs)
     assert whole == tiled
     assert maskloom("verify", outputs[0]).exit_code == 0
+
+
+@pytest.mark.parametrize("lacking", ["nibabel", "pynrrd", "zarr", "voxels", "voxels of NIfTI"])
+def test_what_was_lacking_is_tried_again(
+    maskloom, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lacking: str
+) -> None:
+    """A package, or the file with the voxels of a header."""
+    scans = tmp_path / "scans"
+    scans.mkdir()
+    name = {"nibabel": "a.nii", "pynrrd": "a.nrrd", "zarr": "a.zarr"}.get(lacking, "a.mha")
+    if lacking == "zarr":
+        pytest.importorskip("zarr").create_array(scans / name, data=volume())
+    elif lacking == "voxels of NIfTI":
+        nibabel.save(nibabel.Nifti1Pair(volume().T, OBLIQUE), scans / "a.hdr")
+    else:
+        save_scan(scans / name)
+    header = {"voxels": "a.mhd", "voxels of NIfTI": "a.hdr"}.get(lacking, name)
+    command = ("segment", scans / header, "-o", tmp_path / "out", "-s", "threshold", *SERIAL)
+    voxels = scans / "a.img" if lacking == "voxels of NIfTI" else scans / "a.raw"
+    if lacking == "voxels":
+        head, _, content = (scans / name).read_bytes().partition(b"LOCAL\n")
+        (scans / "a.mhd").write_bytes(head + b"a.raw\n")
+        (scans / name).unlink()
+        voxels.write_bytes(content)
+    with monkeypatch.context() as patch:
+        package = {"nibabel": "nibabel.spatialimages", "pynrrd": "nrrd", "zarr": "zarr"}
+        if lacking in package:
+            patch.setitem(sys.modules, package[lacking], None)
+        else:
+            content = voxels.read_bytes()
+            voxels.unlink()
+        assert maskloom(*command).exit_code == 3
+    if lacking not in package:
+        voxels.write_bytes(content)
+
+    result = maskloom(*command)
+
+    assert result.exit_code == 0, result.output
+    assert [row["status"] for row in read_table(tmp_path / "out", "images")] == ["ok"]
 
 
 def test_objects_of_scans_have_volumes(maskloom, tmp_path: Path) -> None:

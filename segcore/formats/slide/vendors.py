@@ -123,7 +123,7 @@ class OpenSlideReader:
 
 
 def _opened(source: StoredFile, kind: type[FormatError | ReadError]) -> Any:
-    """The open slide. Raises `kind`."""
+    """The open slide. Raises `kind` and `NotInstalled`."""
     location = source.location
     try:
         import openslide
