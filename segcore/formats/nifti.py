@@ -257,7 +257,7 @@ def _require_type(location: str, dtype: np.dtype[Any]) -> None:
 
 
 def _data_file(source: StoredFile) -> str:
-    """The URI of the file with the voxels, beside a header. Raises `FormatError`, and `Unavailable`
+    """The URI of the file with the voxels, beside a header. Raises `FormatError`, and `Incomplete`
     if it is missing.
     """
     path = source.path
