@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from maskloom.segcore import formats
-from maskloom.segcore.annotations.pairing import NameSuffixes, pair
+from maskloom.segcore.annotations.pairing import NameSuffixes, names_for_series, pair
 from maskloom.segcore.annotations.places import fit
 from maskloom.segcore.deep.inference.card import Scaling
 from maskloom.segcore.errors import FormatError, ImageError, RecipeError
@@ -114,7 +114,8 @@ def _paired(images: Sequence[Source], masks: Sequence[Source], recipe: TrainingR
             f"images: {len(found.without_truth)} of {len(wanted)} without a mask: "
             f"{_some(found.without_truth)}.{also}\n"
             "A mask has the name of its image, apart from the suffix and `mask_suffix`. Add the "
-            "missing masks, or add the images to `split.leave_out`."
+            "missing masks, or add the images to `split.leave_out`. "
+            f"{names_for_series(found.without_truth, [each.uri for each in wanted])}".rstrip()
         )
     return found
 

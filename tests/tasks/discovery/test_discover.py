@@ -268,6 +268,6 @@ def test_suffixes_of_two_dots_are_those_of_formats(tmp_path, monkeypatch):
 
 def test_the_uid_of_a_series_is_not_cut() -> None:
     uris = ["/d/ct/1.2.840.4-ab12", "/d/ct/1.2.840.5-cd34"]
-    assert image_ids(uris, ["/d"], {}) == dict(
+    assert image_ids(uris, ["file:///d"], {}) == dict(
         zip(uris, ["ct/1.2.840.4-ab12", "ct/1.2.840.5-cd34"], strict=True)
     )
