@@ -30,7 +30,6 @@ from maskloom.segcore.formats.dicom.slices import (
     without_copies,
 )
 from maskloom.segcore.formats.dicom.spacing import in_plane
-from maskloom.segcore.formats.dicom.values import Scale
 from maskloom.segcore.ground.space import Frame, Metric, Space
 from maskloom.segcore.raster.places import Place
 from maskloom.segcore.raster.spec import RasterSpec
@@ -259,7 +258,7 @@ def _check_alike(slices: Sequence[Slice]) -> None:
         raise FormatError(
             "its slices have several orientations. Give them as folders of their own."
         )
-    unscaled = sum(each.scale == Scale() for each in slices)
+    unscaled = sum(not each.scale.stated for each in slices)
     if 0 < unscaled < len(slices):
         raise FormatError(
             f"{unscaled} of its {len(slices)} slices state no RescaleSlope and RescaleIntercept, "

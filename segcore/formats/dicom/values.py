@@ -25,6 +25,8 @@ class Scale:
 
     slope: float = 1.0
     intercept: float = 0.0
+    stated: bool = True
+    """Whether the file states it."""
 
     @property
     def is_integral(self) -> bool:
@@ -57,7 +59,10 @@ class Stored:
         )
 
 
-def scale_of(elements: Any, otherwise: Scale = Scale()) -> Scale:
+UNSCALED = Scale(stated=False)
+
+
+def scale_of(elements: Any, otherwise: Scale = UNSCALED) -> Scale:
     """The rescaling that elements state. A slope of 0 is none."""
     slope = numbers(elements, "RescaleSlope") or numbers(elements, "DoseGridScaling")
     intercept = numbers(elements, "RescaleIntercept")
