@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,7 +25,7 @@ class Scale:
 
     slope: float = 1.0
     intercept: float = 0.0
-    stated: bool = True
+    stated: bool = field(default=True, compare=False)
     """Whether the file states it."""
 
     @property
