@@ -7,25 +7,20 @@ JSON file beside the mask.
 from __future__ import annotations
 
 import json
-import zlib
 from dataclasses import dataclass
-from itertools import groupby
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from maskloom.segcore.errors import RunError
-from maskloom.segcore.geometry import Grid
+from maskloom.segcore.masks.planes import collected, plane_blocks
 from maskloom.segcore.masks.protocol import (
-    LABEL_TYPES,
     MASKS,
     EncodedBlock,
     PublishedMask,
-    compressed_block,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable
 
     from numpy.typing import NDArray
 
@@ -52,8 +47,8 @@ class NpyMasks:
         spec: RasterSpec,
         tile_shape: Shape,  # noqa: ARG002  the protocol has it
     ) -> list[EncodedBlock]:
-        """The compressed labels of a tile's core; see `MaskWriter.encode`."""
-        return [compressed_block(labels, tile, spec)]
+        """The planes of a tile's core, compressed; see `MaskWriter.encode`."""
+        return plane_blocks(labels, tile, spec)
 
     def publish(
         self,
@@ -64,23 +59,16 @@ class NpyMasks:
         classes: ClassTable,
         tile_shape: Shape,
     ) -> PublishedMask:
-        """Write the array slab by slab, and beside a mask of classes their names; see
-        `MaskWriter.publish`. The compressed blocks are held in memory.
+        """Write the array plane by plane, and beside a mask of classes their names; see
+        `MaskWriter.publish` and `collected`.
         """
-        grid = Grid(spec.shape, tile_shape)
-        payloads = _collected(blocks, spec, grid)
-        dtype = _dtype(payloads[grid[0].index], grid[0], spec)
-        if dtype.name not in ("uint32", classes.dtype):
-            raise RunError(
-                f"The mask of {spec.location} came as {dtype}; its {len(classes.names)} classes "
-                f"ask for {classes.dtype}."
-            )
-        with store.writing(name) as out:
+        with collected(blocks, spec, classes, tile_shape) as planes, store.writing(name) as out:
+            dtype = planes.dtype
             np.lib.format.write_array_header_1_0(
                 out, {"descr": dtype.str, "fortran_order": False, "shape": spec.shape}
             )
-            for slab in _slabs(payloads, spec, grid, dtype):
-                out.write(slab.tobytes())
+            for rows in planes.rows(dtype):
+                out.write(rows.data)
         files = {"": out.artefact}
         if dtype != np.uint32:
             [ending] = self.beside
@@ -91,51 +79,3 @@ class NpyMasks:
 
 
 MASKS.register("npy")(NpyMasks())
-
-
-def _collected(blocks: Iterable[EncodedBlock], spec: RasterSpec, grid: Grid) -> dict[Shape, bytes]:
-    """The payloads of all tiles by index."""
-    payloads: dict[Shape, bytes] = {}
-    for block in blocks:
-        if payloads.setdefault(block.index, block.payload) != block.payload:
-            raise RunError(
-                f"Tile {block.index} of the mask of {spec.location} came with two contents."
-            )
-    expected = {tile.index for tile in grid}
-    if payloads.keys() != expected:
-        wrong = min(payloads.keys() ^ expected)
-        raise RunError(
-            f"The mask of {spec.location} has {len(payloads)} of {len(expected)} tiles; tile "
-            f"{wrong} is missing or does not belong to it. Run the same command again."
-        )
-    return payloads
-
-
-def _dtype(payload: bytes, tile: Tile, spec: RasterSpec) -> np.dtype[Any]:
-    """The type of the labels in a payload, from its size."""
-    size = len(zlib.decompress(payload))
-    types = {tile.core.size * np.dtype(name).itemsize: np.dtype(name) for name in LABEL_TYPES}
-    if size not in types:
-        raise RunError(
-            f"Tile {tile.index} of the mask of {spec.location} has {size} bytes; expected one of "
-            f"{sorted(types)}."
-        )
-    return types[size]
-
-
-def _slabs(
-    payloads: dict[Shape, bytes], spec: RasterSpec, grid: Grid, dtype: np.dtype[Any]
-) -> Iterator[NDArray[Any]]:
-    """The labels of all tiles with the same index along the first axis, in order."""
-    for _, tiles in groupby(grid, lambda tile: tile.index[0]):
-        slab = np.empty(0, dtype)
-        for tile in tiles:
-            if not slab.size:
-                slab = np.empty((tile.core.shape[0], *spec.shape[1:]), dtype)
-            values = np.frombuffer(zlib.decompress(payloads.pop(tile.index)), dtype)
-            if values.size != tile.core.size:
-                raise RunError(
-                    f"Tile {tile.index} of the mask of {spec.location} is not of {dtype}."
-                )
-            slab[:, *tile.core.slices[1:]] = values.reshape(tile.core.shape)
-        yield slab

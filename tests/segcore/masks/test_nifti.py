@@ -264,7 +264,7 @@ def test_a_plane_that_is_missing_foreign_or_double_is_an_error_and_no_file(tmp_p
 def test_a_large_mask_goes_through_a_temporary_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("maskloom.segcore.masks.nifti.writer._IN_MEMORY", 100)
+    monkeypatch.setattr("maskloom.segcore.masks.planes._IN_MEMORY", 100)
     labels = np.random.default_rng(3).integers(0, 255, (5, 40, 40), np.uint8)
     blocks = blocks_of(labels, (2, 16, 16))[::-1]
     publish(tmp_path, blocks, spec_of(labels.shape), (2, 16, 16))

@@ -7,6 +7,8 @@ from __future__ import annotations
 import io
 import json
 import random
+import tracemalloc
+from pathlib import Path
 
 import fsspec
 import numpy as np
@@ -66,6 +68,21 @@ def test_numpy_reads_what_was_written(
     assert np.array_equal(found, labels)
 
 
+def test_memory_does_not_grow_with_the_planes(tmp_path: Path) -> None:
+    """A mask of 16 MB; its tiles along z are as deep as the volume."""
+    labels, tile = np.arange(2**22, dtype=np.uint32).reshape(16, 512, 512) // 1000, (16, 64, 64)
+    blocks = blocks_of(labels, tile)
+    tracemalloc.start()
+    try:
+        spec = spec_of(labels.shape)
+        NpyMasks().publish(Store(str(tmp_path)), "mask.npy", blocks, spec, CLASSES, tile)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert np.array_equal(np.load(tmp_path / "mask.npy"), labels)
+    assert peak < labels.nbytes / 4
+
+
 def test_the_names_of_the_classes_are_beside_a_mask_of_classes_only() -> None:
     labels = np.ones((2, 3, 4), np.uint8)
     mask = NpyMasks().publish(
@@ -95,10 +112,10 @@ def test_a_tile_that_is_missing_foreign_or_double_is_an_error_and_no_file() -> N
     other = blocks_of(np.zeros(shape, np.uint8), tile)
     wide = blocks_of(np.ones(shape, np.uint16), tile)
     for blocks, message in (
-        (good[1:], "has 3 of 4 tiles"),
+        (good[1:], "lacks 1 of 8 planes of tiles"),
         ([*good, EncodedBlock(0, (9, 9, 9), b"")], "does not belong"),
         ([*good, other[0]], "came with two contents"),
-        ([*good[:3], wide[3]], "is not of uint8"),
+        ([*good[:7], wide[7]], "is not of uint8"),
         (wide, "ask for uint8"),
     ):
         with pytest.raises(RunError, match=message):
