@@ -42,6 +42,12 @@ HEAD = "runs/head.json"
 SHARD_PIXELS = 2**29
 SHARD_IMAGES = 500
 DESCRIBE_BATCH = 32
+_PIXELS_A_BYTE = 100_000
+"""No codec packs more pixels into a byte."""
+_SPARSE_NOTE = (
+    "next to nothing of its array is stored, and all of it is worked through with the fill value; "
+    "if its metadata claim too much, write it again or leave it out of `inputs`"
+)
 DEFAULT = ReadOptions()
 _HEADER = tuple(field.name for field in dataclasses.fields(Plan) if field.name != "shards")
 """The fields of a plan in its JSON file."""
@@ -221,11 +227,18 @@ def _with_own_ids(
     return result
 
 
+def _is_nearly_empty(image: PlannedImage) -> bool:
+    """Whether a folder holds next to nothing of its array: its metadata alone claim the rest."""
+    source, spec = image.source, image.spec
+    return source.is_folder and spec is not None and spec.pixels > _PIXELS_A_BYTE * source.size
+
+
 def _log_notes(images: Sequence[PlannedImage]) -> None:
     """Log the notes of readers on files: one line per note, with the number of files."""
     about: dict[str, list[str]] = {}
     for image in images:
-        for note in image.spec.notes if image.spec is not None else ():
+        notes = image.spec.notes if image.spec is not None else ()
+        for note in (*notes, *([_SPARSE_NOTE] if _is_nearly_empty(image) else [])):
             about.setdefault(note, []).append(image.source.uri)
     for note, uris in about.items():
         log.warning(

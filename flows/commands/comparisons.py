@@ -40,7 +40,13 @@ TileSide = Annotated[
         show_default=False,
     ),
 ]
-Image = Annotated[str, typer.Argument(metavar="IMAGE", help="The image: a file or fsspec URI.")]
+Image = Annotated[
+    str,
+    typer.Argument(
+        metavar="IMAGE",
+        help="The image: a file or fsspec URI, or a folder with one image or DICOM series.",
+    ),
+]
 Picture = Annotated[
     Path,
     typer.Option("--output", "-o", metavar="PICTURE.png", help="File for the picture."),

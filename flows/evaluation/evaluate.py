@@ -12,6 +12,7 @@ import itertools
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -28,15 +29,20 @@ from maskloom.segcore.errors import ImageError, RecipeError, StoreError, Unavail
 from maskloom.segcore.evaluation.run_tables import Output, RunMask
 from maskloom.segcore.evaluation.scoring import EvaluatedImage, EvaluationOptions, Score
 from maskloom.segcore.evaluation.tables import Result
+from maskloom.segcore.formats.dicom.grouping import is_series
 from maskloom.segcore.pipeline.worker import prepare_process
+from maskloom.segcore.raster.stored import split_part
 from maskloom.segcore.storage.store import Store
 from maskloom.tasks.clusters import machine
 from maskloom.tasks.clusters.local import LocalCluster
 from maskloom.tasks.clusters.serial import SerialCluster
+from maskloom.tasks.discovery.discover import discover
+from maskloom.tasks.discovery.series import SeriesHeaders
 from maskloom.tasks.evaluate import ImageFailure, score_images, view_images
 from maskloom.tasks.inspect import status
 
 if TYPE_CHECKING:
+    from maskloom.segcore.raster.source import Member
     from maskloom.tasks.clusters.protocol import Cluster
 
 FOLDER = "evaluation"
@@ -111,7 +117,11 @@ def _compare(
         worst = sorted((each for each in scored.scores if each.confusion.pixels), key=_quality)
         tiles = {each.image_id: each.worst for each in worst[:_WORST]}
         shown = [mask for mask in masks if mask.image_id in tiles]
-        views = view_images(fanout, _images(output, shown, pairs, options), options, tiles)
+        pictured = (
+            replace(each, members=_members(output.store, each.image_uri))
+            for each in _images(output, shown, pairs, options)
+        )
+        views = view_images(fanout, pictured, options, tiles)
     volumes = len(first.shape) > len("yx")
     return Comparison(result, scored.failures, worst[:_WORST], views, volumes)
 
@@ -172,6 +182,21 @@ def _images(
                 yield EvaluatedImage(*files, known.classes, known.others, known.scores)
             else:
                 yield EvaluatedImage(*files, classes[mask.image_id], VOID)
+
+
+def _members(store: Store, uri: str) -> tuple[Member, ...]:
+    """The files of a series of a run, to show it; none for other images, and if the series is
+    gone.
+    """
+    if not is_series(uri):
+        return ()
+    series = split_part(uri)[0]
+    try:
+        # The run has kept the headers, unless it was told to read them in another way.
+        found = discover([series.rpartition("/")[0]], store.root, {}, SeriesHeaders(store))
+    except (RecipeError, StoreError):
+        return ()
+    return next((each.members for each in found.sources if each.uri == series), ())
 
 
 def _quality(each: Score) -> tuple[float, float]:

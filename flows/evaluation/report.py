@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from maskloom.flows.terminal import count
+from maskloom.segcore.annotations.pairing import names_for_series
 from maskloom.segcore.figures.evaluation import ClassMeasures, Heading, draw, make_strip
 from maskloom.segcore.raster.classes import ClassTable
 
@@ -101,6 +102,7 @@ def notes(
             output.failed, "image of the run failed and has", "images of the run failed and have"
         )
         yield f"{failed} no mask."
+    yield from _notes_on_places(compared.result)
     yield from _notes_on_pixels(compared.result)
     yield from _notes_on_failures(compared.failures)
     if passed_over:
@@ -129,11 +131,23 @@ def _notes_on_pairs(pairs: MaskPairs) -> Iterator[str]:
             "image has no truth and is not evaluated",
             "images have no truth and are not evaluated",
         )
-        yield f"{without} ({_few(pairs.without_truth)})."
+        images = (*pairs.truth_of, *pairs.without_truth)
+        names = names_for_series(pairs.without_truth, images)
+        yield f"{without} ({_few(pairs.without_truth)}). {names}".rstrip()
     if pairs.without_image:
         yield (
             f"{count(len(pairs.without_image), 'truth file belongs', 'truth files belong')} to no "
             f"image of the run ({_few(pairs.without_image)})."
+        )
+
+
+def _notes_on_places(result: Result) -> Iterator[str]:
+    unplaced = [each.truth for each in result.scores if each.one_place]
+    if unplaced:
+        few = _few(unplaced)
+        yield (
+            f"{count(len(unplaced), 'image', 'images')}: of truth and mask only one says where its "
+            f"voxels are; they are compared in the order of the files, unchecked ({few})."
         )
 
 

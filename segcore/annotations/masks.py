@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 
 from maskloom.segcore import formats
+from maskloom.segcore.annotations.places import Turn, TurnedReader
 from maskloom.segcore.errors import FormatError, ImageError, StoreError
 from maskloom.segcore.formats.source import StoredFile
 
@@ -119,11 +120,14 @@ def packed_colours(pixels: NDArray[np.generic]) -> NDArray[np.int32]:
     return packed
 
 
-def open_mask(spec: RasterSpec, by: By) -> MaskReader:
-    """Open a mask for reading. Raises `ReadError` if its pixels are broken."""
-    if by == "colour":
-        return MaskReader(formats.open_image(spec), spec.location, by)
-    return MaskReader(formats.open_stored(spec), spec.location, by, _nodata_beside(spec))
+def open_mask(spec: RasterSpec, by: By, turn: Turn | None = None) -> MaskReader:
+    """Open a mask for reading, its pixels in the order of `turn`, or as stored. Raises `ReadError`
+    if its pixels are broken.
+    """
+    reader = formats.open_image(spec) if by == "colour" else formats.open_stored(spec)
+    if turn is not None and turn != Turn.none(len(spec.shape)):
+        reader = TurnedReader(reader, turn, turn.shape(spec.shape))
+    return MaskReader(reader, spec.location, by, None if by == "colour" else _nodata_beside(spec))
 
 
 def _nodata_beside(spec: RasterSpec) -> int | None:

@@ -18,18 +18,22 @@ from maskloom.segcore.annotations.label_mapping import UNKNOWN
 from maskloom.segcore.annotations.masks import holds_object_ids, open_mask
 from maskloom.segcore.annotations.metrics import Confusion
 from maskloom.segcore.annotations.object_metrics import Matching, ObjectCounts, Overlaps
-from maskloom.segcore.errors import ImageError, RecipeError, StoreError
+from maskloom.segcore.annotations.places import Fit, fit
+from maskloom.segcore.errors import FormatError, ImageError, RecipeError, StoreError
 from maskloom.segcore.evaluation.boundary import Boundary, halo_of
 from maskloom.segcore.evaluation.labelled_images import ImageInstances, PredictedImage, TruthImage
 from maskloom.segcore.figures.drawing import outlines, photo_of
 from maskloom.segcore.geometry import Grid, Tile, Tiling
 from maskloom.segcore.processes import limits
+from maskloom.segcore.raster.source import Source
+from maskloom.segcore.raster.stored import split_part
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from maskloom.segcore.annotations.label_mapping import LabelMapping
     from maskloom.segcore.evaluation.labelled_images import LabelledImage
+    from maskloom.segcore.raster.source import Member
     from maskloom.segcore.raster.spec import RasterSpec
 
 _TILE = 1024
@@ -56,6 +60,8 @@ class EvaluatedImage:
     """Class id of values beyond the table."""
     scores: NDArray[np.float64] | None = None
     """Score of each object by its id. None if not available."""
+    members: tuple[Member, ...] = ()
+    """The files of the image if it is a series, for pictures."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +102,10 @@ class Score:
     """None if objects are not compared."""
     worst: int
     """Number of the tile with the most wrong pixels."""
+    one_place: bool = False
+    """Whether only one of truth and mask states where its voxels are, so that they are compared in
+    the order of the files.
+    """
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -120,12 +130,11 @@ class TileView:
 def score(image: EvaluatedImage, options: EvaluationOptions) -> Score:
     """Compare the mask of an image with its truth.
 
-    Raises `TruthMismatch` if their sizes or places on earth differ, `RecipeError` if the mask is
-    not of the kind given by the options, or the truth has values without a meaning, and the errors
-    of reading.
+    Raises `TruthMismatch` if their sizes or places differ, `RecipeError` if the mask is not of the
+    kind given by the options, or the truth has values without a meaning, and the errors of reading.
     """
     with ExitStack() as stack:
-        truth, predicted, grid = _open_both(image, options, stack)
+        truth, predicted, grid, fits = _open_both(image, options, stack)
         confusion, boundary, unknown = (
             Confusion.none(options.classes),
             Boundary.none(options.classes),
@@ -148,13 +157,14 @@ def score(image: EvaluatedImage, options: EvaluationOptions) -> Score:
         if options.foreground:
             sides = _instances(image, options, truth, predicted, grid)
             objects = _match(image, sides, grid).counts(options.classes)
-    return Score(image.image_id, image.truth, confusion, boundary, objects, worst)
+    one_place = fits.placing == "by index of one"
+    return Score(image.image_id, image.truth, confusion, boundary, objects, worst, one_place)
 
 
 def view(image: EvaluatedImage, options: EvaluationOptions, number: int) -> TileView:
     """Image, truth and mask of a tile. Raises as `score`."""
     with ExitStack() as stack:
-        truth, predicted, grid = _open_both(image, options, stack)
+        truth, predicted, grid, _ = _open_both(image, options, stack)
         tile = grid[number]
         own = true = np.zeros(tile.core.shape, np.int64)
         unmatched = np.zeros(tile.core.shape, np.bool_)
@@ -174,7 +184,7 @@ def view(image: EvaluatedImage, options: EvaluationOptions, number: int) -> Tile
             found[plane],
             unmatched[plane],
             np.stack([outlines(true[plane]), outlines(own[plane])]),
-            _photo(image.image_uri, grid, tile, plane),
+            _photo(image.image_uri, grid, tile, plane, image.members),
         )
 
 
@@ -185,14 +195,22 @@ def _plane_with_most(wrong: NDArray[np.bool_]) -> tuple[int, ...]:
 
 
 def _photo(
-    uri: str, grid: Grid, tile: Tile, plane: tuple[int, ...] = ()
+    uri: str,
+    grid: Grid,
+    tile: Tile,
+    plane: tuple[int, ...] = (),
+    members: tuple[Member, ...] = (),
 ) -> NDArray[np.uint8] | None:
     """The pixels of a tile's core, or of a plane of it, as a picture (y, x, 3); None if the image
-    is gone, has changed or cannot be read.
+    is gone, has changed or cannot be read. `members`: the files of a series.
     """
+    source = Source(uri, "", "", 0, members=members, part=split_part(uri)[1])
     try:
-        spec = formats.describe(uri)
-        if spec.shape != grid.shape:
+        if members:
+            [(_, spec)] = formats.describe_images(source, "")
+        else:
+            spec = formats.describe(uri)
+        if isinstance(spec, FormatError) or spec.shape != grid.shape:
             return None
         with formats.open_image(spec) as reader:
             pixels, valid = reader.read(tile.core)
@@ -203,13 +221,20 @@ def _photo(
 
 def _open_both(
     image: EvaluatedImage, options: EvaluationOptions, stack: ExitStack
-) -> tuple[TruthImage, PredictedImage, Grid]:
+) -> tuple[TruthImage, PredictedImage, Grid, Fit]:
     theirs, ours = formats.describe(image.truth), formats.describe(image.mask)
-    if theirs.shape != ours.shape:
+    fits = fit(theirs, ours)
+    if not fits.same_shape:
         sizes = [" x ".join(str(n) for n in reversed(spec.shape)) for spec in (theirs, ours)]
         raise TruthMismatch(
             f"{image.truth} has {sizes[0]} pixels, the mask of {image.image_id} ({image.mask}) has "
             f"{sizes[1]}. Truth and image must have the same size."
+        )
+    if fits.elsewhere:
+        raise TruthMismatch(
+            f"{image.truth} lies elsewhere in the scanner than the mask of {image.image_id}: "
+            f"{fits.elsewhere}. Resample the truth to the grid of {image.mask}; if only its header "
+            "is wrong, give it the header of that file."
         )
     shift = _largest_shift(theirs, ours)
     if not shift <= _LARGEST_SHIFT:
@@ -224,11 +249,13 @@ def _open_both(
             "made by different recipes. Give --truth only for the images of one recipe, or run one "
             "over all images."
         )
-    truth = TruthImage(stack.enter_context(open_mask(theirs, options.mapping.by)), options.mapping)
+    truth = TruthImage(
+        stack.enter_context(open_mask(theirs, options.mapping.by, fits.turn)), options.mapping
+    )
     predicted = PredictedImage(
         stack.enter_context(open_mask(ours, "index")), image.table, image.beyond
     )
-    return truth, predicted, options.grid(ours.shape)
+    return truth, predicted, options.grid(ours.shape), fits
 
 
 def _largest_shift(truth: RasterSpec, mask: RasterSpec) -> float:

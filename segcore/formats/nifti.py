@@ -257,7 +257,9 @@ def _require_type(location: str, dtype: np.dtype[Any]) -> None:
 
 
 def _data_file(source: StoredFile) -> str:
-    """The URI of the file with the voxels, beside a header. Raises `FormatError`."""
+    """The URI of the file with the voxels, beside a header. Raises `FormatError`, and `Incomplete`
+    if it is missing.
+    """
     path = source.path
     # The longest first: .hdr.gz.
     for ending, other in sorted(_PAIRS.items(), key=lambda pair: -len(pair[0])):

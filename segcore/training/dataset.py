@@ -175,7 +175,8 @@ class Dataset:
 
     def _open(self, number: int) -> Readers:
         pair = self.pairs[number]
-        return formats.open_image(pair.image), open_mask(pair.mask, self.decoder.mapping.by)
+        mask = open_mask(pair.mask, self.decoder.mapping.by, pair.turn)
+        return formats.open_image(pair.image), mask
 
     def _kept(self, number: int) -> bool:
         spec = self.pairs[number].image

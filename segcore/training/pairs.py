@@ -10,13 +10,11 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import product
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from maskloom.segcore import formats
-from maskloom.segcore.annotations.pairing import NameSuffixes, pair
+from maskloom.segcore.annotations.pairing import NameSuffixes, names_for_series, pair
+from maskloom.segcore.annotations.places import fit
 from maskloom.segcore.deep.inference.card import Scaling
 from maskloom.segcore.errors import FormatError, ImageError, RecipeError
 from maskloom.segcore.storage.filesystems import filesystem, store_errors
@@ -24,14 +22,13 @@ from maskloom.segcore.training.recipe import matches
 
 if TYPE_CHECKING:
     from maskloom.segcore.annotations.pairing import MaskPairs
+    from maskloom.segcore.annotations.places import Turn
     from maskloom.segcore.raster.source import Source
     from maskloom.segcore.raster.spec import RasterSpec
     from maskloom.segcore.training.recipe import TrainingRecipe
     from maskloom.segcore.training.setup import OnProgress
 
 _SHOWN = 5
-_NEAR = 0.1
-"""Voxels by which a mask may be shifted by the rounding of headers."""
 _CHUNK_BYTES = 2**22
 _FACTORS = {"uint8": 1 / 255, "uint16": 1 / 65535}
 
@@ -44,6 +41,8 @@ class Pair:
     image: RasterSpec
     """With the bands that the network looks at."""
     mask: RasterSpec
+    turn: Turn | None = None
+    """The order of the mask's voxels on the grid of the image. None: as stored."""
 
 
 def find_pairs(
@@ -64,15 +63,8 @@ def find_pairs(
     for image, name in sorted(found.name_of.items(), key=lambda item: item[1]):
         on_progress(len(pairs), len(found.name_of))
         mask = found.truth_of[image]
-        pairs.append(
-            Pair(
-                name,
-                _described(sources[image], recipe.bands),
-                _described(sources[mask], None),
-            )
-        )
-        _require_same_shape(pairs[-1])
-        require_same_place(pairs[-1])
+        specs = _described(sources[image], recipe.bands), _described(sources[mask], None)
+        pairs.append(Pair(name, *specs, turn_onto_image(*specs)))
     _require_same_axes(pairs)
     _require_same_bands(pairs)
     unused = sorted(found.without_image)
@@ -122,7 +114,8 @@ def _paired(images: Sequence[Source], masks: Sequence[Source], recipe: TrainingR
             f"images: {len(found.without_truth)} of {len(wanted)} without a mask: "
             f"{_some(found.without_truth)}.{also}\n"
             "A mask has the name of its image, apart from the suffix and `mask_suffix`. Add the "
-            "missing masks, or add the images to `split.leave_out`."
+            "missing masks, or add the images to `split.leave_out`. "
+            f"{names_for_series(found.without_truth, [each.uri for each in wanted])}".rstrip()
         )
     return found
 
@@ -199,39 +192,24 @@ def _described(source: Source, bands: Sequence[int] | None) -> RasterSpec:
         raise RecipeError(f"{error} Fix the file, or add it to `split.leave_out`.") from error
 
 
-def _require_same_shape(both: Pair) -> None:
-    if both.image.shape != both.mask.shape:
-        ours, theirs = (
-            " x ".join(map(str, reversed(spec.shape))) for spec in (both.image, both.mask)
-        )
+def turn_onto_image(image: RasterSpec, mask: RasterSpec) -> Turn:
+    """The order of a mask's voxels on the grid of its image. Raises `RecipeError` if their sizes
+    differ, or the mask lies elsewhere in the scanner.
+    """
+    fits = fit(mask, image)
+    if not fits.same_shape:
+        ours, theirs = (" x ".join(map(str, reversed(spec.shape))) for spec in (image, mask))
         raise RecipeError(
-            f"{both.mask.location} is {theirs} pixels, its image {both.image.location} is {ours}. "
+            f"{mask.location} is {theirs} pixels, its image {image.location} is {ours}. "
             "Write the mask in the size of its image, or name it in `split.leave_out`."
         )
-
-
-def require_same_place(both: Pair) -> None:
-    """Raise `RecipeError` if a mask of the same size lies elsewhere in the scanner, for example
-    turned or mirrored.
-    """
-    frames = both.image.space.frame, both.mask.space.frame
-    affines = [
-        np.reshape(frame.affine, (3, 4))
-        for frame in frames
-        if frame is not None and (frame.sform_code or frame.qform_code)
-    ]
-    if len(affines) < len(frames):
-        return
-    step = float(np.abs(np.linalg.norm(affines[0][:, :3], axis=0)).min())
-    corners = np.array(list(product(*((0, n - 1) for n in both.image.shape[::-1]))))
-    moved, expected = (corners @ affine[:, :3].T + affine[:, 3] for affine in affines)
-    if np.abs(moved - expected).max() > _NEAR * step:
+    if fits.elsewhere:
         raise RecipeError(
-            f"{both.mask.location} has the size of its image {both.image.location}, but its header "
-            "places it elsewhere (another orientation, spacing or origin), so its labels would be "
-            "learned at wrong voxels. Resample the mask to the image's grid, or name it in "
-            "`split.leave_out`."
+            f"{mask.location} has the size of its image {image.location}, but its header places it "
+            f"elsewhere: {fits.elsewhere}; its labels would be learned at wrong voxels. Resample "
+            "the mask to the image's grid, or name it in `split.leave_out`."
         )
+    return fits.turn
 
 
 def _require_same_axes(pairs: Sequence[Pair]) -> None:

@@ -13,6 +13,7 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 
 from maskloom.segcore import formats
+from maskloom.segcore.formats.dicom.grouping import is_series
 
 _FOLDER_SUFFIX = re.compile(r"\.(\w+)/")
 _UNSAFE = re.compile(r"[^\w.\-]")
@@ -43,8 +44,11 @@ def image_ids(
             continue
         path = _below(uri.partition("://")[2] or uri, root)
         stem, suffix = posixpath.splitext(path)
+        if is_series(uri):
+            # Dots in the UID of a series begin no suffix.
+            stem, suffix = path, ""
         # Only the formats know suffixes with two dots.
-        if (claimed := formats.suffix_of(uri)).count(".") > 1 and path.lower().endswith(claimed):
+        elif (claimed := formats.suffix_of(uri)).count(".") > 1 and path.lower().endswith(claimed):
             stem, suffix = path[: -len(claimed)], path[-len(claimed) :]
         # A folder that is named like an image must not get the name of that image's mask.
         folder, _, name = stem.rpartition("/")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from dicom_support import save, stack_of
 from PIL import Image
 from scipy import ndimage
 from skimage import data, segmentation
@@ -296,3 +297,37 @@ def test_the_middle_plane_of_a_volume_is_drawn(tmp_path: Path) -> None:
     below_the_titles = GAP + TITLE
     # The photo's contrast and the classes of the middle plane are those of the plane alone.
     assert np.array_equal(volume[below_the_titles:], image[below_the_titles:])
+
+
+def test_a_folder_with_one_series_is_that_series(tmp_path: Path, drawn: list[Cell]) -> None:
+    voxels = np.random.default_rng(6).integers(0, 2000, (5, 24, 32), np.uint16)
+    save(tmp_path / "ct", stack_of(voxels)[::-1])
+    compare(f"{tmp_path / 'ct'}/", ["threshold"], tmp_path / "series.png")
+    assert drawn[0].title == "ct"
+    np.save(tmp_path / "ct.npy", voxels)
+    compare(str(tmp_path / "ct.npy"), ["threshold"], tmp_path / "array.png")
+    assert drawn[0].text == drawn[2].text
+    for series, array in zip(drawn[:2], drawn[2:], strict=True):
+        np.testing.assert_array_equal(series.over_photo, array.over_photo)
+
+
+def test_of_several_images_in_a_folder_one_is_named(tmp_path: Path, drawn: list[Cell]) -> None:
+    voxels = np.arange(2 * 24 * 32, dtype=np.uint16).reshape(2, 24, 32)
+    save(tmp_path / "ct", stack_of(voxels))
+    save(tmp_path / "ct", stack_of(voxels[:, :12], series="B"), names="b{}.dcm")
+    picture = tmp_path / "out.png"
+    with pytest.raises(RecipeError, match=r"holds 2 images\. Name one of them:") as raised:
+        compare(str(tmp_path / "ct"), ["threshold"], picture)
+    for each in str(raised.value).splitlines()[1:]:
+        name, files = each.split(" (")
+        assert files == "2 files)"
+        compare(name.strip(), ["threshold"], picture)
+    assert sorted(cell.text for cell in drawn[::2]) == [
+        "middle plane of 32 x 12 x 2 pixels",
+        "middle plane of 32 x 24 x 2 pixels",
+    ]
+    with pytest.raises(RecipeError, match="does not exist"):
+        compare(str(tmp_path / "ct" / "series-0123456789ab-0123"), ["threshold"], picture)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(RecipeError, match="empty' matches no image"):
+        compare(str(tmp_path / "empty"), ["threshold"], picture)

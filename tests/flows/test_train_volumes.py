@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from dicom_support import save, stack_of
 from tests_support import assert_same_results, read_table
 from typer.testing import CliRunner
 
@@ -16,9 +17,12 @@ from maskloom.flows import train as flow
 from maskloom.flows.cli import app
 from maskloom.flows.progress import Quiet, TrainingProgress
 from maskloom.flows.recipes import training as training_recipes
+from maskloom.segcore.annotations.masks import open_mask
 from maskloom.segcore.deep.inference.card import Card
 from maskloom.segcore.errors import RecipeError, Stopped
+from maskloom.segcore.geometry import Box
 from maskloom.segcore.training import semantic
+from maskloom.segcore.training.pairs import find_pairs
 from maskloom.segcore.training.run import prepare, train
 from maskloom.tasks import batching
 
@@ -62,6 +66,29 @@ def write(folder: Path, count: int, shape: tuple[int, ...] = SHAPE) -> None:
     for i in range(count):
         for kind, array in zip(("images", "masks"), balls(i, shape), strict=True):
             np.save(folder / kind / f"{i}.npy", array)
+
+
+def test_series_are_trained_with_masks_named_by_their_folders(tmp_path):
+    """Masks with turned axes are put in the order of the series."""
+    nib = pytest.importorskip("nibabel")
+    (tmp_path / "masks").mkdir()
+    for i in range(2):
+        voxels, mask = balls(i)
+        save(tmp_path / "images" / f"ct{i}", stack_of(voxels.astype(np.uint16), series=str(i)))
+        # That of a stack: x runs to the left, and y to the back.
+        whole = nib.Nifti1Image(mask.T, np.diag([-0.8, -0.5, 2.0, 1.0]))
+        turned = whole.as_reoriented(np.array([[2, -1], [0, 1], [1, -1]]))
+        nib.save(turned, tmp_path / "masks" / f"ct{i}.nii.gz")
+    training = training_recipes.make(TINY, tmp_path, [])
+    pairs, notes = find_pairs(*flow.sources(training), training.recipe, lambda *_: None)
+    assert notes == []
+    for i, pair in enumerate(sorted(pairs, key=lambda each: each.mask.location)):
+        assert f"/ct{i}/" in pair.image.location
+        with open_mask(pair.mask, "index", pair.turn) as reader:
+            np.testing.assert_array_equal(reader.read(Box.whole(SHAPE))[0], balls(i)[1])
+    (tmp_path / "masks" / "ct1.nii.gz").rename(tmp_path / "masks" / "other.nii.gz")
+    with pytest.raises(RecipeError, match=r"1 of 2 without a mask(.|\n)*for example ct1\.nii\.gz"):
+        find_pairs(*flow.sources(training), training.recipe, lambda *_: None)
 
 
 @pytest.fixture(autouse=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import zipfile
 import zlib
 from pathlib import Path
@@ -17,6 +18,7 @@ from PIL import Image
 from tests_support import read_table
 
 from maskloom.segcore.errors import FormatError
+from maskloom.segcore.processes import quiet_pydicom
 from maskloom.segcore.raster.spec import FORMATS
 
 QUIET = ("--no-prefect", "--quiet", "--set", "cluster.kind=serial")
@@ -280,6 +282,29 @@ def test_a_new_slice_makes_its_series_new_and_no_other(tmp_path, maskloom):
     changed = [name for name in before if before[name] != after[name]]
     assert before.keys() == after.keys()
     assert [(before[name]["depth"], after[name]["depth"]) for name in changed] == [(4, 5)]
+
+
+def test_scans_that_failed_for_want_of_the_library_are_a_series_once_it_is_there(
+    tmp_path, maskloom, monkeypatch
+):
+    folder, output = tmp_path / "in", tmp_path / "out"
+    save(folder, stack_of(NOISE[:4]))
+    command = ("segment", folder, "-o", output, *THRESHOLD, *QUIET)
+    with monkeypatch.context() as absent:
+        quiet_pydicom.pydicom.cache_clear()
+        absent.setitem(sys.modules, "pydicom", None)
+        assert maskloom(*command).exit_code == 3
+    rows = read_table(output, "images")
+    assert {row["error_type"] for row in rows} == {"NotInstalled"}
+    assert all("pip install 'maskloom[medical]'" in row["error"] for row in rows)
+    quiet_pydicom.pydicom.cache_clear()
+
+    result = maskloom(*command)
+
+    assert result.exit_code == 0, result.output
+    [row] = read_table(output, "images")
+    assert (row["status"], row["depth"]) == ("ok", 4)
+    assert maskloom("verify", output).exit_code == 0
 
 
 ORIENTATIONS = {

@@ -36,13 +36,13 @@ def photo(tmp_path: Path) -> Path:
 
 
 def test_what_a_folder_holds_besides_is_counted_in_run_plan_and_record(tmp_path, photo, maskloom):
-    for name in ("a.lsm", "b.lsm", "v.nii.gz"):
+    for name in ("a.lsm", "b.lsm", "v.mnc.gz"):
         (photo.parent / name).write_bytes(b"x")
     recipe = tmp_path / "r.yaml"
     recipe.write_text(
         json.dumps({"inputs": "in", "output": "out", "segmenter": "threshold", "cluster": "serial"})
     )
-    said = "Passed over in folders, since no format claims such files: 2 .lsm, 1 .nii.gz."
+    said = "Passed over in folders, since no format claims such files: 2 .lsm, 1 .mnc.gz."
 
     assert said in maskloom("plan", recipe).stdout
     for expected in ("1 image done, 0 failed", "Nothing to do: 1 image is unchanged"):
@@ -54,7 +54,7 @@ def test_what_a_folder_holds_besides_is_counted_in_run_plan_and_record(tmp_path,
         )
     assert said in maskloom("plan", recipe).stdout
     (manifest,) = (tmp_path / "out" / "runs").glob("*/manifest.json")
-    assert json.loads(manifest.read_text())["settings"]["passed_over"] == {".lsm": 2, ".nii.gz": 1}
+    assert json.loads(manifest.read_text())["settings"]["passed_over"] == {".lsm": 2, ".mnc.gz": 1}
 
 
 def test_a_file_of_a_microscope_that_is_tiff_inside_is_read_when_it_is_named(tmp_path, maskloom):

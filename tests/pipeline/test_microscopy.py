@@ -209,7 +209,7 @@ def test_a_volume_in_an_object_store_is_read_there_and_masked_there(s3_bucket, t
 
 def test_the_recipe_for_ome_zarr_finds_touching_nuclei_in_micrometres(tmp_path, maskloom):
     """Balls of known volume, of which pairs touch; slices are twice as far apart as pixels."""
-    recipe = Path(__file__).parents[2] / "deploy" / "recipes" / "ome_zarr.yaml"
+    recipe = Path(__file__).parents[2] / "deploy" / "recipes" / "ome-zarr.yaml"
     centres = [(10, 20, 20), (10, 20, 37), (10, 50, 30), (10, 25, 70), (10, 42, 70)]
     z, y, x = np.indices(SHAPE)
     nuclei = np.zeros(SHAPE, bool)
@@ -239,3 +239,16 @@ def test_the_recipe_for_ome_zarr_finds_touching_nuclei_in_micrometres(tmp_path, 
     mask = zarr.open(tmp_path / "out" / "masks" / "cells.zarr")["0"]
     assert mask.dtype == "uint32"
     np.testing.assert_array_equal(mask[...] > 0, nuclei)
+
+
+@pytest.mark.parametrize(("side", "said"), [(64, False), (200_000, True)])
+def test_an_array_of_which_next_to_nothing_is_stored_is_named(
+    tmp_path, maskloom, caplog, side, said
+):
+    """Metadata alone can claim any size."""
+    array = zarr.create_array(tmp_path / "a.zarr", shape=(side, side), chunks=(64, 64), dtype="u1")
+    array[:64, :64] = np.random.default_rng(0).integers(0, 255, (64, 64), np.uint8)
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("inputs: a.zarr\noutput: out\nsegmenter: {kind: threshold, value: 9}\n")
+    assert maskloom("plan", recipe).exit_code == 0
+    assert ("next to nothing of its array is stored" in caplog.text) == said

@@ -58,7 +58,7 @@ _FIRST_ELEMENTS = (
 
 @dataclass(frozen=True, slots=True)
 class Dicom:
-    """DICOM files, series of them, and ZIP archives of them."""
+    """DICOM files, series of them, and ZIP archives of them (extra `medical`)."""
 
     kinds: tuple[FileKind, ...] = (
         FileKind(

@@ -8,6 +8,7 @@ nothing that tells who the patient is.
 from __future__ import annotations
 
 import json
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -18,6 +19,7 @@ import numpy as np
 from maskloom.segcore.formats.dicom.header import Header, numbers, text
 from maskloom.segcore.formats.dicom.pseudonyms import appears_in, pseudonym
 from maskloom.segcore.raster.places import Place
+from maskloom.segcore.raster.stored import split_part
 
 if TYPE_CHECKING:
     from maskloom.segcore.raster.source import Member
@@ -26,6 +28,8 @@ SAME_DIRECTION = 1e-3
 """Largest difference of the cosines of two slices of a stack."""
 _COSINES = 6
 _DIGITS = 5
+_NAME = re.compile(r"(?:^|/)(?:series-[0-9a-f]{12}|[0-9.]+)-[0-9a-f]{4}$")
+"""Names of series: see `Key.name`."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -45,6 +49,15 @@ class Key:
         # Each image has them, so that a name does not depend on which other files are present.
         rounded = [round(cosine, 3) + 0.0 for cosine in self.orientation]
         return f"{self.series}-{pseudonym(f'{self.kind} {rounded}', 4)}"
+
+
+def is_series(uri: str) -> bool:
+    """Whether a URI names images that `groups` made from files.
+
+    >>> is_series("ct/series-0123456789ab-0123#part=t0001/2"), is_series("ct/series.nii")
+    (True, False)
+    """
+    return _NAME.search(split_part(uri)[0]) is not None
 
 
 @dataclass(frozen=True, slots=True)

@@ -248,13 +248,22 @@ def _digest(found: Slice) -> str:
 
 
 def _check_alike(slices: Sequence[Slice]) -> None:
-    """Raise `FormatError` unless the slices have one size, orientation and pixel size."""
+    """Raise `FormatError` unless the slices have one size, orientation and pixel size, and all or
+    none state how their numbers are scaled.
+    """
     if len({each.shape for each in slices}) > 1:
         raise FormatError("its slices have several sizes. Give them as folders of their own.")
     orientations = np.array([each.orientation for each in slices])
     if np.abs(orientations - orientations[0]).max() > 2 * SAME_DIRECTION:
         raise FormatError(
             "its slices have several orientations. Give them as folders of their own."
+        )
+    unscaled = sum(not each.scale.stated for each in slices)
+    if 0 < unscaled < len(slices):
+        raise FormatError(
+            f"{unscaled} of its {len(slices)} slices state no RescaleSlope and RescaleIntercept, "
+            "and the others do: their numbers have two meanings. Send the series again from the "
+            "archive (PACS)."
         )
     sizes = {each.spacing for each in slices}
     if len(sizes) == 1:

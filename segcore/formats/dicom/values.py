@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,6 +25,8 @@ class Scale:
 
     slope: float = 1.0
     intercept: float = 0.0
+    stated: bool = field(default=True, compare=False)
+    """Whether the file states it."""
 
     @property
     def is_integral(self) -> bool:
@@ -57,7 +59,10 @@ class Stored:
         )
 
 
-def scale_of(elements: Any, otherwise: Scale = Scale()) -> Scale:
+UNSCALED = Scale(stated=False)
+
+
+def scale_of(elements: Any, otherwise: Scale = UNSCALED) -> Scale:
     """The rescaling that elements state. A slope of 0 is none."""
     slope = numbers(elements, "RescaleSlope") or numbers(elements, "DoseGridScaling")
     intercept = numbers(elements, "RescaleIntercept")

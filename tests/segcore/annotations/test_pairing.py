@@ -6,7 +6,7 @@ import posixpath
 
 import pytest
 
-from maskloom.segcore.annotations.pairing import MaskPairs, NameSuffixes, _best
+from maskloom.segcore.annotations.pairing import MaskPairs, NameSuffixes, _best, names_for_series
 from maskloom.segcore.annotations.pairing import pair as pair_by_ids
 from maskloom.segcore.errors import RecipeError
 
@@ -133,3 +133,67 @@ def test_each_of_many_files_of_one_name_is_compared_once_with_the_best() -> None
 def test_nothing_matches() -> None:
     with pytest.raises(RecipeError, match=r"slice_1.*slice_1_mask.*--truth-suffix"):
         pair(["/i/slice_1.jpg"], ["/l/slice_1_mask.png"], NONE)
+
+
+SERIES = ("series-0123456789ab-0a1b", "series-fedcba987654-ffff")
+
+
+@pytest.mark.parametrize(
+    "truth",
+    [
+        "/labels/CT 7.1.nii.gz",
+        "/labels/CT 7.1/liver.nii.gz",
+        "/scans/CT 7.1/liver.nii.gz",
+        f"/labels/CT 7.1/{SERIES[0]}.nii.gz",
+        f"/labels/{SERIES[0]}.nii.gz",
+    ],
+)
+def test_a_series_alone_in_its_folder_has_the_name_of_the_folder(truth: str) -> None:
+    image, other = f"/scans/CT 7.1/{SERIES[0]}", f"/scans/CT 8/{SERIES[1]}"
+    truths = [truth, "/labels/CT 9.nii.gz", "/labels/CT 9/a.nii.gz", "/labels/CT 9/b.nii.gz"]
+    found = pair_by_ids(below([image, other]), below(truths), NONE)
+    assert found.truth_of == {image: truth}
+    assert found.without_truth == (other,)
+    # The ends that the user names are left out of the names of folders as well.
+    ended = "/labels/CT 7.1_liver.nii.gz"
+    assert pair([f"/scans/CT 7.1_ct/{SERIES[0]}"], [ended], NameSuffixes("_liver", "_ct")).truth_of
+
+
+def test_volumes_of_a_series_over_time_and_series_in_an_archive() -> None:
+    times = [f"#part=t000{i}/2" for i in range(2)]
+    images = [f"/scans/perfusion/{SERIES[0]}{time}" for time in times]
+    truths = [f"/labels/perfusion.nii.gz{time}" for time in times]
+    assert pair(images, truths, NONE).truth_of == dict(zip(images, truths, strict=True))
+    packed = f"/scans/head.zip/{SERIES[0]}"
+    assert pair([packed], ["/a/head.nrrd"], NONE).truth_of == {packed: "/a/head.nrrd"}
+    named = "/scans/ct/1.2.840.113619.2-0a1b"
+    assert pair([named], ["/a/1.2.840.113619.2-0a1b.nii"], NONE).truth_of
+
+
+def test_folders_above_decide_between_series_in_folders_of_one_name() -> None:
+    images = [f"/scans/{who}/CT/{name}" for who, name in zip("ab", SERIES, strict=True)]
+    truths = ["/labels/b/CT.nii.gz", "/labels/a/CT/organs.nii.gz"]
+    assert pair(images, truths[:1], NONE).truth_of == {images[1]: truths[0]}
+    assert pair(images, truths, NONE).truth_of == dict(zip(images, truths[::-1], strict=True))
+    with pytest.raises(RecipeError, match="Several masks fit one image"):
+        pair(images, ["/labels/CT.nii.gz"], NONE)
+
+
+@pytest.mark.parametrize("truth", ["/labels/CT 7.nii.gz", "/labels/CT 7/liver.nii.gz"])
+def test_of_several_series_in_a_folder_none_has_its_name(truth: str) -> None:
+    """The message lists the names that their masks may have."""
+    images = [f"/scans/CT 7/{name}" for name in SERIES]
+    listed = rf"{SERIES[0]}\.nii\.gz \(in CT 7\), {SERIES[1]}\.nii\.gz \(in CT 7\)\.$"
+    with pytest.raises(RecipeError, match=listed):
+        pair(images, [truth], NONE)
+    with pytest.raises(RecipeError, match=rf"of the folder: for example CT 8\.nii\.gz, {listed}"):
+        pair([f"/scans/CT 8/{SERIES[0].replace('a', 'c')}", *images], [truth], NONE)
+    assert names_for_series(["/scans/a.png"], ["/scans/a.png"]) == ""
+
+
+def test_two_masks_in_a_folder_do_not_have_its_name() -> None:
+    truths = ["/labels/CT 7/liver.nii.gz", "/labels/CT 7/spleen.nii.gz"]
+    with pytest.raises(
+        RecipeError, match=r"only one in its folder, of the folder: .* CT 7\.nii\.gz"
+    ):
+        pair([f"/scans/CT 7/{SERIES[0]}"], truths, NONE)

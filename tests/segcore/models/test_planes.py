@@ -17,6 +17,7 @@ from maskloom.segcore.models.planes import (
     score_by_plane,
     segment_by_plane,
 )
+from maskloom.segcore.models.protocols import Requirements
 from maskloom.segcore.raster.spec import Block, Labels
 from maskloom.segcore.testing.segmenters import Picture
 
@@ -31,6 +32,8 @@ def block_of(tile: Tile) -> Block:
 
 class Instances:
     """Connected parts of the bright pixels of one block, each with a class and a score."""
+
+    requirements = Requirements(planar=True)
 
     @segment_by_plane
     def segment(self, block: Block) -> Labels:

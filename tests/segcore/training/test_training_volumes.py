@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import ndimage
 
+from maskloom.segcore.annotations.places import Turn
 from maskloom.segcore.deep.inference.card import Scaling
 from maskloom.segcore.errors import RecipeError
 from maskloom.segcore.geometry import Box
@@ -20,7 +21,7 @@ from maskloom.segcore.training.class_counts import count_classes
 from maskloom.segcore.training.dataset import Dataset
 from maskloom.segcore.training.labels import VOID, Index
 from maskloom.segcore.training.losses import loss_of
-from maskloom.segcore.training.pairs import Pair, require_same_place
+from maskloom.segcore.training.pairs import Pair, turn_onto_image
 from maskloom.segcore.training.recipe import SumOfLosses
 from maskloom.segcore.training.sampling import (
     PatchShape,
@@ -215,8 +216,10 @@ def test_the_loss_of_a_volume_is_that_of_its_voxels_in_an_image():
     np.testing.assert_allclose(float(loss(truth, logits)), float(flat), rtol=1e-6)
 
 
-def test_a_mask_that_lies_elsewhere_in_the_scanner_is_refused(volumes):
-    """The same size, but turned around: its labels would be learned at wrong voxels."""
+def test_a_mask_lies_where_its_image_lies(volumes):
+    """A turned one of the same place is read in the image's order; any other is refused: its
+    labels would be learned at wrong voxels.
+    """
     pair = volumes.pairs[0]
     width = pair.image.shape[-1]
 
@@ -226,9 +229,18 @@ def test_a_mask_that_lies_elsewhere_in_the_scanner_is_refused(volumes):
     ours = (1.0, 0, 0, 5, 0, 1.0, 0, 7, 0, 0, 2.0, 9)
     mirrored = (-1.0, 0, 0, 5 + width - 1, 0, 1.0, 0, 7, 0, 0, 2.0, 9)
     rounded = (1.00001, 0, 0, 5, 0, 1.0, 0, 7, 0, 0, 2.0, 9)
+    shifted = (1.0, 0, 0, 6, 0, 1.0, 0, 7, 0, 0, 2.0, 9)
     image = placed(pair.image, *ours)
     for affine in (ours, rounded):
-        require_same_place(replace(pair, image=image, mask=placed(pair.mask, *affine)))
-    require_same_place(replace(pair, image=image))
-    with pytest.raises(RecipeError, match="places it elsewhere"):
-        require_same_place(replace(pair, image=image, mask=placed(pair.mask, *mirrored)))
+        assert turn_onto_image(image, placed(pair.mask, *affine)) == Turn.none(3)
+    assert turn_onto_image(image, pair.mask) == Turn.none(3)
+    with pytest.raises(RecipeError, match=r"places it elsewhere: .* up to 1 mm apart"):
+        turn_onto_image(image, placed(pair.mask, *shifted))
+
+    turn = turn_onto_image(image, placed(pair.mask, *mirrored))
+    turned = Dataset([replace(pair, turn=turn)], volumes.decoder, 64)
+    box = Box((0, 1, 0), (2, 3, 2))
+    other = Box((0, 1, width - 2), (2, 3, width))
+    np.testing.assert_array_equal(
+        turned.window(0, box).classes, volumes.window(0, other).classes[..., ::-1]
+    )

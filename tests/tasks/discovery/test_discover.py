@@ -17,7 +17,7 @@ from maskloom.segcore.raster.source import ABSENT
 from maskloom.segcore.raster.spec import FORMATS, FileKind
 from maskloom.segcore.storage.filesystems import filesystem
 from maskloom.tasks.discovery.discover import discover, passed_over_advice, passed_over_note
-from maskloom.tasks.discovery.image_ids import safe_name
+from maskloom.tasks.discovery.image_ids import image_ids, safe_name
 
 
 @pytest.fixture
@@ -264,3 +264,10 @@ def test_suffixes_of_two_dots_are_those_of_formats(tmp_path, monkeypatch):
         "d.2024.tif": "d.2024",
     }
     assert found.passed_over == {".tar.gz": 1}
+
+
+def test_the_uid_of_a_series_is_not_cut() -> None:
+    uris = ["/d/ct/1.2.840.4-ab12", "/d/ct/1.2.840.5-cd34"]
+    assert image_ids(uris, ["file:///d"], {}) == dict(
+        zip(uris, ["ct/1.2.840.4-ab12", "ct/1.2.840.5-cd34"], strict=True)
+    )

@@ -291,6 +291,14 @@ def test_directions_that_are_none_are_refused(tmp_path, change, expected):
     assert expected in refusal(tmp_path)
 
 
+def test_slices_with_and_without_a_scale_are_refused(tmp_path):
+    """The numbers of some are Hounsfield units, those of others as stored."""
+    slices = stack_of(np.zeros((4, 6, 10), np.int16), RescaleSlope=1, RescaleIntercept=-1024)
+    del slices[2].RescaleIntercept, slices[2].RescaleSlope
+    save(tmp_path, slices)
+    assert "1 of its 4 slices state no RescaleSlope" in refusal(tmp_path)
+
+
 def test_mixed_pixel_sizes_are_refused(tmp_path):
     slices = stack_of(NOISE)
     slices[2].PixelSpacing = [0.6, 0.8]
