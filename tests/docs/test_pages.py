@@ -45,7 +45,21 @@ def run(page: Path, folder: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if runner.examples(page)], ids=by_name)
+SLOW = ("start.md", "training.md")
+"""Pages whose commands other tests run too: README.md has those of the first steps, and
+tests/flows/test_train.py trains.
+"""
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(page, marks=pytest.mark.nightly if page.name in SLOW else ())
+        for page in PAGES
+        if runner.examples(page)
+    ],
+    ids=by_name,
+)
 def test_examples_run(page, tmp_path):
     done = run(page, tmp_path)
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
