@@ -53,7 +53,7 @@ _COLOURS = {128: 3, 2304: 4}
 _FAR_APART = 1e-3
 """Difference of the transforms, or of distances, that is worth a note, in voxels."""
 _quiet = logging.getLogger(__name__ + ".nibabel")
-"""Takes what nibabel says on headers that it mends."""
+"""Takes the messages of nibabel about headers that it fixes."""
 _quiet.addHandler(logging.NullHandler())
 _quiet.propagate = False
 
@@ -194,7 +194,7 @@ def _mgh(source: StoredFile, head: bytes, packing: Packing) -> Header:
 
 
 def _checked(kind: Any, source: StoredFile, head: bytes) -> Any:
-    """A header, with small faults mended as nibabel mends them. Distances of 0 stay."""
+    """A header, with small faults fixed as nibabel fixes them. Distances of 0 stay."""
     size = kind.template_dtype.itemsize
     if len(head) < size:
         raise FormatError(

@@ -45,7 +45,7 @@ def open_with(spec: RasterSpec, nodata: UserNodata) -> Reader:
 
 
 def _typed(value: float, dtype: np.dtype[Any]) -> Any:
-    """The value in this type: the nearest float, or exactly this integer. None: there is none."""
+    """The value in this type: the nearest float, or exactly this integer. None: no such number."""
     if dtype.kind == "f":
         return dtype.type(value)
     limits = np.iinfo(dtype)

@@ -129,7 +129,7 @@ def _zip_errors(uri: str) -> Iterator[None]:
 
 def transfer_syntax(head: bytes) -> tuple[str, int]:
     """The transfer syntax in the file meta information, and the number of bytes before the data
-    set; an empty name if there is none.
+    set; an empty name without one.
     """
     syntax, place = "", _PREAMBLE + 4
     if head[_PREAMBLE:place] != b"DICM":

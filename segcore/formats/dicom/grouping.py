@@ -39,7 +39,7 @@ class Key:
     series: str
     """Pseudonym of the series, or its UID where the user wants that."""
     kind: str
-    """Size, frame of reference and the like; unique for a file that is an image by itself."""
+    """Size, frame of reference and the like; unique for a file that is one image."""
     orientation: tuple[float, ...] = ()
     """The six cosines of rows and columns; of a group, the least of its files."""
 

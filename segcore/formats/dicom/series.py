@@ -276,7 +276,7 @@ def _check_alike(slices: Sequence[Slice]) -> None:
 
 
 def _picture(blank: RasterSpec, found: Slice) -> RasterSpec:
-    """One slice by itself: areas, and no volume."""
+    """The metadata of a single slice: areas, and no volume."""
     metric = Metric(found.spacing) if found.spacing is not None else None
     frame = None
     if found.spacing is not None and len(found.position) == 3 and len(found.orientation) == 6:

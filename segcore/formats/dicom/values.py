@@ -84,7 +84,7 @@ def stored_type(header: Header) -> Stored:
 
 def lookup_table(header: Header) -> tuple[int, NDArray[np.int64]] | None:
     """The modality's table in place of a slope: the first stored number in it, and the values
-    (PS3.3 C.11.1.1). None: there is none.
+    (PS3.3 C.11.1.1). None: no table.
     """
     found = items(header.elements, "ModalityLUTSequence")
     if not found:
