@@ -126,8 +126,8 @@ def register(
     """
     from prefect.client.schemas.objects import ConcurrencyLimitStrategy
 
-    client.upsert_global_concurrency_limit_by_name(f"{_FLOW}/{recipe.name}", 1)
-    slot = client.read_global_concurrency_limit_by_name(f"{_FLOW}/{recipe.name}")
+    client.upsert_global_concurrency_limit_by_name(f"{_FLOW}.{recipe.name}", 1)
+    slot = client.read_global_concurrency_limit_by_name(f"{_FLOW}.{recipe.name}")
     flow = client.create_flow_from_name(_FLOW)
     ids = {}
     for name, schedule, strategy in (

@@ -1,0 +1,321 @@
+"""A Prefect server with its database, services and workers, each in a process of its own, and
+images that arrive when a test lets them.
+"""
+
+from __future__ import annotations
+
+import functools
+import http.server
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+from PIL import Image
+from tests_support import photograph
+
+HANG = 300.0
+"""Seconds after which something hangs. A loaded machine may be slow."""
+MASKLOOM = (sys.executable, "-m", "maskloom.flows.cli")
+_ENVIRONMENT = {
+    "DO_NOT_TRACK": "1",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "PREFECT_SERVER_UI_ENABLED": "false",
+    "PREFECT_API_BLOCKS_REGISTER_ON_START": "false",
+    "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": (
+        "prefect.server.concurrency.lease_storage.filesystem"
+    ),
+}
+
+
+def free_port() -> int:
+    """A port that nobody listens at now."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+def wait_until(what: str, true: Callable[[], Any], alive: Process | None = None) -> Any:
+    """The first true value that `true` returns."""
+    deadline = time.monotonic() + HANG
+    while True:
+        if value := true():
+            return value
+        assert alive is None or alive.process.poll() is None, alive.said()
+        assert time.monotonic() < deadline, f"waited in vain for {what}"
+        time.sleep(0.1)
+
+
+class Process:
+    """A process that logs into a file."""
+
+    def __init__(
+        self, folder: Path, *command: object, cwd: Path | None = None, **environment: str
+    ) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._log = folder / f"log-{len(list(folder.glob('log-*')))}"
+        with self._log.open("wb") as log:
+            self.process = subprocess.Popen(
+                [str(part) for part in command],
+                cwd=cwd or folder,
+                env={**os.environ, **_ENVIRONMENT, **environment},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+
+    def said(self) -> str:
+        """All that it wrote."""
+        return self._log.read_text(errors="replace")
+
+    def flows(self) -> list[psutil.Process]:
+        """The processes of its flow runs."""
+        children = psutil.Process(self.process.pid).children(recursive=True)
+        return [each for each in children if "prefect.engine" in " ".join(_command(each))]
+
+    def end(self) -> int:
+        """Ask it to end. Its exit code."""
+        self.process.terminate()
+        return self.process.wait(HANG)
+
+    def kill(self) -> None:
+        """Kill it with all that it has started."""
+        with suppress(psutil.NoSuchProcess):
+            this = psutil.Process(self.process.pid)
+            for each in [this, *this.children(recursive=True)]:
+                with suppress(psutil.NoSuchProcess):
+                    each.kill()
+        self.process.wait(HANG)
+
+
+def _command(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []
+
+
+class PostgreSQL:
+    """A database server of its own, run by the user postgres where the tests run as root."""
+
+    def __init__(self) -> None:
+        found = sorted(Path("/usr/lib/postgresql").glob("*/bin/pg_ctl"))
+        if not found:
+            pytest.skip("PostgreSQL is not installed")
+        self._programs, self._port = found[-1].parent, free_port()
+        # Folders of tests are closed to the user postgres.
+        self._folder = Path(tempfile.mkdtemp(prefix="maskloom-postgresql-"))
+        if os.getuid() == 0:
+            shutil.chown(self._folder, "postgres", "postgres")
+        self._run("initdb", "-A", "trust", "-U", "postgres", "--no-sync")
+        self.start()
+
+    @property
+    def url(self) -> str:
+        """The database, as Prefect names it."""
+        return f"postgresql+asyncpg://postgres@127.0.0.1:{self._port}/postgres"
+
+    def start(self) -> None:
+        """Start it, and return when it answers."""
+        options = f"-p {self._port} -k {self._folder} -c listen_addresses=127.0.0.1 -c fsync=off"
+        self._run("pg_ctl", "-w", "-o", options, "-l", self._folder / "log", "start")
+
+    def stop(self) -> None:
+        """End it at once, as a crash does."""
+        self._run("pg_ctl", "-w", "-m", "immediate", "stop")
+
+    def close(self) -> None:
+        """End it, and remove its files."""
+        if (self._folder / "data" / "postmaster.pid").exists():
+            self.stop()
+        shutil.rmtree(self._folder)
+
+    def _run(self, program: str, *arguments: object) -> None:
+        command = [self._programs / program, "-D", self._folder / "data", *arguments]
+        other: dict[str, Any] = (
+            {"user": "postgres", "group": "postgres", "extra_groups": []}
+            if os.getuid() == 0
+            else {}
+        )
+        # A pipe would wait for the server, which inherits it.
+        with (self._folder / "said").open("w+") as said:
+            done = subprocess.run(
+                [str(part) for part in command],
+                cwd=self._folder,
+                stdin=subprocess.DEVNULL,
+                stdout=said,
+                stderr=said,
+                check=False,
+                **other,
+            )
+            said.seek(0)
+            assert done.returncode == 0, f"{program}: {said.read()}"
+
+
+@dataclass
+class Server:
+    """A Prefect server that can be killed and started again."""
+
+    folder: Path
+    database: PostgreSQL | None = None
+    port: int = field(default_factory=free_port)
+    process: Process | None = None
+
+    @property
+    def url(self) -> str:
+        """Address of its API."""
+        return f"http://127.0.0.1:{self.port}/api"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What clients need to find it."""
+        return {"PREFECT_API_URL": self.url, "PREFECT_HOME": str(self.folder / "client")}
+
+    def start(self) -> None:
+        """Start it, and return when it answers."""
+        settings = {"PREFECT_HOME": str(self.folder / "home")}
+        if self.database is not None:
+            settings["PREFECT_API_DATABASE_CONNECTION_URL"] = self.database.url
+        prefect = (sys.executable, "-m", "prefect", "server", "start")
+        self.process = Process(
+            self.folder, *prefect, "--host", "127.0.0.1", "--port", self.port, **settings
+        )
+        wait_until("the server", self._answers, self.process)
+
+    def kill(self) -> None:
+        """Kill it."""
+        assert self.process is not None
+        self.process.kill()
+
+    def _answers(self) -> bool:
+        try:
+            return httpx.get(f"{self.url}/health", timeout=5).status_code == 200
+        except httpx.HTTPError:
+            return False
+
+    def ask(self, path: str, **query: Any) -> Any:
+        """What it answers to a POST."""
+        answer = httpx.post(f"{self.url}/{path}", json=query, timeout=60)
+        answer.raise_for_status()
+        return answer.json() if answer.content else None
+
+    def runs(self, name: str, state: str | None = None) -> list[dict[str, Any]]:
+        """The runs of a deployment in a state, by the time for which they were expected."""
+        found: list[dict[str, Any]] = self.ask(
+            "flow_runs/filter",
+            deployments={"name": {"any_": [name]}},
+            sort="EXPECTED_START_TIME_ASC",
+            limit=200,
+            **({"flow_runs": {"state": {"name": {"any_": [state]}}}} if state else {}),
+        )
+        return found
+
+    def deployment(self, name: str) -> dict[str, Any]:
+        """A deployment."""
+        answer = httpx.get(f"{self.url}/deployments/name/maskloom/{name}", timeout=60)
+        answer.raise_for_status()
+        return dict(answer.json())
+
+    def start_run(self, name: str) -> str:
+        """Start a run of a deployment by hand. Its id."""
+        run = self.ask(
+            f"deployments/{self.deployment(name)['id']}/create_flow_run",
+            state={"type": "SCHEDULED"},
+        )
+        return str(run["id"])
+
+    def run(self, run_id: str) -> dict[str, Any]:
+        """A run."""
+        return dict(httpx.get(f"{self.url}/flow_runs/{run_id}", timeout=60).json())
+
+    def ended(self, run_id: str, alive: Process | None = None) -> dict[str, Any]:
+        """The state of a run, once it is final."""
+        final = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
+        return wait_until(
+            "the end of a run",
+            lambda: (run := self.run(run_id))["state_type"] in final and run["state"],
+            alive,
+        )
+
+    def send(self, recipe: str) -> None:
+        """Tell it by its event that new objects have come."""
+        from datetime import UTC, datetime
+        from uuid import uuid4
+
+        event = {
+            "id": str(uuid4()),
+            "occurred": datetime.now(UTC).isoformat(),
+            "event": "maskloom.objects.arrived",
+            "resource": {"prefect.resource.id": f"maskloom.recipe.{recipe}"},
+        }
+        httpx.post(f"{self.url}/events", json=[event], timeout=60).raise_for_status()
+
+
+@contextmanager
+def prefect_server(folder: Path, database: str) -> Iterator[Server]:
+    """A Prefect server on a database of the kind sqlite or postgresql."""
+    postgresql = PostgreSQL() if database == "postgresql" else None
+    server = Server(folder, postgresql)
+    try:
+        server.start()
+        yield server
+    finally:
+        server.kill()
+        if postgresql is not None:
+            postgresql.close()
+
+
+class Images(http.server.ThreadingHTTPServer):
+    """Serves pictures; while it is shut, those that a run asks for once it has planned wait."""
+
+    def __init__(self, folder: Path, names: list[str]) -> None:
+        folder.mkdir(parents=True)
+        for i, name in enumerate(names):
+            Image.fromarray(photograph(60 + i, 80)).save(folder / name)
+        super().__init__(("127.0.0.1", 0), functools.partial(_Handler, directory=str(folder)))
+        self.names = names
+        self.planned: Callable[[], bool] = lambda: False
+        self.opened = threading.Event()
+        self.opened.set()
+        self.waiting = threading.Event()
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+    @property
+    def uris(self) -> list[str]:
+        """Addresses of the pictures."""
+        return [f"http://127.0.0.1:{self.server_port}/{name}" for name in self.names]
+
+    def shut(self) -> None:
+        """Let the next reads wait."""
+        self.waiting.clear()
+        self.opened.clear()
+
+    def open(self) -> None:
+        """Let all reads go on."""
+        self.opened.set()
+
+
+class _Handler(http.server.SimpleHTTPRequestHandler):
+    server: Images
+
+    def do_GET(self) -> None:
+        if not self.server.opened.is_set() and self.server.planned():
+            self.server.waiting.set()
+            self.server.opened.wait(HANG)
+        super().do_GET()
+
+    def log_message(self, *_: object) -> None:
+        pass
