@@ -31,6 +31,8 @@ HANG = 300.0
 MASKLOOM = (sys.executable, "-m", "maskloom.flows.cli")
 _ENVIRONMENT = {
     "DO_NOT_TRACK": "1",
+    # On a loaded machine SQLite may be busy for longer than the usual 10 s.
+    "PREFECT_SERVER_DATABASE_TIMEOUT": "60",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "PREFECT_SERVER_UI_ENABLED": "false",
     "PREFECT_API_BLOCKS_REGISTER_ON_START": "false",
@@ -208,7 +210,16 @@ class Server:
 
     def ask(self, path: str, **query: Any) -> Any:
         """What it answers to a POST."""
-        answer = httpx.post(f"{self.url}/{path}", json=query, timeout=60)
+        return self._answer("POST", path, query)
+
+    def _answer(self, method: str, path: str, content: Any = None) -> Any:
+        """What it answers, asked again while its database is busy."""
+
+        def answered() -> httpx.Response | None:
+            answer = httpx.request(method, f"{self.url}/{path}", json=content, timeout=60)
+            return None if answer.status_code == 503 else answer
+
+        answer = wait_until("an answer", answered, self.process)
         answer.raise_for_status()
         return answer.json() if answer.content else None
 
@@ -225,9 +236,7 @@ class Server:
 
     def deployment(self, name: str) -> dict[str, Any]:
         """A deployment."""
-        answer = httpx.get(f"{self.url}/deployments/name/maskloom/{name}", timeout=60)
-        answer.raise_for_status()
-        return dict(answer.json())
+        return dict(self._answer("GET", f"deployments/name/maskloom/{name}"))
 
     def start_run(self, name: str) -> str:
         """Start a run of a deployment by hand. Its id."""
@@ -239,7 +248,7 @@ class Server:
 
     def run(self, run_id: str) -> dict[str, Any]:
         """A run."""
-        return dict(httpx.get(f"{self.url}/flow_runs/{run_id}", timeout=60).json())
+        return dict(self._answer("GET", f"flow_runs/{run_id}"))
 
     def ended(self, run_id: str, alive: Process | None = None) -> dict[str, Any]:
         """The state of a run, once it is final."""
@@ -261,7 +270,7 @@ class Server:
             "event": "maskloom.objects.arrived",
             "resource": {"prefect.resource.id": f"maskloom.recipe.{recipe}"},
         }
-        httpx.post(f"{self.url}/events", json=[event], timeout=60).raise_for_status()
+        self._answer("POST", "events", [event])
 
 
 @contextmanager

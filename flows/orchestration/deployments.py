@@ -14,7 +14,7 @@ from __future__ import annotations
 import logging
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 from zoneinfo import ZoneInfo
@@ -22,10 +22,11 @@ from zoneinfo import ZoneInfo
 from maskloom.segcore.errors import RecipeError, RunError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
     from prefect.client.orchestration import SyncPrefectClient
     from prefect.client.schemas.objects import WorkPool
+    from prefect.client.schemas.schedules import CronSchedule, IntervalSchedule
     from prefect.events.schemas.automations import AutomationCore
 
     from maskloom.flows.recipes.run_file import Schedule
@@ -238,34 +239,33 @@ def _parameter_schema() -> dict[str, Any]:
     return run_recipe.parameters.model_dump(mode="json", exclude_unset=True)
 
 
+def when(schedule: Schedule) -> CronSchedule | IntervalSchedule:
+    """The schedule as Prefect takes it."""
+    from prefect.client.schemas.schedules import CronSchedule, IntervalSchedule
+
+    every, zone = schedule.every, schedule.timezone
+    if every is None:
+        return CronSchedule(cron=schedule.cron, timezone=zone)
+    anchor = _FIRST_MONDAY.replace(tzinfo=ZoneInfo(zone))
+    # In a zone, Prefect 3.9 leaves out the second of the two equal hours in autumn.
+    elapsed = every < timedelta(days=1)
+    return IntervalSchedule(interval=every, anchor_date=anchor, timezone="UTC" if elapsed else zone)
+
+
 def _schedules(
     client: SyncPrefectClient, name: str, schedule: Schedule | None
 ) -> list[dict[str, Any]]:
-    """The schedule as Prefect takes it; paused if an operator has paused the present one."""
-    from prefect.client.schemas.schedules import CronSchedule, IntervalSchedule
+    """The schedules of a deployment; paused if an operator has paused the present one."""
     from prefect.exceptions import ObjectNotFound
 
     if schedule is None:
         return []
     try:
-        present: Sequence[Any] = client.read_deployment_by_name(f"{_FLOW}/{name}").schedules
+        present = client.read_deployment_by_name(f"{_FLOW}/{name}").schedules
     except ObjectNotFound:
         present = []
-    every, zone = schedule.every, schedule.timezone
-    when = (
-        CronSchedule(cron=schedule.cron, timezone=zone)
-        if every is None
-        else IntervalSchedule(
-            interval=every, anchor_date=_FIRST_MONDAY.replace(tzinfo=ZoneInfo(zone)), timezone=zone
-        )
-    )
-    return [
-        {
-            "schedule": when.model_dump(mode="json"),
-            "active": all(each.active for each in present),
-            "slug": "recipe",
-        }
-    ]
+    active = all(each.active for each in present)
+    return [{"schedule": when(schedule).model_dump(mode="json"), "active": active}]
 
 
 def _starts_on_event(recipe: Deployed, deployment_id: UUID) -> AutomationCore:
@@ -289,8 +289,6 @@ def _starts_on_event(recipe: Deployed, deployment_id: UUID) -> AutomationCore:
 
 def _ends_dead_runs() -> AutomationCore:
     """Ends watched runs whose heartbeats have stopped, which frees their slots."""
-    from datetime import timedelta
-
     from prefect.client.schemas.objects import StateType
     from prefect.events.actions import ChangeFlowRunState
     from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
