@@ -23,8 +23,12 @@ from typing import Any
 import httpx
 import psutil
 import pytest
+import yaml
 from PIL import Image
-from tests_support import photograph
+from tests_support import assert_same_results, photograph
+from typer.testing import CliRunner
+
+from maskloom.flows.cli import app
 
 HANG = 300.0
 """Seconds after which something hangs. A loaded machine may be slow."""
@@ -328,3 +332,100 @@ class _Handler(http.server.SimpleHTTPRequestHandler):
 
     def log_message(self, *_: object) -> None:
         pass
+
+
+class Stage:
+    """A recipe for pictures that a run can be made to wait for, and processes that know a
+    server.
+    """
+
+    def __init__(self, server: Server, folder: Path, name: str, **keys: object) -> None:
+        self.server, self.name = server, name
+        self._folder = folder
+        self._processes: list[Process] = []
+        self.images = Images(folder / "served", ["a.png", "b.png", "c.png"])
+        self.images.planned = lambda: any((folder / "out" / "runs").glob("*/plan.json"))
+        self.recipe = write_recipe(folder, name, inputs=self.images.uris, **keys)
+
+    def start(self, *command: object, **environment: str) -> Process:
+        """Start a command."""
+        settings = {**self.server.environment, **environment}
+        self._processes.append(Process(self._folder / "processes", *command, **settings))
+        return self._processes[-1]
+
+    def maskloom(self, *arguments: object, code: int = 0) -> str:
+        """What a command of maskloom says, once it has ended with this code."""
+        process = self.start(*MASKLOOM, *arguments)
+        assert process.process.wait(HANG) == code, process.said()
+        return process.said()
+
+    def serve(self, **environment: str) -> Process:
+        """A service for the recipe."""
+        service = self.start(*MASKLOOM, "serve", self.recipe, **environment)
+        wait_until("the service", lambda: "until Ctrl-C" in service.said(), service)
+        return service
+
+    def work(self) -> Process:
+        """A process worker of the pool `machines`."""
+        prefect = (sys.executable, "-m", "prefect", "worker", "start")
+        return self.start(*prefect, "--pool", "machines", "--type", "process")
+
+    def run_that_waits(self) -> str:
+        """Start a run by hand, and return its id when it waits for pictures."""
+        self.images.shut()
+        run = self.server.start_run(self.name)
+        assert self.images.waiting.wait(HANG)
+        return run
+
+    def close(self) -> None:
+        """End everything."""
+        self.images.open()
+        for process in self._processes:
+            process.kill()
+        self.images.shutdown()
+        self.images.server_close()
+
+
+@contextmanager
+def stage(server: Server, folder: Path, name: str, **keys: object) -> Iterator[Stage]:
+    """A stage that is closed at the end."""
+    opened = Stage(server, folder, name, **keys)
+    try:
+        yield opened
+    finally:
+        opened.close()
+
+
+def write_recipe(folder: Path, name: str, **keys: object) -> Path:
+    """A recipe with relative paths for the two pictures beside it."""
+    (folder / "in").mkdir(parents=True, exist_ok=True)
+    for i in range(2):
+        Image.fromarray(photograph(60 + i, 80)).save(folder / "in" / f"a{i}.png")
+    document = {
+        "name": name,
+        "inputs": "in",
+        "output": "out",
+        "segmenter": {"kind": "threshold", "value": 100},
+        "cluster": "serial",
+        **keys,
+    }
+    path = folder / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(document))
+    return path
+
+
+def assert_as_undisturbed(recipe: Path) -> None:
+    """The output has what the command line gives, once; a further run does nothing."""
+    run = ("run", recipe, "--no-prefect", "--quiet")
+    undisturbed, output = recipe.parent / "undisturbed", recipe.parent / "out"
+    _invoke(*run, "--set", f"output={undisturbed}")
+    assert_same_results(output, undisturbed)
+    assert "Nothing to do" in _invoke(*run)
+    _invoke("verify", output)
+
+
+def _invoke(*arguments: object) -> str:
+    """What a command says that ends well, run in this process."""
+    done = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert done.exit_code == 0, done.output
+    return done.stdout

@@ -14,7 +14,8 @@ from __future__ import annotations
 import logging
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 from zoneinfo import ZoneInfo
@@ -45,6 +46,7 @@ ENTRYPOINT = "maskloom.flows.orchestration.flow.run_recipe"
 _FLOW = "maskloom"
 _END_STATES = ("Completed", "Partial", "Failed", "TimedOut", "Crashed", "Cancelled")
 _RESTS = ("Scheduled", "AwaitingRetry", "Paused", "Suspended")
+_CLOCKS_DIFFER = timedelta(seconds=30)
 _FIRST_MONDAY = datetime(2024, 1, 1)
 """From here intervals are counted, in the time zone of the schedule."""
 
@@ -187,31 +189,34 @@ def work_pool(client: SyncPrefectClient, name: str, image: str | None) -> WorkPo
 
 
 def warnings_about(client: SyncPrefectClient) -> list[str]:
-    """What of the server's settings does not suit unattended runs. Empty if it does not tell."""
+    """What of the server's settings, and of the clock here, does not suit unattended runs. Empty if
+    the server does not tell.
+    """
     import httpx
 
     try:
-        settings = client.request("GET", "/admin/settings").json()["server"]
-        services = settings["services"]
-        lines = [
-            f"{name} is off at the Prefect server, so {lost}. Set "
-            f"PREFECT_SERVER_SERVICES_{name.upper()}_ENABLED=true there."
-            for name, lost in (
-                ("scheduler", "no schedule starts a run"),
-                ("triggers", "no event starts a run, and dead runs are not found"),
-            )
-            if not services[name]["enabled"]
-        ]
-        if settings["concurrency"]["lease_storage"].endswith(".memory"):
-            lines.append(
-                "The Prefect server keeps its leases in memory. If it is restarted, a run that is "
-                "at work no longer keeps others from starting. Set there: "
-                "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE="
-                "prefect.server.concurrency.lease_storage.filesystem"
-            )
-    except (httpx.HTTPError, KeyError, TypeError, ValueError):
+        answer = client.request("GET", "/admin/settings")
+        ahead = datetime.now(UTC) - parsedate_to_datetime(answer.headers["date"])
+        settings = answer.json()["server"]
+        off = {name for name, each in settings["services"].items() if each.get("enabled") is False}
+        storage = str(settings["concurrency"]["lease_storage"])
+    except (httpx.HTTPError, KeyError, AttributeError, TypeError, ValueError):
         return []
-    return lines
+    seconds = round(ahead.total_seconds())
+    warnings = {
+        f"The clock of this machine is {abs(seconds)} s {'ahead of' if seconds > 0 else 'behind'} "
+        "the server's: runs start too early or too late. Correct the clocks.": (
+            abs(ahead) > _CLOCKS_DIFFER
+        ),
+        "The scheduler of the Prefect server is off: no schedule starts a run. Set "
+        "PREFECT_SERVER_SERVICES_SCHEDULER_ENABLED=true there.": "scheduler" in off,
+        "The triggers of the Prefect server are off: no event starts a run, and dead runs are not "
+        "found. Set PREFECT_SERVER_SERVICES_TRIGGERS_ENABLED=true there.": "triggers" in off,
+        "The Prefect server keeps its leases in memory: when it restarts, Prefect ends runs that "
+        "are at work. Set PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE="
+        "prefect.server.concurrency.lease_storage.filesystem there.": storage.endswith(".memory"),
+    }
+    return [line for line, true in warnings.items() if true]
 
 
 def _reason(response: Any) -> str:
