@@ -287,7 +287,11 @@ def _starts_on_event(recipe: Deployed, deployment_id: UUID) -> AutomationCore:
             posture=Posture.Reactive,
             threshold=1,
         ),
-        actions=[RunDeployment(source="selected", deployment_id=deployment_id)],
+        actions=[
+            RunDeployment(
+                source="selected", deployment_id=deployment_id, parameters=None, job_variables=None
+            )
+        ],
         owner_resource=f"prefect.deployment.{deployment_id}",
     )
 
@@ -321,6 +325,8 @@ def _ends_dead_runs() -> AutomationCore:
         ),
         actions=[
             ChangeFlowRunState(
+                name="Crashed",
+                force=False,
                 state=StateType.CRASHED,
                 message=(
                     f"No heartbeat for {SILENCE_SECONDS} s: its process was killed, or its machine "
@@ -332,11 +338,11 @@ def _ends_dead_runs() -> AutomationCore:
 
 
 def _put(client: SyncPrefectClient, automation: AutomationCore) -> None:
-    """Create an automation, or update that of the same name."""
+    """Create an automation, or update that of the same name, which stays as it is switched."""
     present = client.read_automations_by_name(automation.name)
     if not present:
         client.create_automation(automation)
         return
-    client.update_automation(
-        present[0].id, automation.model_copy(update={"enabled": present[0].enabled})
-    )
+    # The owner stays; an update must not name it.
+    update = {**automation.model_dump(exclude={"owner_resource"}), "enabled": present[0].enabled}
+    client.update_automation(present[0].id, type(automation).model_validate(update))

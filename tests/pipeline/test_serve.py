@@ -55,7 +55,8 @@ def test_schedules_and_events_start_runs_and_a_restart_pauses_nothing(
         assert "Traceback" not in service.said()
         assert server.deployment("nightly")["paused"] is False
         assert [each["active"] for each in server.deployment("nightly")["schedules"]] == [True]
-        assert server.runs("nightly", "Scheduled")
+        nightly.serve()
+        wait_until("scheduled runs", lambda: server.runs("nightly", "Scheduled"))
 
 
 @pytest.mark.nightly
