@@ -118,7 +118,11 @@ class Schedule(pydantic.BaseModel):
     model_config = pydantic.ConfigDict(
         extra="forbid",
         use_attribute_docstrings=True,
-        json_schema_extra={"oneOf": [{"required": ["cron"]}, {"required": ["interval"]}]},
+        json_schema_extra={
+            "if": {"required": ["cron"]},
+            "then": {"not": {"required": ["interval"]}},
+            "else": {"required": ["interval"]},
+        },
     )
 
     cron: str = ""

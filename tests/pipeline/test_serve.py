@@ -4,6 +4,7 @@ Real servers, on SQLite and on PostgreSQL.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -129,3 +130,28 @@ def heartbeats(server: Server, run: str) -> int:
     names = {"name": ["prefect.flow-run.heartbeat"]}
     resource = {"id": [f"prefect.flow-run.{run}"]}
     return int(server.ask("events/filter", filter={"event": names, "resource": resource})["total"])
+
+
+@pytest.mark.nightly
+def test_prefect_deploy_makes_what_the_file_says(server: Server, tmp_path: Path) -> None:
+    file = Path(__file__).parents[2] / "deploy" / "prefect.yaml"
+    with stage(server, tmp_path / "a", "unused") as scene:
+        recipe = write_recipe(tmp_path / "b", "nuclei")
+        if "machines" not in {pool["name"] for pool in server.ask("work_pools/filter")}:
+            server.ask("work_pools/", name="machines", type="process")
+        changed = tmp_path / "prefect.yaml"
+        changed.write_text(file.read_text().replace("/recipes/nuclei.yaml", str(recipe)))
+        prefect = (sys.executable, "-m", "prefect", "--no-prompt")
+        done = scene.start(*prefect, "deploy", "--all", "--prefect-file", changed)
+        assert done.process.wait(HANG) == 0, done.said()
+        for name, strategy in (("nuclei", "CANCEL_NEW"), ("nuclei.events", "ENQUEUE")):
+            deployment = server.deployment(name)
+            assert deployment["pull_steps"] == []
+            assert deployment["concurrency_options"]["collision_strategy"] == strategy
+            assert "maskloom-watched" in deployment["tags"]
+        wait_until("scheduled runs", lambda: server.runs("nuclei"))
+        worker = scene.work()
+        server.send("nuclei")
+        (run,) = wait_until("the event's run", lambda: server.runs("nuclei.events"), worker)
+        assert server.ended(run["id"], worker)["type"] == "COMPLETED"
+        assert_as_undisturbed(recipe)

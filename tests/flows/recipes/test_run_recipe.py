@@ -224,6 +224,11 @@ def test_the_schema_accepts_what_the_recipe_accepts():
     nuclei = {"kind": "watershed", "of": "threshold", "stitch": {"by": "overlap"}}
     for segmenter in (ensemble, nuclei):
         jsonschema.validate({**MINIMAL, "segmenter": segmenter}, schema)
+    for schedule in ({"cron": "0 3 * * *"}, {"interval": "6h", "timezone": "UTC"}):
+        jsonschema.validate({**MINIMAL, "schedule": schedule}, schema)
+    for schedule in ({"timezone": "UTC"}, {"cron": "0 3 * * *", "interval": "6h"}):
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate({**MINIMAL, "schedule": schedule}, schema)
     wrong = {"kind": "kmeans", "cluster": 3}
     for segmenter in (wrong, [wrong], {**nuclei, "stitch": {"over": 0.5}}):
         with pytest.raises(jsonschema.ValidationError):
