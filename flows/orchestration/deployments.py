@@ -212,8 +212,9 @@ def warnings_about(client: SyncPrefectClient) -> list[str]:
         "PREFECT_SERVER_SERVICES_SCHEDULER_ENABLED=true there.": "scheduler" in off,
         "The triggers of the Prefect server are off: no event starts a run, and dead runs are not "
         "found. Set PREFECT_SERVER_SERVICES_TRIGGERS_ENABLED=true there.": "triggers" in off,
-        "The Prefect server keeps its leases in memory: when it restarts, Prefect ends runs that "
-        "are at work. Set PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE="
+        "The Prefect server keeps its leases in memory: a restart of it may leave the slot of a "
+        "run taken for ever, so that no other one starts. Set "
+        "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE="
         "prefect.server.concurrency.lease_storage.filesystem there.": storage.endswith(".memory"),
     }
     return [line for line, true in warnings.items() if true]

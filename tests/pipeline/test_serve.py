@@ -83,7 +83,10 @@ def test_runs_do_not_overlap_and_a_stop_is_made_good(server: Server, tmp_path: P
 
         service = scene.serve()
         wait_until("what was left", lambda: server.runs("slow", "Completed"), service)
-        wait_until("events", lambda: len(server.runs("slow.events", "Completed")) == 3, service)
+        wait_until("the events", lambda: not server.runs("slow.events", waiting), service)
+        (last,) = server.runs("slow.events", "Completed") + server.runs("slow.events", "Running")
+        assert server.ended(last["id"], service)["type"] == "COMPLETED"
+        assert len(server.runs("slow.events", "Cancelled")) == 2
         assert_as_undisturbed(scene.recipe)
         assert service.end() == 0
 
