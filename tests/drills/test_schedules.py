@@ -196,3 +196,30 @@ def test_the_clock_of_a_service_is_a_day_off(scene: Stage, days: str) -> None:
         assert scene.server.ended(run, service)["type"] == "COMPLETED"
     service.end()
     assert_the_next_run_is_done(scene, scene.serve())
+
+
+def test_a_server_forgets_its_leases(tmp_path: Path) -> None:
+    """The run loses its slot, and goes on."""
+    (tmp_path / "hurried").mkdir()
+    # Leases are renewed every three seconds, and only once.
+    (tmp_path / "hurried" / "sitecustomize.py").write_text(
+        "from prefect.concurrency import _leases\n"
+        "_leases._RENEWAL_FRACTION, _leases._RENEWAL_MAX_ATTEMPTS = 0.01, 1\n"
+    )
+    hurried = {"PYTHONPATH": str(tmp_path / "hurried"), **IMPATIENT}
+    leases = "prefect.server.concurrency.lease_storage.memory"
+    memory = {"PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": leases}
+    with (
+        prefect_server(tmp_path / "server", "sqlite", **memory) as server,
+        stage(server, tmp_path, "forgotten") as scene,
+    ):
+        service = scene.serve(**hurried)
+        assert "leases in memory" in service.said()
+        run = scene.run_that_waits()
+        server.kill()
+        server.start()
+        lost = "slots are no longer reserved"
+        wait_until("the loss of the slot", lambda: lost in service.said(), service)
+        scene.images.open()
+        assert server.ended(run, service)["type"] == "COMPLETED"
+        assert_the_next_run_is_done(scene, service)
