@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 Recipes = Annotated[
     list[Path],
-    typer.Argument(metavar="RECIPE.yaml...", help="Recipes, with or without a `schedule`."),
+    typer.Argument(metavar="RECIPE.yaml", help="Recipes, with or without a `schedule`."),
 ]
 Pool = Annotated[
     str, typer.Option("--pool", metavar="NAME", help="Work pool that executes the runs.")
