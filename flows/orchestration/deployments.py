@@ -36,6 +36,12 @@ log = logging.getLogger("maskloom.run")
 
 HEARTBEAT_SECONDS = 30
 """Time between two heartbeats of a run: the shortest that Prefect allows."""
+RUN_ENVIRONMENT = {
+    "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_SECONDS),
+    # A run that ends while the server is away tries for eight minutes to say how it ended.
+    "PREFECT_CLIENT_MAX_RETRIES": "8",
+}
+"""Settings of the processes of runs."""
 SILENCE_SECONDS = 90
 """After so long without a heartbeat, a run counts as dead."""
 ARRIVED = "maskloom.objects.arrived"
@@ -79,9 +85,7 @@ class Place:
     @property
     def job_variables(self) -> dict[str, Any]:
         """What the pool's workers need to know."""
-        variables: dict[str, Any] = {
-            "env": {"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_SECONDS)}
-        }
+        variables: dict[str, Any] = {"env": RUN_ENVIRONMENT}
         return variables if self.image is None else {**variables, "image": self.image}
 
 

@@ -27,8 +27,6 @@ from serving_support import (
 )
 
 pytestmark = [pytest.mark.nightly, pytest.mark.timeout(4 * HANG)]
-IMPATIENT = {"PREFECT_CLIENT_MAX_RETRIES": "0"}
-"""For a service that notices an outage at once, instead of after a minute."""
 FAKETIME = next(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"), None)
 
 
@@ -55,7 +53,7 @@ def assert_the_next_run_is_done(scene: Stage, service: Process) -> None:
 
 
 def test_the_server_is_killed_in_mid_run(scene: Stage) -> None:
-    service = scene.serve(**IMPATIENT)
+    service = scene.serve()
     run = scene.run_that_waits()
     scene.server.kill()
     wait_until("the outage", lambda: "does not answer" in service.said(), service)
@@ -67,7 +65,7 @@ def test_the_server_is_killed_in_mid_run(scene: Stage) -> None:
 
 
 def test_the_server_is_away_for_longer_than_prefect_waits_between_runs(scene: Stage) -> None:
-    service = scene.serve(**IMPATIENT)
+    service = scene.serve()
     scene.server.kill()
     wait_until("the outage", lambda: "does not answer" in service.said(), service)
     # Prefect's own service ends after three attempts.
@@ -86,7 +84,7 @@ def test_the_database_is_stopped_in_mid_run(scene: Stage) -> None:
     database = scene.server.database
     if database is None:
         pytest.skip("SQLite has no process")
-    service = scene.serve(**IMPATIENT)
+    service = scene.serve()
     run = scene.run_that_waits()
     database.stop()
     wait_until("the outage", lambda: "does not answer" in service.said(), service)
@@ -206,7 +204,7 @@ def test_a_server_forgets_its_leases(tmp_path: Path) -> None:
         "from prefect.concurrency import _leases\n"
         "_leases._RENEWAL_FRACTION, _leases._RENEWAL_MAX_ATTEMPTS = 0.01, 1\n"
     )
-    hurried = {"PYTHONPATH": str(tmp_path / "hurried"), **IMPATIENT}
+    hurried = {"PYTHONPATH": str(tmp_path / "hurried")}
     leases = "prefect.server.concurrency.lease_storage.memory"
     memory = {"PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": leases}
     with (
