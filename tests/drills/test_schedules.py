@@ -107,6 +107,22 @@ def test_the_server_stands_still_for_half_a_minute(scene: Stage) -> None:
     assert_the_next_run_is_done(scene, service)
 
 
+def test_a_run_is_cancelled_at_a_server_that_was_away(scene: Stage) -> None:
+    service = scene.serve()
+    run = scene.run_that_waits()
+    scene.server.kill()
+    wait_until("the outage", lambda: "does not answer" in service.said(), service)
+    scene.server.start()
+    wait_until("the server's return", lambda: "answers again" in service.said(), service)
+    scene.server.ask(f"flow_runs/{run}/set_state", state={"type": "CANCELLING"})
+    # The run ends when the picture that it reads has come.
+    time.sleep(10)
+    scene.images.open()
+    state = scene.server.ended(run, service)
+    assert state["type"] == "CANCELLED"
+    assert_the_next_run_is_done(scene, service)
+
+
 def test_a_run_is_killed(scene: Stage) -> None:
     service = scene.serve()
     run = scene.run_that_waits()

@@ -102,3 +102,7 @@ def test_recipes_are_checked_before_the_server_is_asked(command, tmp_path):
     if command == ("serve",):
         said = CliRunner().invoke(app, ["serve", str(recipe), str(recipe)])
         assert (said.exit_code, "Two recipes are named recipe" in said.stderr) == (2, True)
+    signed = "inputs=https://host/a.tif?X-Amz-Signature=c0ffee"
+    said = CliRunner().invoke(app, [*command, str(recipe), "--set", signed])
+    assert (said.exit_code, "c0ffee" in said.stderr) == (2, False)
+    assert "stores changes as plain text" in said.stderr
