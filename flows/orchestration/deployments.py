@@ -38,8 +38,10 @@ HEARTBEAT_SECONDS = 30
 """Time between two heartbeats of a run: the shortest that Prefect allows."""
 RUN_ENVIRONMENT = {
     "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_SECONDS),
-    # A run that ends while the server is away tries for eight minutes to say how it ended.
+    # A run that ends while the server is away tries for eight minutes to say how it ended. The
+    # server answers 500 while its database is away.
     "PREFECT_CLIENT_MAX_RETRIES": "8",
+    "PREFECT_CLIENT_RETRY_EXTRA_CODES": "500,504",
 }
 """Settings of the processes of runs."""
 SILENCE_SECONDS = 90

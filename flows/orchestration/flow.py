@@ -19,7 +19,7 @@ from prefect import flow, runtime, task
 from prefect.cache_policies import NO_CACHE
 from prefect.states import Cancelled
 
-from maskloom.flows.orchestration.slots import let_runs_outlive_their_slots, take_over
+from maskloom.flows.orchestration.endurance import endure, take_over
 from maskloom.flows.recipes import run as recipes
 from maskloom.flows.run import RunOptions, run
 from maskloom.flows.stages import Plain, Stages
@@ -108,7 +108,7 @@ def _name_of_flow_run() -> str:
     return Path(recipe).stem if isinstance(recipe, str) else str(recipe.get("name") or "recipe")
 
 
-let_runs_outlive_their_slots()
+endure()
 
 
 @flow(

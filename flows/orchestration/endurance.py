@@ -1,5 +1,5 @@
-"""Slots of runs that a deployment started: a lost slot ends no run, and a run that begins does the
-work of those that wait for its slot.
+"""What lets a run outlive its surroundings: its slot, the service that started it; and lets it do
+the work of those that wait for its slot.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from prefect import flow_engine
 from prefect.concurrency._leases import maintain_concurrency_lease
 from prefect.states import Cancelled
+from rich.console import Console
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -18,9 +19,11 @@ if TYPE_CHECKING:
     from prefect.flows import Flow
 
 
-def let_runs_outlive_their_slots() -> None:
-    """Let runs of this process continue when their slot is lost, because the server or its database
-    was away for long. Prefect would end them to prevent an overlap, which does us no harm.
+def endure() -> None:
+    """Let the runs of this process continue where Prefect and rich would end them.
+
+    The slot of a run is lost when the server or its database was away for long; an overlap does us
+    no harm. Whoever reads its messages is gone when the service was killed.
     """
 
     @contextmanager
@@ -28,8 +31,12 @@ def let_runs_outlive_their_slots() -> None:
         with maintain_concurrency_lease(lease_id, lease_duration):
             yield
 
+    def go_on(console: Console) -> None:
+        console.quiet = True
+
     # Prefect 3.9 has no setting for it.
     flow_engine.maintain_concurrency_lease = maintained  # type: ignore[attr-defined,assignment]
+    Console.on_broken_pipe = go_on  # type: ignore[method-assign,assignment]
 
 
 def take_over(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:  # noqa: ARG001
