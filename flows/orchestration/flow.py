@@ -19,6 +19,7 @@ from prefect import flow, runtime, task
 from prefect.cache_policies import NO_CACHE
 from prefect.states import Cancelled
 
+from maskloom.flows.orchestration.endurance import endure, take_over
 from maskloom.flows.recipes import run as recipes
 from maskloom.flows.run import RunOptions, run
 from maskloom.flows.stages import Plain, Stages
@@ -107,7 +108,15 @@ def _name_of_flow_run() -> str:
     return Path(recipe).stem if isinstance(recipe, str) else str(recipe.get("name") or "recipe")
 
 
-@flow(name="maskloom", flow_run_name=_name_of_flow_run, persist_result=False)
+endure()
+
+
+@flow(
+    name="maskloom",
+    flow_run_name=_name_of_flow_run,
+    persist_result=False,
+    on_running=[take_over],
+)
 def run_recipe(
     recipe: str | dict[str, Any],
     changes: list[str] | None = None,
