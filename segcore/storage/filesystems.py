@@ -7,7 +7,7 @@ import difflib
 import errno
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
@@ -132,6 +132,15 @@ def version_of(info: Mapping[str, Any]) -> str:
     return f"{info.get('size', 0) or 0:x}-{stamp}"
 
 
+def fresh_info(fs: fsspec.AbstractFileSystem, path: str) -> Mapping[str, Any]:
+    """What the store says of a file now. Raises `FileNotFoundError`, and the client's errors."""
+    # Otherwise clients answer from earlier listings. That of Azure forgets no more than the listing
+    # that it is told to forget.
+    fs.invalidate_cache(path)
+    fs.invalidate_cache(path.rpartition("/")[0])
+    return cast("Mapping[str, Any]", fs.info(path))
+
+
 def current_version(uri: str) -> str:
     """The present version of a file in its store.
 
@@ -139,6 +148,4 @@ def current_version(uri: str) -> str:
     """
     fs, path = filesystem(uri)
     with store_errors(f"look at {uri}"):
-        # Otherwise fsspec answers from an earlier listing of the folder.
-        fs.invalidate_cache(path)
-        return version_of(fs.info(path))
+        return version_of(fresh_info(fs, path))
