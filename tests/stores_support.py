@@ -28,6 +28,8 @@ from pathlib import Path
 import pytest
 
 _START_SECONDS = 120
+_OF_THE_CONNECTION = {"transfer-encoding", "content-length", "connection", "expect"}
+"""Headers of a request that the proxy writes itself."""
 _KEYS = {"AWS_ACCESS_KEY_ID": "tests", "AWS_SECRET_ACCESS_KEY": "tests-of-stores"}
 _AZURITE_KEY = (
     "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
@@ -104,7 +106,9 @@ class Proxy:
             self._server.server_close()
 
 
-def _handler(proxy: Proxy) -> type[http.server.BaseHTTPRequestHandler]:
+def _handler(  # noqa: C901 - short methods of one class
+    proxy: Proxy,
+) -> type[http.server.BaseHTTPRequestHandler]:
     class Handler(http.server.BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
@@ -116,7 +120,11 @@ def _handler(proxy: Proxy) -> type[http.server.BaseHTTPRequestHandler]:
             elif isinstance(fault, int):
                 self._reply(fault, [], f"<Error><Code>Fault{fault}</Code></Error>".encode())
             else:
-                status, headers, content = self._asked(body)
+                try:
+                    status, headers, content = self._asked(body)
+                except OSError:
+                    # The server has not started yet, or has ended.
+                    fault = "lost"
                 if fault == "lost":
                     self._hang_up()
                 else:
@@ -135,25 +143,17 @@ def _handler(proxy: Proxy) -> type[http.server.BaseHTTPRequestHandler]:
             return body
 
         def _asked(self, body: bytes) -> tuple[int, list[tuple[str, str]], bytes]:
-            connection = proxy.connect()
-            connection.putrequest(
-                self.command, self.path, skip_host=True, skip_accept_encoding=True
-            )
-            left_out = {
-                "transfer-encoding",
-                "content-length",
-                "connection",
-                "expect",
-                *proxy.dropped_headers,
-            }
-            for name, value in self.headers.items():
-                if name.lower() not in left_out:
-                    connection.putheader(name, value)
-            connection.putheader("Content-Length", str(len(body)))
-            connection.endheaders(body)
-            reply = connection.getresponse()
-            content = reply.read()
-            connection.close()
+            with contextlib.closing(proxy.connect()) as connection:
+                connection.putrequest(
+                    self.command, self.path, skip_host=True, skip_accept_encoding=True
+                )
+                for name, value in self.headers.items():
+                    if name.lower() not in {*_OF_THE_CONNECTION, *proxy.dropped_headers}:
+                        connection.putheader(name, value)
+                connection.putheader("Content-Length", str(len(body)))
+                connection.endheaders(body)
+                reply = connection.getresponse()
+                content = reply.read()
             proxy.requests.append((self.command, self.path, reply.status))
             return reply.status, reply.getheaders(), content
 
@@ -309,7 +309,7 @@ def fake_gcs(folder: Path) -> Iterator[Served]:
     ]  # fmt: skip
     environment = {
         "STORAGE_EMULATOR_HOST": f"http://{url}",
-        # Otherwise gcsfs asks for the kind of each bucket by gRPC and waits a minute for the answer.
+        # Otherwise gcsfs asks by gRPC for the kind of each bucket, and waits for a minute.
         "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",
         "GOOGLE_CLOUD_PROJECT": "tests",
     }
@@ -342,12 +342,9 @@ def _running(command: list[str], folder: Path) -> Iterator[subprocess.Popen[byte
         print((folder / "log").read_text(errors="replace")[-2000:], file=sys.stderr)
         raise
     finally:
-        server.terminate()
-        try:
-            server.wait(30)
-        except subprocess.TimeoutExpired:
-            server.kill()
-            server.wait()
+        # What it holds is not needed any more.
+        server.kill()
+        server.wait()
 
 
 @contextlib.contextmanager

@@ -178,6 +178,8 @@ class Store:
         return {
             name[len(root) + 1 :]: Listed(int(info.get("size") or 0), _modified_at(info))
             for name, info in found.items()
+            # SeaweedFS keeps empty folders.
+            if info.get("type") != "directory"
         }
 
     def remove(self, folder: str) -> None:
