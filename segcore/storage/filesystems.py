@@ -37,8 +37,9 @@ def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
         return LocalFileSystem(), str(Path(address_of(uri)).absolute())
     try:
         fs, path = fsspec.core.url_to_fs(address_of(uri))
-    # Some packages raise an AttributeError for a protocol that they no longer support.
-    except (ValueError, ImportError, AttributeError) as error:
+    # Some packages raise an AttributeError for a protocol that they no longer support, or a
+    # TypeError for one that needs options.
+    except (ValueError, ImportError, AttributeError, TypeError) as error:
         raise StoreError(
             f"Cannot use the location {redacted(uri)!r}: {_remedy(uri, error)}"
         ) from error
