@@ -94,8 +94,9 @@ def run(
             note(line)
         outcome = None
         if not inventory.nothing_to_do:
-            if line := single_writer_note(Store(recipe.output)):
-                note(line)
+            single_writer = single_writer_note(Store(recipe.output))
+            if single_writer is not None:
+                note(single_writer)
             workers.listen()
             # The Prefect server and the cluster take seconds; both start in the background.
             stack.enter_context(orchestrator)

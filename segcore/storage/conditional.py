@@ -183,8 +183,7 @@ def _move_conditionally(fs: Any, copies: ConditionalCopies, store: Store, each: 
         except FileNotFoundError:
             # Already moved by another process that carries out the same commit.
             return
-        fs.invalidate_cache()
-        fs.rm_file(source)
+        _remove_staged(fs, source)
 
 
 def _copy_to_base(
@@ -214,8 +213,14 @@ def _overwrite(fs: Any, store: Store, each: Move) -> None:
             fs.cp_file(source, target)
         except FileNotFoundError:
             return
+        _remove_staged(fs, source)
+
+
+def _remove_staged(fs: Any, source: str) -> None:
+    fs.invalidate_cache()
+    # Another process may carry out the same commit.
+    with contextlib.suppress(FileNotFoundError):
         fs.rm_file(source)
-        fs.invalidate_cache()
 
 
 def _probe(store: Store) -> Conditions:

