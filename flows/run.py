@@ -25,6 +25,7 @@ from maskloom.segcore.storage.filesystems import configure
 from maskloom.segcore.storage.store import Store
 from maskloom.tasks.clean import tidy
 from maskloom.tasks.clusters.protocol import Cluster
+from maskloom.tasks.commits.presence import single_writer_note
 from maskloom.tasks.discovery.series import SeriesHeaders
 from maskloom.tasks.fanout.protocol import Fanout
 
@@ -93,6 +94,9 @@ def run(
             note(line)
         outcome = None
         if not inventory.nothing_to_do:
+            single_writer = single_writer_note(Store(recipe.output))
+            if single_writer is not None:
+                note(single_writer)
             workers.listen()
             # The Prefect server and the cluster take seconds; both start in the background.
             stack.enter_context(orchestrator)

@@ -7,7 +7,7 @@ import difflib
 import errno
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
@@ -37,8 +37,9 @@ def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
         return LocalFileSystem(), str(Path(address_of(uri)).absolute())
     try:
         fs, path = fsspec.core.url_to_fs(address_of(uri))
-    # Some packages raise an AttributeError for a protocol that they no longer support.
-    except (ValueError, ImportError, AttributeError) as error:
+    # Some packages raise an AttributeError for a protocol that they no longer support, or a
+    # TypeError for one that needs options.
+    except (ValueError, ImportError, AttributeError, TypeError) as error:
         raise StoreError(
             f"Cannot use the location {redacted(uri)!r}: {_remedy(uri, error)}"
         ) from error
@@ -132,6 +133,15 @@ def version_of(info: Mapping[str, Any]) -> str:
     return f"{info.get('size', 0) or 0:x}-{stamp}"
 
 
+def fresh_info(fs: fsspec.AbstractFileSystem, path: str) -> Mapping[str, Any]:
+    """What the store says of a file now. Raises `FileNotFoundError`, and the client's errors."""
+    # Otherwise clients answer from earlier listings. That of Azure forgets no more than the listing
+    # that it is told to forget.
+    fs.invalidate_cache(path)
+    fs.invalidate_cache(path.rpartition("/")[0])
+    return cast("Mapping[str, Any]", fs.info(path))
+
+
 def current_version(uri: str) -> str:
     """The present version of a file in its store.
 
@@ -139,6 +149,4 @@ def current_version(uri: str) -> str:
     """
     fs, path = filesystem(uri)
     with store_errors(f"look at {uri}"):
-        # Otherwise fsspec answers from an earlier listing of the folder.
-        fs.invalidate_cache(path)
-        return version_of(fs.info(path))
+        return version_of(fresh_info(fs, path))

@@ -36,13 +36,13 @@ from maskloom.segcore.storage.atomic import (
     rename_into_place,
 )
 from maskloom.segcore.storage.filesystems import filesystem, is_local, remedy, store_errors
+from maskloom.segcore.storage.object_stores import CONFLICT, PRECONDITION_FAILED, status_of
 
 STAGING = "staging"
 """Folder below a store's root for files that are not yet, or no longer, results."""
 _CHUNK = 2**22
 """Bytes that are read at a time."""
-_CONFLICTS = (409, 412)
-"""HTTP: conflict with a concurrent request for the same object, or failed precondition."""
+_CONFLICTS = (CONFLICT, PRECONDITION_FAILED)
 _TRIES, _FIRST_PAUSE = 4, 0.2
 """Number of attempts for a put that meets a conflict, and seconds before the second one. The pause
 doubles with each attempt.
@@ -170,11 +170,16 @@ class Store:
             with store_errors(f"list {self.uri(folder)}"):
                 fs.invalidate_cache()
                 found = fs.find(path, detail=True)
+                if not isinstance(found, Mapping):
+                    # adlfs lists a single file without its details.
+                    found = {name: fs.info(name) for name in found}
         except FileNotFoundError:
             return {}
         return {
             name[len(root) + 1 :]: Listed(int(info.get("size") or 0), _modified_at(info))
             for name, info in found.items()
+            # SeaweedFS keeps empty folders.
+            if info.get("type") != "directory"
         }
 
     def remove(self, folder: str) -> None:
@@ -186,12 +191,12 @@ class Store:
             # A cached listing may be incomplete.
             fs.invalidate_cache()
             if isinstance(fs, LocalFileSystem) or not fsspec.core.has_magic(path):
-                _retry_on_conflict(lambda: fs.rm(path, recursive=True))
+                retry_on_conflict(lambda: fs.rm(path, recursive=True))
             else:
                 # fsspec would treat brackets in a folder's name as a pattern and remove other
                 # files.
                 for found in fs.find(path):
-                    _retry_on_conflict(partial(fs.rm_file, found))
+                    retry_on_conflict(partial(fs.rm_file, found))
 
     def publish(self, name: str, content: bytes) -> Artefact:
         """Put bytes under a name in one step, replacing any existing file. Raises `StoreError`."""
@@ -206,7 +211,7 @@ class Store:
         fs, path = filesystem(self.uri(name))
         with store_errors(f"write {self.uri(name)}"):
             if not isinstance(fs, LocalFileSystem):
-                return _retry_on_conflict(lambda: _put_new(fs, path, content))
+                return retry_on_conflict(lambda: _put_new(fs, path, content))
             try:
                 link_new(self._staging(), Path(path), content)
             except FileExistsError:
@@ -271,7 +276,7 @@ class Store:
                     rename_into_place(temporary, Path(path))
                 else:
                     with store_errors(f"write {self.uri(name)}"):
-                        _retry_on_conflict(lambda: fs.put_file(str(temporary), path))
+                        retry_on_conflict(lambda: fs.put_file(str(temporary), path))
         except StoreError:
             raise
         except OSError as error:
@@ -329,7 +334,7 @@ def _modified_at(info: Mapping[str, Any]) -> float | None:
     return float(found) if isinstance(found, int | float) else None
 
 
-def _retry_on_conflict(put: Callable[[], T]) -> T:
+def retry_on_conflict(put: Callable[[], T]) -> T:
     """The result of a request to a store, repeated if it conflicts with a concurrent request for
     the same object (the client itself repeats requests to a busy store).
     """
@@ -338,7 +343,7 @@ def _retry_on_conflict(put: Callable[[], T]) -> T:
             return put()
         # The errors of clients have no common base class.
         except Exception as error:
-            if _status(error) not in _CONFLICTS:
+            if status_of(error) not in _CONFLICTS:
                 raise
             time.sleep(_FIRST_PAUSE * 2 ** (number - 1))
     return put()
@@ -354,27 +359,10 @@ def _put_new(fs: fsspec.AbstractFileSystem, path: str, content: bytes) -> bool:
         fs.pipe_file(path, content, mode="create")
     except Exception as error:
         # If the reply to a put is lost, the client repeats it and then meets its own bytes.
-        if not isinstance(error, FileExistsError) and _status(error) not in _CONFLICTS:
+        if status_of(error) not in _CONFLICTS:
             raise
         fs.invalidate_cache()
         if not fs.exists(path):
             raise OSError(f"{error}, but there is no such object") from error
         return bool(fs.cat_file(path) == content)
     return True
-
-
-def _status(error: BaseException) -> int | None:
-    """The HTTP status in a client's error, wherever the client stores it (botocore, gcsfs, Azure,
-    aiohttp).
-    """
-    met: BaseException | None = error
-    while met is not None:
-        response = getattr(met, "response", None)
-        if isinstance(response, Mapping):
-            return cast("int | None", response.get("ResponseMetadata", {}).get("HTTPStatusCode"))
-        for name in ("status_code", "status", "code"):
-            found = getattr(met, name, None)
-            if isinstance(found, int) or (isinstance(found, str) and found.isdecimal()):
-                return int(found)
-        met = met.__cause__
-    return None

@@ -51,6 +51,16 @@ def process_folder(store: Store, run_id: str, *, sole_writer: bool = False) -> I
     _leave(store, folder)
 
 
+def single_writer_note(store: Store) -> str | None:
+    """A line for users if only one run at a time may write to the store. None: several may."""
+    if conditions_of(store).several_writers:
+        return None
+    return (
+        f"{store.root}: this store has no conditional writes, found out by trying. Only one run at "
+        "a time may write to it; a second one is refused."
+    )
+
+
 def is_at_work(store: Store, run_id: str) -> bool:
     """Whether a process of this run may be at work, here or on another machine."""
     return any(

@@ -337,6 +337,12 @@ def test_a_schedule_that_nothing_can_follow_is_refused(schedule, message):
             {"storage": {"s3": {"oauth": "x"}}},
             r"^storage\.s3\.oauth: secrets are not allowed in recipes\.",
         ),
+        ({"output": "a\0b"}, r"^output: 'a\\x00b' holds a character that no path can hold\.$"),
+        ({"output": "a\ud800"}, r"^output: 'a\\ud800' holds a character that no path can hold\.$"),
+        (
+            {"output": "x" * 5000},
+            r"^output: '.{1,100}\.\.\.: File name too long\. Name a folder\.$",
+        ),
         ({"output": "https://h/out#token=x"}, r"^output: only inputs may have a signed address"),
         (
             {"cluster": {"workers": "two"}},
