@@ -7,9 +7,10 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from maskloom.segcore.errors import RecipeError
-from maskloom.tasks.clusters.joining import joined
+from maskloom.tasks.clusters.joining import Wait, joined
 from maskloom.tasks.clusters.protocol import CLUSTERS, Cluster
 from maskloom.tasks.clusters.tls import Tls, is_loopback, security_for
+from maskloom.tasks.fanout import client as dask_client
 from maskloom.tasks.fanout.dask import Dask
 
 if TYPE_CHECKING:
@@ -52,5 +53,6 @@ class ExistingCluster(Cluster):
         certificates cannot be used.
         """
         security = security_for(self.address, self.tls)
-        connect = partial(joined, self.address, security, self.tls, self.gpu)
+        wait = Wait(dask_client.WORKERS_SECONDS, stop)
+        connect = partial(joined, self.address, security, self.tls, self.gpu, wait)
         return Dask(connect, prepare, stop, gpu=self.gpu)

@@ -18,12 +18,8 @@ from typing import TYPE_CHECKING, Any, Self
 from maskloom.segcore.errors import RecipeError, RunError
 from maskloom.tasks.clusters import machine
 from maskloom.tasks.clusters.protocol import CLUSTERS, Cluster, parse_bytes
-from maskloom.tasks.clusters.settings import (
-    ONE_THREAD,
-    SCHEDULER,
-    WORKER,
-    scheduler_extensions,
-)
+from maskloom.tasks.clusters.scheduler import extensions
+from maskloom.tasks.clusters.settings import ONE_THREAD, SCHEDULER, WORKER
 from maskloom.tasks.fanout.client import Client, import_distributed
 from maskloom.tasks.fanout.dask import Dask
 
@@ -107,7 +103,7 @@ def started(workers: int, memory: int) -> Iterator[Client]:
                     scheduler_kwargs={
                         "dashboard": False,
                         "dashboard_address": "127.0.0.1:0",
-                        "extensions": scheduler_extensions(),
+                        "extensions": extensions(),
                     },
                     memory_limit=memory,
                     silence_logs=logging.CRITICAL,

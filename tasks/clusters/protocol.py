@@ -80,8 +80,7 @@ CLUSTERS: Registry[type[Cluster]] = Registry("cluster", "maskloom.tasks.clusters
 
 
 def import_extra(module: str, extra: str) -> Any:
-    """The module that a kind of cluster needs. Raises `RunError` with the command that installs it.
-    """
+    """A module that a kind of cluster needs. Raises `RunError` with the command to install it."""
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from functools import cache
+from collections.abc import Mapping
 from typing import Any
-
-from maskloom.tasks.fanout.client import import_distributed
 
 ONE_THREAD: Mapping[str, str] = {
     **dict.fromkeys(
@@ -51,37 +48,13 @@ WORKER: Mapping[str, Any] = {
 """Settings of Dask for a worker."""
 
 
-def worker_environment() -> dict[str, str]:
-    """Environment variables for a worker that is started by a command: Dask reads its settings from
-    them.
+def as_environment(settings: Mapping[str, Any]) -> dict[str, str]:
+    """Settings of Dask as environment variables, for a process that is started by a command.
+
+    >>> as_environment({"distributed.scheduler.allowed-failures": 1})
+    {'DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES': '1'}
     """
-    settings = {
+    return {
         f"DASK_{key.upper().replace('-', '_').replace('.', '__')}": str(value)
-        for key, value in WORKER.items()
+        for key, value in settings.items()
     }
-    return {**ONE_THREAD, **settings}
-
-
-@cache
-def scheduler_extensions() -> dict[str, Any]:
-    """Extensions of a scheduler whose memory does not grow with the number of jobs.
-
-    Spans group tasks for a dashboard. A scheduler keeps every one of them and adds some data to
-    them with each job for as long as it lives (dask/distributed#7977), so ours has none.
-    """
-    scheduler = import_distributed().scheduler
-    return {**scheduler.DEFAULT_EXTENSIONS, "spans": _NoSpans}
-
-
-class _NoSpans:
-    """Takes the place of the extension that workers report to: they do not run without."""
-
-    def __init__(self, scheduler: Any) -> None:
-        pass
-
-    def observe_tasks(self, tasks: Iterable[Any], **_: Any) -> dict[Any, Any]:
-        """Tasks have arrived. No span is made of them."""
-        return {}
-
-    def heartbeat(self, worker: Any, data: Any) -> None:
-        """A worker says how it spent its time."""

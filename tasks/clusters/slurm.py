@@ -23,7 +23,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 from maskloom.segcore.errors import RecipeError, RunError
 from maskloom.segcore.storage.addresses import RelativeToRecipe
 from maskloom.tasks.clusters.protocol import CLUSTERS, Cluster, import_extra, parse_bytes
-from maskloom.tasks.clusters.settings import SCHEDULER, scheduler_extensions, worker_environment
+from maskloom.tasks.clusters.scheduler import extensions
+from maskloom.tasks.clusters.settings import ONE_THREAD, SCHEDULER, WORKER, as_environment
 from maskloom.tasks.clusters.tls import Tls
 from maskloom.tasks.fanout.client import Client, import_distributed
 from maskloom.tasks.fanout.dask import Dask
@@ -143,7 +144,7 @@ class SlurmCluster(Cluster):
         Raises `RunError` if the scheduler cannot start.
         """
         seconds, margin = _seconds(self.walltime), _margin(self.walltime)
-        environment = worker_environment()
+        environment = {**ONE_THREAD, **as_environment(WORKER)}
         folder = Path(self.folder)
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -167,7 +168,7 @@ class SlurmCluster(Cluster):
                     "interface": self.driver_interface or self.interface,
                     "dashboard": False,
                     "dashboard_address": "127.0.0.1:0",
-                    "extensions": scheduler_extensions(),
+                    "extensions": extensions(),
                 },
                 job_extra_directives=[*(["--gres=gpu:1"] if self.gpu else []), *self.directives],
                 job_script_prologue=[

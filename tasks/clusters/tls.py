@@ -23,6 +23,10 @@ _DASK_FILES = (
 _START = (
     "Start scheduler and workers with --protocol tls --tls-ca-file CA --tls-cert CERT --tls-key KEY"
 )
+_SPEAKS_TLS = (
+    "This port speaks TLS: write tls:// in cluster.address, and name the certificates by "
+    "cluster.tls."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,28 +128,34 @@ def trouble(address: str, tls: Tls | None) -> str:
     """Why no client could be made of the scheduler at `address`, as sentences; empty where there is
     no reason to name. Tries for a few seconds.
     """
-    encrypted, anyone = address.startswith("tls://"), ssl.create_default_context()
+    try:
+        speaks_tls = _speaks_tls(address)
+        if not address.startswith("tls://"):
+            return _SPEAKS_TLS if speaks_tls else ""
+        if not speaks_tls:
+            return f"This port does not speak TLS. {_START}, or write tcp:// in cluster.address."
+        return "" if tls is None else _refusal(address, tls)
+    except OSError:
+        # Nobody listens there.
+        return ""
+
+
+def _speaks_tls(address: str) -> bool:
+    """Whether a port answers to TLS, whatever its certificate. Raises `OSError` if nobody listens
+    there.
+    """
+    anyone = ssl.create_default_context()
     anyone.check_hostname, anyone.verify_mode = False, ssl.CERT_NONE
     try:
         _shake_hands(address, anyone)
     except ssl.SSLError as error:
-        # TLS was spoken, and the other side asked for a certificate.
-        speaks_tls = "ALERT" in str(error).upper()
-    except OSError:
-        return ""
-    else:
-        speaks_tls = True
-    if not encrypted:
-        if not speaks_tls:
-            return ""
-        return (
-            "This port speaks TLS: write tls:// in cluster.address, and name the certificates by "
-            "cluster.tls."
-        )
-    if not speaks_tls:
-        return f"This port does not speak TLS. {_START}, or write tcp:// in cluster.address."
-    if tls is None:
-        return "Dask's own configuration names the certificates: check them, or use cluster.tls."
+        # An alert is TLS too: the other side asks for a certificate.
+        return "ALERT" in str(error).upper()
+    return True
+
+
+def _refusal(address: str, tls: Tls) -> str:
+    """Which side refuses the certificate of the other, as sentences; empty if neither does."""
     try:
         _shake_hands(address, tls.context())
     except ssl.SSLCertVerificationError as error:
@@ -158,8 +168,6 @@ def trouble(address: str, tls: Tls | None) -> str:
             f"The scheduler does not accept the certificate cluster.tls.cert, {tls.cert} "
             f"({error.reason}). Use one that was signed by the authority of the cluster."
         )
-    except OSError:
-        return ""
     return ""
 
 
