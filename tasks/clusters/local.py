@@ -25,7 +25,7 @@ from maskloom.tasks.fanout.dask import Dask
 
 if TYPE_CHECKING:
     import threading
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
 _START_SECONDS = 90.0
 """How long the worker processes may take to start."""
@@ -70,19 +70,19 @@ class LocalCluster(Cluster):
         """One worker for each GPU of this machine, unless the recipe names a number or there is no
         GPU.
         """
-        gpus = machine.gpu_count()
-        return replace(self, workers=gpus) if self.workers is None and gpus else self
+        gpus = machine.gpus()
+        return replace(self, workers=len(gpus)) if self.workers is None and gpus else self
 
     def open(self, prepare: Callable[[], None], stop: threading.Event) -> Dask:
         """A fan-out on worker processes, which end with it."""
-        connect = partial(started, self.worker_count, self.worker_memory)
+        connect = partial(started, self.worker_count, self.worker_memory, machine.gpus())
         return Dask(connect, prepare, stop, own_workers=self.worker_count)
 
 
 @contextmanager
-def started(workers: int, memory: int) -> Iterator[Client]:
+def started(workers: int, memory: int, gpus: Sequence[str] = ()) -> Iterator[Client]:
     """A client of `workers` processes on this machine with `memory` bytes each, which end with the
-    block. Raises `RunError` if they cannot be started.
+    block. Each sees one of the `gpus`, in turn. Raises `RunError` if they cannot be started.
     """
     import dask
 
@@ -108,6 +108,7 @@ def started(workers: int, memory: int) -> Iterator[Client]:
                     memory_limit=memory,
                     silence_logs=logging.CRITICAL,
                     death_timeout=_START_SECONDS,
+                    worker_class=_nanny(gpus) if gpus else None,
                 )
         except (OSError, RuntimeError) as error:
             raise RunError(
@@ -118,6 +119,20 @@ def started(workers: int, memory: int) -> Iterator[Client]:
         yield stack.enter_context(
             distributed.Client(cluster, set_as_default=False, direct_to_workers=True)
         )
+
+
+def _nanny(gpus: Sequence[str]) -> Any:
+    """A class of worker processes, the first of which sees the first GPU alone, and so on."""
+    nanny: Any = import_distributed().Nanny
+
+    class OneGpu(nanny):  # type: ignore[misc]
+        """A worker process that sees one GPU, also after it was started again."""
+
+        def __init__(self, *arguments: Any, name: int, **options: Any) -> None:
+            gpu = {"CUDA_VISIBLE_DEVICES": gpus[name % len(gpus)]}
+            super().__init__(*arguments, name=name, env=gpu, **options)
+
+    return OneGpu
 
 
 def _settings() -> dict[str, Any]:

@@ -14,6 +14,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import tempfile
 import time
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -139,15 +140,37 @@ class SlurmCluster(Cluster):
             expect_workers=jobs.keep_up,
         )
 
-    def dask_cluster(self) -> Any:
+    @contextmanager
+    def certificates(self) -> Iterator[Tls]:
+        """The files of the recipe, or files that exist for this block, in a folder that nobody else
+        can read. Raises `RunError` if they cannot be written.
+        """
+        if self.tls is not None:
+            yield self.tls
+            return
+        made = import_distributed().Security.temporary()
+        contents = {
+            "ca": made.tls_ca_file,
+            "cert": made.tls_client_cert,
+            "key": made.tls_client_key,
+        }
+        try:
+            Path(self.folder).mkdir(parents=True, exist_ok=True)
+            private = tempfile.TemporaryDirectory(prefix="certificates-", dir=self.folder)
+        except OSError as error:
+            raise RunError(f"cluster.folder: {self.folder} cannot be written ({error}).") from error
+        with private as folder:
+            for name, content in contents.items():
+                Path(folder, f"{name}.pem").write_text(content)
+            yield Tls(**{name: f"{folder}/{name}.pem" for name in contents})
+
+    def dask_cluster(self, tls: Tls) -> Any:
         """A `dask_jobqueue.SLURMCluster` whose scheduler runs and whose jobs are not submitted yet.
         Raises `RunError` if the scheduler cannot start.
         """
         seconds, margin = _seconds(self.walltime), _margin(self.walltime)
         environment = {**ONE_THREAD, **as_environment(WORKER)}
-        folder = Path(self.folder)
         try:
-            folder.mkdir(parents=True, exist_ok=True)
             return import_extra("dask_jobqueue", "slurm").SLURMCluster(
                 job_name=_NAME,
                 cores=1,
@@ -160,9 +183,8 @@ class SlurmCluster(Cluster):
                 account=self.account,
                 python=shlex.quote(self.python) if self.python else None,
                 interface=self.interface,
-                security=self._security(),
-                shared_temp_directory=str(folder),
-                log_directory=str(folder),
+                security=_security(tls),
+                log_directory=self.folder,
                 death_timeout=_CONNECT_SECONDS,
                 scheduler_options={
                     "interface": self.driver_interface or self.interface,
@@ -191,17 +213,6 @@ class SlurmCluster(Cluster):
                 "whether cluster.folder can be written."
             ) from error
 
-    def _security(self) -> Any:
-        security = import_distributed().Security
-        if self.tls is None:
-            return security.temporary()
-        pairs = {
-            f"tls_{role}_{part}": getattr(self.tls, part)
-            for role in ("client", "scheduler", "worker")
-            for part in ("cert", "key")
-        }
-        return security(tls_ca_file=self.tls.ca, require_encryption=True, **pairs)
-
 
 @dataclass(slots=True)
 class _Jobs:
@@ -228,7 +239,8 @@ class _Jobs:
         distributed = import_distributed()
         with ExitStack() as stack:
             stack.enter_context(dask.config.set(SCHEDULER))
-            self._cluster = stack.enter_context(self.recipe.dask_cluster())
+            tls = stack.enter_context(self.recipe.certificates())
+            self._cluster = stack.enter_context(self.recipe.dask_cluster(tls))
             try:
                 self._submit()
             except RuntimeError as error:
@@ -311,6 +323,16 @@ class _Jobs:
         if not lines:
             return f"The last one wrote nothing into {path}."
         return f"The last one wrote into {path}: {lines[-1].strip()[:300]}"
+
+
+def _security(tls: Tls) -> Any:
+    """The same certificate for driver, scheduler and workers."""
+    pairs = {
+        f"tls_{role}_{part}": getattr(tls, part)
+        for role in ("client", "scheduler", "worker")
+        for part in ("cert", "key")
+    }
+    return import_distributed().Security(tls_ca_file=tls.ca, require_encryption=True, **pairs)
 
 
 async def _up_to_date(cluster: Any) -> None:
