@@ -64,7 +64,7 @@ def joined(
     except (OSError, ValueError, TypeError) as error:
         reason = trouble(address, tls)
         raise RunError(
-            f"The Dask scheduler at {address} could not be joined ({error}). "
+            f"The Dask scheduler at {address} could not be joined ({error or type(error).__name__}). "
             + (reason or "Start it, correct cluster.address, or use cluster: {kind: local}.")
         ) from error
     with client:

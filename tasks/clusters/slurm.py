@@ -18,6 +18,7 @@ import tempfile
 import time
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -172,6 +173,7 @@ class SlurmCluster(Cluster):
         environment = {**ONE_THREAD, **as_environment(WORKER)}
         try:
             return import_extra("dask_jobqueue", "slurm").SLURMCluster(
+                job_cls=_job_class(),
                 job_name=_NAME,
                 cores=1,
                 processes=1,
@@ -323,6 +325,24 @@ class _Jobs:
         if not lines:
             return f"The last one wrote nothing into {path}."
         return f"The last one wrote into {path}: {lines[-1].strip()[:300]}"
+
+
+@cache
+def _job_class() -> Any:
+    """A job of dask-jobqueue that is closed when it was cancelled: the cluster insists, also on one
+    that sbatch refused.
+    """
+    job: Any = import_extra("dask_jobqueue.slurm", "slurm").SLURMJob
+
+    class Job(job):  # type: ignore[misc]
+        """A job with one worker."""
+
+        async def close(self) -> None:
+            """Cancel the job."""
+            await super().close()
+            self.status = import_distributed().Status.closed
+
+    return Job
 
 
 def _security(tls: Tls) -> Any:

@@ -65,6 +65,7 @@ def cluster(recipe: SlurmCluster) -> Iterator[Dask]:
     with opened(recipe) as dask:
         yield dask
     assert comes_true(lambda: slurm_support.squeue("%A") == [])
+    assert list(Path(recipe.folder).glob("certificates-*")) == []
 
 
 def opened(recipe: SlurmCluster) -> Dask:
@@ -105,12 +106,12 @@ def test_workers_of_jobs_listen_on_one_interface_and_speak_tls(
         if each.status == psutil.CONN_LISTEN
     }
     assert listening == {"127.0.0.1"}
-    # Logs can be found, and keys can be read by nobody else.
-    logs = {file.name for file in Path(recipe.folder).glob("maskloom-*")}
-    assert logs >= {f"maskloom-{number}.err" for number in slurm_support.squeue("%A")}
-    keys = [file for file in Path(recipe.folder).iterdir() if "PRIVATE" in text(file)]
-    assert keys
-    assert all(file.stat().st_mode & 0o077 == 0 for file in keys)
+    # Logs can be found, and the key can be read by nobody else.
+    folder = Path(recipe.folder)
+    numbers = slurm_support.squeue("%A")
+    assert {f"maskloom-{each}.err" for each in numbers} <= {file.name for file in folder.iterdir()}
+    (private,) = folder.glob("certificates-*")
+    assert private.stat().st_mode & 0o077 == 0
 
 
 def test_a_cancelled_job_is_replaced_and_costs_no_result(cluster: Dask, tmp_path: Path) -> None:
@@ -144,8 +145,8 @@ def test_a_job_killed_for_its_memory_is_replaced_and_the_culprit_is_named(
 
 
 def test_jobs_that_reach_their_time_limit_hand_over(recipe: SlurmCluster, tmp_path: Path) -> None:
-    work = [Mark(str(tmp_path), f"{i}", 3.0) for i in range(60)]
-    with opened(replace(recipe, walltime="00:01:00")) as dask:
+    work = [Mark(str(tmp_path), f"{i}", 3.0) for i in range(100)]
+    with opened(replace(recipe, walltime="00:02:00")) as dask:
         results = list(dask.map(jobs.mark_and_sleep, work))
     assert sorted(str(name) for _, name in results) == sorted(job.name for job in work)
     logs = list(Path(recipe.folder).glob("maskloom-*.err"))
@@ -213,4 +214,29 @@ def test_a_run_that_loses_a_job_is_as_one_in_this_process(tmp_path: Path) -> Non
         subprocess.run(["scancel", slurm_support.squeue("%A")[0]], check=True)
         assert run.wait(MANY) == 0
     assert_same_results(tmp_path / "here", tmp_path / "on-slurm")
+    assert comes_true(lambda: slurm_support.squeue("%A") == [])
+
+
+def test_the_driver_may_be_a_job_itself(tmp_path: Path) -> None:
+    """`deploy/slurm/driver.sbatch`, with the node's memory shared with its workers."""
+    (tmp_path / "in").mkdir()
+    Image.fromarray(np.eye(64, dtype=np.uint8)).save(tmp_path / "in" / "a.png")
+    (tmp_path / "recipe.yaml").write_text(
+        "inputs: in\noutput: out\nsegmenter: threshold\n"
+        "cluster: {kind: slurm, workers: 1, memory: 1 GiB, interface: lo, folder: jobs}\n"
+    )
+    script = Path(__file__).parents[2] / "deploy" / "slurm" / "driver.sbatch"
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    submitted = subprocess.run(
+        ["sbatch", "--parsable", str(script), "recipe.yaml"],
+        cwd=tmp_path,
+        env={**os.environ, "PATH": path},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    number = submitted.stdout.strip()
+    assert comes_true(lambda: number not in slurm_support.squeue("%A"))
+    log = text(tmp_path / f"maskloom-driver-{number}.out")
+    assert "1 image done, 0 failed" in log, log
     assert comes_true(lambda: slurm_support.squeue("%A") == [])
