@@ -19,7 +19,6 @@ from maskloom.flows.recipes.run import RunRecipe
 from maskloom.flows.segment import Outcome, segment
 from maskloom.flows.signals import stop_on_signals
 from maskloom.flows.stages import Orchestrator, Plain
-from maskloom.segcore.models.selection import pending_selections
 from maskloom.segcore.pipeline.worker import prepare_process
 from maskloom.segcore.storage.filesystems import configure
 from maskloom.segcore.storage.store import Store
@@ -143,7 +142,7 @@ class _Workers:
 
 
 def _cluster(recipe: RunRecipe) -> Cluster:
-    """The recipe's cluster, with one worker per GPU for networks whose engine is not selected."""
-    if pending_selections(recipe.segmenter):
+    """The recipe's cluster, with one worker per GPU for networks that use one."""
+    if recipe.segmenter.requirements.device == "gpu":
         return recipe.cluster.with_one_worker_per_gpu()
     return recipe.cluster

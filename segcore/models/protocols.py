@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields, is_dataclass
 from enum import Enum
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self, runtime_checkable
 
 from maskloom.segcore.errors import ModelMismatch, NothingToFit
 from maskloom.segcore.registry import Registry
@@ -46,7 +46,7 @@ class Exactness(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Requirements:
-    """A model's requirements on tiling and memory."""
+    """A model's requirements on tiling, memory and device."""
 
     halo: int | Shape = 0
     """Pixels that it needs around a tile's core for an exact core: one number for all axes, or one
@@ -66,6 +66,8 @@ class Requirements:
     """Whether it works on single planes: volumes are cut into tiles one plane deep, without a halo
     across planes (`models.planes`).
     """
+    device: Literal["any", "gpu"] = "any"
+    """gpu: it uses a GPU where a worker has one."""
 
 
 class Ready(Protocol):
