@@ -28,6 +28,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from maskloom.segcore.errors import StoreError
 from maskloom.segcore.storage.atomic import sync_folder
+from maskloom.segcore.storage.failpoints import failpoint
 from maskloom.segcore.storage.filesystems import current_version, filesystem, remedy, store_errors
 from maskloom.segcore.storage.store import STAGING, Store
 
@@ -144,8 +145,10 @@ def _remove(store: Store, each: Move) -> None:
     with contextlib.suppress(FileNotFoundError), store_errors(f"remove {uri}"):
         if current_version(uri) == each.base:
             fs, path = filesystem(uri)
+            failpoint("remove", path)
             fs.rm_file(path)
             fs.invalidate_cache(path)
+            failpoint("removed", path)
 
 
 def _rename(root: Path, moves: Sequence[Move]) -> None:
@@ -154,11 +157,13 @@ def _rename(root: Path, moves: Sequence[Move]) -> None:
         for folder in folders:
             folder.mkdir(parents=True, exist_ok=True)
         for each in moves:
+            failpoint("move", str(root / each.name))
             try:
                 (root / str(each.staged)).replace(root / each.name)
             except FileNotFoundError:
                 # Already moved by another process that carries out the same commit.
                 continue
+            failpoint("moved", str(root / each.name))
         for folder in folders:
             sync_folder(folder)
     except OSError as error:
@@ -184,6 +189,7 @@ def _move_conditionally(fs: Any, store: Store, each: Move) -> None:
     """
     source = filesystem(store.uri(str(each.staged)))[1]
     with store_errors(f"write {store.uri(each.name)}"):
+        failpoint("move", each.name)
         try:
             if conditions_of(store).copy:
                 _conditional(
@@ -200,6 +206,7 @@ def _move_conditionally(fs: Any, store: Store, each: Move) -> None:
                     )
         except FileNotFoundError:
             return
+        failpoint("moved", each.name)
         fs.rm_file(source)
 
 
@@ -254,10 +261,12 @@ def _code(error: BaseException | None) -> str:
 def _overwrite(fs: Any, store: Store, each: Move) -> None:
     source, target = (filesystem(store.uri(name))[1] for name in (str(each.staged), each.name))
     with store_errors(f"write {store.uri(each.name)}"):
+        failpoint("move", each.name)
         try:
             fs.cp_file(source, target)
         except FileNotFoundError:
             return
+        failpoint("moved", each.name)
         fs.rm_file(source)
         fs.invalidate_cache()
 

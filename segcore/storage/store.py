@@ -35,6 +35,7 @@ from maskloom.segcore.storage.atomic import (
     remove_temporary,
     rename_into_place,
 )
+from maskloom.segcore.storage.failpoints import failpoint
 from maskloom.segcore.storage.filesystems import filesystem, is_local, remedy, store_errors
 
 STAGING = "staging"
@@ -183,6 +184,7 @@ class Store:
         """
         fs, path = filesystem(self.uri(folder))
         with contextlib.suppress(FileNotFoundError), store_errors(f"remove {self.uri(folder)}"):
+            failpoint("remove", path)
             # A cached listing may be incomplete.
             fs.invalidate_cache()
             if isinstance(fs, LocalFileSystem) or not fsspec.core.has_magic(path):
@@ -192,6 +194,7 @@ class Store:
                 # files.
                 for found in fs.find(path):
                     _retry_on_conflict(partial(fs.rm_file, found))
+            failpoint("removed", path)
 
     def publish(self, name: str, content: bytes) -> Artefact:
         """Put bytes under a name in one step, replacing any existing file. Raises `StoreError`."""
@@ -206,7 +209,10 @@ class Store:
         fs, path = filesystem(self.uri(name))
         with store_errors(f"write {self.uri(name)}"):
             if not isinstance(fs, LocalFileSystem):
-                return _retry_on_conflict(lambda: _put_new(fs, path, content))
+                failpoint("write", path)
+                is_ours = _retry_on_conflict(lambda: _put_new(fs, path, content))
+                failpoint("written", path)
+                return is_ours
             try:
                 link_new(self._staging(), Path(path), content)
             except FileExistsError:
@@ -267,11 +273,13 @@ class Store:
                     file.flush()
                     if local:
                         os.fsync(file.fileno())
+                failpoint("write", path)
                 if local:
                     rename_into_place(temporary, Path(path))
                 else:
                     with store_errors(f"write {self.uri(name)}"):
                         _retry_on_conflict(lambda: fs.put_file(str(temporary), path))
+                failpoint("written", path)
         except StoreError:
             raise
         except OSError as error:
