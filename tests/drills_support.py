@@ -9,26 +9,34 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import duckdb
 import pyarrow.parquet as pq
 from PIL import Image
-from tests_support import assert_same_results
+from tests_support import assert_same_results, photograph, write_tiff
+
+T = TypeVar("T")
 
 HANG = 240
 """Seconds after which something hangs, however loaded the machine is."""
+RUN = (
+    *("segment", "images", "-s", "kmeans", "-p", "clusters=3", "--no-prefect", "--quiet"),
+    *("--set", "tiling.tile=128", "--set", "statistics=[{kind: objects, min_size: 5}]"),
+    *("--set", "cluster.kind=serial"),
+)
+"""A run over `pictures`: a model is fitted to all of them, and they have objects."""
 SMALL_PARTS = (
     "from maskloom.tasks import batching\n"
     "batching.RANGE_PIXELS = 2**15\n"
     "batching.range_pixels = lambda settings: 2**15\n"
 )
 """Parts are so small that an image of 80,000 pixels takes the way of a large one."""
-COMMAND = (sys.executable, "-c", f"{SMALL_PARTS}from maskloom.flows.cli import main\nmain()")
-"""The command in a process of its own."""
 _SERVER = f"""
 import json, os, sys
 {SMALL_PARTS}
@@ -40,6 +48,7 @@ for line in sys.stdin:
     if child == 0:
         os.chdir(wanted["folder"])
         os.environ.update(wanted["environment"])
+        exec(wanted["before"])
         log = os.open(wanted["log"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         null = os.open(os.devnull, os.O_RDONLY)
         for target, source in ((0, null), (1, log), (2, log)):
@@ -90,14 +99,22 @@ class Forks:
 
     def __init__(self) -> None:
         self._server = subprocess.Popen(
-            [sys.executable, "-c", _SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [sys.executable, "-c", _SERVER],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
         )
 
     def run(
-        self, folder: Path, *commands: Sequence[str], learn: bool = False, **environment: str
+        self,
+        folder: Path,
+        *commands: Sequence[str],
+        learn: bool = False,
+        before: str = "",
+        **environment: str,
     ) -> Ended:
         """Commands in this folder, with more variables in their environment, until one does not end
-        with 0. `learn`: import what they import before the next.
+        with 0. `learn`: import what they import before the next. `before`: Python that comes first.
         """
         assert self._server.stdin is not None
         assert self._server.stdout is not None
@@ -106,6 +123,7 @@ class Forks:
             "folder": str(folder),
             "commands": commands,
             "environment": environment,
+            "before": before,
             "log": str(log),
             "learn": learn,
         }
@@ -119,8 +137,10 @@ class Forks:
     def close(self) -> None:
         """End the server."""
         assert self._server.stdin is not None
+        assert self._server.stdout is not None
         self._server.stdin.close()
         self._server.wait()
+        self._server.stdout.close()
 
 
 @contextmanager
@@ -131,6 +151,49 @@ def forks() -> Iterator[Forks]:
         yield server
     finally:
         server.close()
+
+
+def pictures(folder: Path) -> None:
+    """A folder `images`: two small pictures, and one of six tiles in several parts."""
+    (folder / "images").mkdir()
+    for i in range(2):
+        Image.fromarray(photograph(60, 50 + 7 * i)).save(folder / "images" / f"small{i}.png")
+    write_tiff(folder / "images" / "big.tif", photograph(256, 320), block=128)
+
+
+def start(
+    folder: Path, *arguments: str, before: str = "", **environment: str
+) -> subprocess.Popen[bytes]:
+    """The command in a process of its own, which says everything to the file `said`. `before`:
+    Python that comes first.
+    """
+    program = f"{before}\n{SMALL_PARTS}from maskloom.flows.cli import main\nmain()"
+    with (folder / "said").open("wb") as log:
+        return subprocess.Popen(
+            [sys.executable, "-c", program, *arguments],
+            cwd=folder,
+            env={**os.environ, **environment},
+            stdout=log,
+            stderr=log,
+        )
+
+
+def ended(folder: Path, run: subprocess.Popen[bytes]) -> Ended:
+    """How a process of `start` ends."""
+    code = run.wait(HANG)
+    said = (folder / "said").read_text()
+    assert "Traceback" not in said, said
+    return Ended(code, said)
+
+
+def comes(condition: Callable[[], T], run: subprocess.Popen[bytes] | None = None) -> T:
+    """Wait until the condition is true, as long as the process runs; its value."""
+    deadline = time.monotonic() + HANG
+    while not (found := condition()) and time.monotonic() < deadline:
+        if run is not None and run.poll() is not None:
+            break
+        time.sleep(0.01)
+    return found
 
 
 def assert_whole(output: Path) -> None:
@@ -145,7 +208,7 @@ def assert_whole(output: Path) -> None:
             pq.ParquetFile(path).read()
     if list((output / "tables").glob("images/*.parquet")):
         twice = duckdb.sql(
-            f"select image_id from '{output}/tables/images/*.parquet' group by 1 having count(*) > 1"
+            f"select image_id from '{output}/tables/images/*.parquet' group by 1 having count() > 1"
         ).fetchall()
         assert twice == []
 
@@ -166,6 +229,15 @@ def assert_undisturbed(output: Path, undisturbed: Path) -> None:
     assert digests(output) == digests(undisturbed)
     assert_same_results(output, undisturbed)
     assert staged(output) == []
+
+
+def assert_resumed(server: Forks, output: Path, undisturbed: Path) -> None:
+    """The same command leaves what an undisturbed run leaves, and once more does nothing."""
+    again = [*RUN, "-o", output.name]
+    finished = server.run(output.parent, again, again, ["clean", output.name])
+    assert finished.code == 0, finished.said
+    assert "Nothing to do" in finished.said
+    assert_undisturbed(output, undisturbed)
 
 
 def staged(output: Path) -> list[str]:
