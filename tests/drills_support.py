@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import duckdb
 import pyarrow.parquet as pq
@@ -25,6 +25,8 @@ T = TypeVar("T")
 
 HANG = 240
 """Seconds after which something hangs, however loaded the machine is."""
+STARTED: list[subprocess.Popen[Any]] = []
+"""Processes that `conftest.py` ends after each test."""
 RUN = (
     *("segment", "images", "-s", "kmeans", "-p", "clusters=3", "--no-prefect", "--quiet"),
     *("--set", "tiling.tile=128", "--set", "statistics=[{kind: objects, min_size: 5}]"),
@@ -169,13 +171,15 @@ def start(
     """
     program = f"{before}\n{SMALL_PARTS}from maskloom.flows.cli import main\nmain()"
     with (folder / "said").open("wb") as log:
-        return subprocess.Popen(
+        run = subprocess.Popen(
             [sys.executable, "-c", program, *arguments],
             cwd=folder,
             env={**os.environ, **environment},
             stdout=log,
             stderr=log,
         )
+    STARTED.append(run)
+    return run
 
 
 def ended(folder: Path, run: subprocess.Popen[bytes]) -> Ended:
