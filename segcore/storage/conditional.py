@@ -29,6 +29,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from maskloom.segcore.errors import StoreError
 from maskloom.segcore.storage.atomic import sync_folder
+from maskloom.segcore.storage.failpoints import failpoint
 from maskloom.segcore.storage.filesystems import current_version, filesystem, remedy, store_errors
 from maskloom.segcore.storage.object_stores import (
     NOT_FOUND,
@@ -143,8 +144,10 @@ def _remove(store: Store, each: Move) -> None:
     with contextlib.suppress(FileNotFoundError), store_errors(f"remove {uri}"):
         if current_version(uri) == each.base:
             fs, path = filesystem(uri)
+            failpoint("remove", path)
             fs.rm_file(path)
             fs.invalidate_cache(path)
+            failpoint("removed", path)
 
 
 def _rename(root: Path, moves: Sequence[Move]) -> None:
@@ -153,11 +156,13 @@ def _rename(root: Path, moves: Sequence[Move]) -> None:
         for folder in folders:
             folder.mkdir(parents=True, exist_ok=True)
         for each in moves:
+            failpoint("move", str(root / each.name))
             try:
                 (root / str(each.staged)).replace(root / each.name)
             except FileNotFoundError:
                 # Already moved by another process that carries out the same commit.
                 continue
+            failpoint("moved", str(root / each.name))
         for folder in folders:
             sync_folder(folder)
     except OSError as error:
@@ -178,11 +183,13 @@ def _move_conditionally(fs: Any, copies: ConditionalCopies, store: Store, each: 
     """
     source, target = (filesystem(store.uri(name))[1] for name in (str(each.staged), each.name))
     with store_errors(f"write {store.uri(each.name)}"):
+        failpoint("move", each.name)
         try:
             _copy_to_base(copies, store, each, source, target)
         except FileNotFoundError:
             # Already moved by another process that carries out the same commit.
             return
+        failpoint("moved", each.name)
         _remove_staged(fs, source)
 
 
@@ -209,10 +216,12 @@ def _copy_to_base(
 def _overwrite(fs: Any, store: Store, each: Move) -> None:
     source, target = (filesystem(store.uri(name))[1] for name in (str(each.staged), each.name))
     with store_errors(f"write {store.uri(each.name)}"):
+        failpoint("move", each.name)
         try:
             fs.cp_file(source, target)
         except FileNotFoundError:
             return
+        failpoint("moved", each.name)
         _remove_staged(fs, source)
 
 

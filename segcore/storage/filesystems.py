@@ -85,10 +85,13 @@ def store_errors(what: str) -> Iterator[None]:
     # The errors of clients (botocore, aiohttp, google ...) have no common base class.
     except Exception as error:
         reason = redacted(str(error)).rstrip(".") or type(error).__name__
-        raise StoreError(
-            f"Cannot {redacted(what)}: {reason}. Check the location, your access to it and the "
-            "room in it, then run the same command again."
-        ) from error
+        advice = (
+            remedy(error)
+            if isinstance(error, OSError) and error.errno in _FULL
+            else "Check the location, your access to it and the room in it, then run the same "
+            "command again."
+        )
+        raise StoreError(f"Cannot {redacted(what)}: {reason}. {advice}") from error
 
 
 def remedy(error: OSError) -> str:

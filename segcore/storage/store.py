@@ -35,6 +35,7 @@ from maskloom.segcore.storage.atomic import (
     remove_temporary,
     rename_into_place,
 )
+from maskloom.segcore.storage.failpoints import failpoint
 from maskloom.segcore.storage.filesystems import filesystem, is_local, remedy, store_errors
 from maskloom.segcore.storage.object_stores import CONFLICT, PRECONDITION_FAILED, status_of
 
@@ -188,6 +189,7 @@ class Store:
         """
         fs, path = filesystem(self.uri(folder))
         with contextlib.suppress(FileNotFoundError), store_errors(f"remove {self.uri(folder)}"):
+            failpoint("remove", path)
             # A cached listing may be incomplete.
             fs.invalidate_cache()
             if isinstance(fs, LocalFileSystem) or not fsspec.core.has_magic(path):
@@ -197,6 +199,7 @@ class Store:
                 # files.
                 for found in fs.find(path):
                     retry_on_conflict(partial(fs.rm_file, found))
+            failpoint("removed", path)
 
     def publish(self, name: str, content: bytes) -> Artefact:
         """Put bytes under a name in one step, replacing any existing file. Raises `StoreError`."""
@@ -211,7 +214,10 @@ class Store:
         fs, path = filesystem(self.uri(name))
         with store_errors(f"write {self.uri(name)}"):
             if not isinstance(fs, LocalFileSystem):
-                return retry_on_conflict(lambda: _put_new(fs, path, content))
+                failpoint("write", path)
+                is_ours = retry_on_conflict(lambda: _put_new(fs, path, content))
+                failpoint("written", path)
+                return is_ours
             try:
                 link_new(self._staging(), Path(path), content)
             except FileExistsError:
@@ -272,11 +278,13 @@ class Store:
                     file.flush()
                     if local:
                         os.fsync(file.fileno())
+                failpoint("write", path)
                 if local:
                     rename_into_place(temporary, Path(path))
                 else:
                     with store_errors(f"write {self.uri(name)}"):
                         retry_on_conflict(lambda: fs.put_file(str(temporary), path))
+                failpoint("written", path)
         except StoreError:
             raise
         except OSError as error:
