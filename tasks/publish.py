@@ -6,8 +6,9 @@ name in the folder of each table. So every table has one version of each image, 
 moment. `tasks/commits/log.py` describes how several runs do so at the same time.
 
 Files are filled because a daily run of a few images would otherwise leave hundreds of small files a
-year. Small files are never merged afterwards: a file is replaced in one step, but no store replaces
-several in one, so a reader would count images twice or not at all.
+year. Small files are never merged afterwards: no store replaces several files in one step, so a
+reader would count images twice or not at all. A file that only gets more rows keeps its bytes and
+grows at its end (`segcore.storage.parquet`), so that readers never notice.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ from maskloom.segcore.raster.source import Source, version_now
 from maskloom.segcore.raster.stored import split_part
 from maskloom.segcore.statistics.objects.options import Objects
 from maskloom.segcore.statistics.protocol import Statistic
-from maskloom.segcore.storage.records import read_table
+from maskloom.segcore.storage.parquet import extending, extends, row_groups
+from maskloom.segcore.storage.records import parse_table, read_table
 from maskloom.segcore.storage.store import Store
 from maskloom.tasks.commits.ledger import Committed, Ledger
 from maskloom.tasks.commits.log import IMAGES, Draft
@@ -42,9 +44,9 @@ _FAILURES_NAMED = 20
 FILE_IMAGES = SHARD_IMAGES
 """Number of images up to which a file takes more."""
 FILE_BYTES = 2**23
-"""Bytes of a file, in all tables together, up to which it takes more images: each commit rewrites
-it.
-"""
+"""Bytes of a file, in all tables together, up to which it takes more images."""
+FILE_PARTS = 32
+"""Number of commits from which a file takes images. Each adds a footer that describes them all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -292,8 +294,12 @@ class Tables:
         )
         for file in self.ledger.files_with_room(len(results), FILE_IMAGES, FILE_BYTES):
             rows = self.ledger.rows_of(file)
-            same = {row.fingerprint for row in rows} == {self.plan.fingerprint}
-            if same and (self.objects is None or any(row.located for row in rows) == located):
+            if (
+                {row.fingerprint for row in rows} == {self.plan.fingerprint}
+                and (self.objects is None or any(row.located for row in rows) == located)
+                and len({row.run_id for row in rows}) < FILE_PARTS
+                and row_groups(self.store.read(f"{IMAGES}/{file}")) < FILE_PARTS
+            ):
                 return file
         return shard.file
 
@@ -369,16 +375,22 @@ def _write(
     (None: all images), and then `rows`.
     """
     try:
-        old = read_table(store, name)
+        content = store.read(name)
     except FileNotFoundError:
         table = rows
     else:
+        old = parse_table(store, name, content)
         gone = (
             old["image_id"].unique()
             if replaced is None
             else pa.array(sorted(replaced), pa.string())
         )
         kept = old.filter(pc.invert(pc.is_in(old["image_id"], value_set=gone)))
+        if len(kept) == len(old) and extends(content, rows.schema):
+            with draft.table(name) as out, extending(content, out, rows.schema) as writer:
+                if len(rows):
+                    writer.write_table(rows, row_group_size=ROW_GROUP)
+            return
         # A later version of maskloom may have added columns or widened their types.
         table = (
             pa.concat_tables([kept, rows], promote_options="permissive")

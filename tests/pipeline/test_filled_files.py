@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import shutil
 import threading
+from pathlib import Path
 
 import duckdb
 import pytest
@@ -42,10 +43,14 @@ def test_runs_of_few_images_share_files_and_the_rows_are_those_of_one_run(
 ):
     monkeypatch.setattr(publish, "FILE_IMAGES", 4)
     recipe = collection.recipe(segmenter=FIXED, statistics=["objects"])
-    days = ["a", "bb", "ccc", "dddd", "eeeee", "ffffff"]
-    for day in days:
+    former: dict[Path, bytes] = {}
+    for day in ("a", "bb", "ccc", "dddd", "eeeee", "ffffff"):
         arrive(day)
         assert maskloom("run", recipe, *QUIET).exit_code == 0
+        for path, content in former.items():
+            # Whoever has looked up the size before still reads the table as it was.
+            assert path.read_bytes().startswith(content)
+        former = {path: path.read_bytes() for path in collection.output.glob("tables/*/*")}
 
     assert [len(files(collection, table)) for table in ("images", "areas", "objects")] == [2, 2, 2]
     assert files(collection, "images") == files(collection, "areas")
@@ -74,10 +79,12 @@ def test_a_file_takes_no_images_of_another_recipe_and_none_when_it_is_large(
     other = (*QUIET, "--set", "segmenter.value=9", "--keep-other-recipes")
     assert maskloom("run", recipe, *other).exit_code == 0
     assert len(files(collection, "areas")) == 2
-    monkeypatch.setattr(publish, "FILE_BYTES", 1)
-    arrive("ccc")
-    assert maskloom("run", recipe, *other).exit_code == 0
-    assert len(files(collection, "areas")) == 3
+    for limit, name in (("FILE_BYTES", "ccc"), ("FILE_PARTS", "dddd")):
+        arrive(name)
+        with monkeypatch.context() as patched:
+            patched.setattr(publish, limit, 1)
+            assert maskloom("run", recipe, *other).exit_code == 0
+    assert len(files(collection, "areas")) == 4
 
 
 def test_geometries_in_degrees_and_in_pixels_stay_in_different_files(collection, maskloom):
