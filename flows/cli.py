@@ -13,6 +13,7 @@ from typing import Annotated, NoReturn
 import typer
 
 import maskloom
+from maskloom.flows.commands.checks import doctor
 from maskloom.flows.commands.comparisons import audit, compare, evaluate
 from maskloom.flows.commands.messages import DONE
 from maskloom.flows.commands.outputs import clean, status, verify
@@ -51,7 +52,9 @@ def main_options(
     """Options before any command."""
 
 
-for command in (run, segment, plan, demo, audit, compare, train, evaluate, status, verify, clean):
+for command in (run, segment, plan, demo, audit, compare, train, evaluate):
+    app.command()(command)
+for command in (status, verify, clean, doctor):
     app.command()(command)
 app.command(name="list")(list_)
 app.command()(schema)

@@ -62,9 +62,10 @@ def run(recipe: RecipePath, *, flags: RunFlags) -> None:
     """Segment all images of a recipe, or those that are left. The same command resumes an
     interrupted run and does nothing if all inputs are unchanged.
     """
+    from maskloom.flows.commands.log_file import written_to
     from maskloom.flows.recipes import run as recipes
 
-    with errors_as_messages():
+    with errors_as_messages(), written_to(flags.log_file, f"run {recipe}"):
         loaded = recipes.load(recipe, flags.changes or [])
         run_and_print(loaded, flags, str(recipe.resolve()))
 
@@ -80,9 +81,10 @@ def segment(
     flags: RunFlags,
 ) -> None:
     """Segment images without a recipe file. The options make the recipe; the run is the same."""
+    from maskloom.flows.commands.log_file import written_to
     from maskloom.flows.recipes import run as recipes
 
-    with errors_as_messages():
+    with errors_as_messages(), written_to(flags.log_file, f"segment -o {output} -s {kind}"):
         document = {
             "name": "segment",
             "inputs": inputs,

@@ -45,9 +45,7 @@ def extends(old: bytes, schema: pa.Schema) -> bool:
     """Whether the file with the bytes `old` can be extended by rows of this schema."""
     buffer = pa.BufferOutputStream()
     pq.write_table(schema.empty_table(), buffer)
-    present, wanted = (
-        pq.read_metadata(pa.BufferReader(each)) for each in (old, buffer.getvalue())
-    )
+    present, wanted = (pq.read_metadata(pa.BufferReader(each)) for each in (old, buffer.getvalue()))
     return bool(present.schema.equals(wanted.schema)) and _notes(present) == _notes(wanted)
 
 
