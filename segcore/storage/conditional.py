@@ -86,7 +86,7 @@ def conditions_of(store: Store) -> Conditions:
         fs, _ = filesystem(store.root)
         if isinstance(fs, LocalFileSystem):
             _PROBED[store.root] = Conditions(create=True, replace=True)
-        elif not _is_s3(fs):
+        elif not is_s3(fs):
             # Clients of other stores can require a free name, but none can require a version of the
             # file to be replaced.
             _PROBED[store.root] = Conditions(create=True, replace=False)
@@ -100,7 +100,7 @@ def versions_of(store: Store, names: Sequence[str]) -> list[str | None]:
     does not use versions.
     """
     fs, _ = filesystem(store.root)
-    if not _is_s3(fs):
+    if not is_s3(fs):
         return [None] * len(names)
     return _map_concurrently(lambda name: _version(fs, store, name), names)
 
@@ -109,7 +109,7 @@ def require_movable(store: Store, folders: Sequence[str]) -> None:
     """Raise `StoreError` if a file staged in these folders is too large to move; its commit could
     never be carried out.
     """
-    if not _is_s3(filesystem(store.root)[0]):
+    if not is_s3(filesystem(store.root)[0]):
         return
     for name, found in (each for folder in folders for each in store.listed(folder).items()):
         if found.size > LARGEST_OBJECT:
@@ -130,7 +130,7 @@ def move(store: Store, moves: Iterable[Move]) -> None:
     fs, root = filesystem(store.root)
     if isinstance(fs, LocalFileSystem):
         _rename(Path(root), moves)
-    elif _is_s3(fs) and conditions_of(store).replace:
+    elif is_s3(fs) and conditions_of(store).replace:
         _map_concurrently(lambda each: _move_conditionally(fs, store, each), moves)
     else:
         _map_concurrently(lambda each: _overwrite(fs, store, each), moves)
@@ -165,7 +165,8 @@ def _rename(root: Path, moves: Sequence[Move]) -> None:
         raise StoreError(f"Cannot move results into {root}: {error}. {remedy(error)}") from error
 
 
-def _is_s3(fs: Any) -> bool:
+def is_s3(fs: Any) -> bool:
+    """Whether a file system is S3."""
     return "s3" in ((fs.protocol,) if isinstance(fs.protocol, str) else fs.protocol)
 
 
