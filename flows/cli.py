@@ -28,7 +28,6 @@ app = typer.Typer(
         "areas. A run can be interrupted and resumed at any moment."
     ),
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )

@@ -105,7 +105,8 @@ def segment(
 
     def position() -> Mapping[str, Any]:
         found = progress.position()
-        log.info("%s", at(found))
+        if found:
+            log.info("%s", at(found))
         return found
 
     with process_folder(store, identity, position, sole_writer=sharing.sole_writer) as folder:

@@ -12,6 +12,14 @@ from typing import Annotated, Any
 
 import typer
 
+
+def segmenter_kinds(incomplete: str) -> list[str]:
+    """Kinds of segmenters that begin so, for the completion of shells."""
+    from maskloom.segcore.models.protocols import SEGMENTERS
+
+    return [kind for kind in SEGMENTERS if kind.startswith(incomplete)]
+
+
 RecipePath = Annotated[
     Path,
     typer.Argument(metavar="RECIPE.yaml", help="The recipe: a YAML file (see `maskloom schema`)."),

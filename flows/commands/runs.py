@@ -14,6 +14,7 @@ from maskloom.flows.commands.options import (
     QuietFlag,
     RecipePath,
     RunFlags,
+    segmenter_kinds,
     takes_flags,
 )
 from maskloom.flows.commands.results import run_and_print
@@ -38,7 +39,11 @@ NewOutput = Annotated[
 SegmenterKind = Annotated[
     str,
     typer.Option(
-        "--segmenter", "-s", metavar="KIND", help="Segmenter: see `maskloom list segmenters`."
+        "--segmenter",
+        "-s",
+        metavar="KIND",
+        help="Segmenter: see `maskloom list segmenters`.",
+        autocompletion=segmenter_kinds,
     ),
 ]
 Parameters = Annotated[

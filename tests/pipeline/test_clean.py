@@ -194,7 +194,7 @@ def test_a_folder_that_is_no_output_is_left_alone(tmp_path, maskloom):
     assert names(tmp_path) == {"masks/a.png"}
 
 
-@pytest.fixture(params=["disk", "s3"])
+@pytest.fixture(params=["disk", pytest.param("s3", marks=pytest.mark.nightly)])
 def store(request, tmp_path) -> Store:
     """An output without runs, on a disk and in an object store."""
     if request.param == "disk":
