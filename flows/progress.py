@@ -7,6 +7,7 @@ position.
 
 from __future__ import annotations
 
+import logging
 import sys
 import threading
 import time
@@ -17,13 +18,15 @@ from typing import TYPE_CHECKING, Any, Self, TextIO
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from maskloom.flows.terminal import count, escaped, millions
+from maskloom.flows.terminal import count, duration, escaped, millions
 from maskloom.segcore.pipeline.jobs import FinishJob, ImagesJob, Job, RunSettings, TileRangeJob
 from maskloom.segcore.pipeline.records import PlannedImage
 
 if TYPE_CHECKING:
     from maskloom.segcore.training.checkpoint import TrainingState
     from maskloom.segcore.training.setup import TrainingSetup
+
+log = logging.getLogger("maskloom.train")
 
 SECONDS_BETWEEN_LINES = 30.0
 
@@ -196,6 +199,20 @@ class RunProgress:
                 self._counter.add(job)
                 self._display.update()
 
+    def position(self) -> dict[str, Any]:
+        """How far the present pass is, as JSON values; empty before the first."""
+        with self._lock:
+            now = None if self._counter is None else self._counter.position()
+        if now is None:
+            return {}
+        return {
+            "stage": now.label,
+            "details": list(now.details),
+            "pixels_done": now.done,
+            "pixels": now.total,
+            "seconds_left": now.seconds_left,
+        }
+
 
 class ItemProgress:
     """The progress of a pass over items of equal weight; call it with the number of items done."""
@@ -281,7 +298,7 @@ class TrainingProgress:
         """Report what is trained, and begin a pass at the present state of the training."""
         self._epochs, self._steps = setup.recipe.training.epochs, setup.steps
         self._score_name = score_name
-        self._display.report(introduction(setup, state))
+        self._report(introduction(setup, state))
         done = state.epoch * self._steps + state.step
         self._position = Position("train", (), done, self._epochs * self._steps)
         self._display.begin(lambda: self._position)
@@ -300,7 +317,11 @@ class TrainingProgress:
 
     def epoch(self, record: Mapping[str, Any]) -> None:
         """Report a finished epoch."""
-        self._display.report(epoch_line(record, self._epochs, self._score_name))
+        self._report(epoch_line(record, self._epochs, self._score_name))
+
+    def _report(self, text: str) -> None:
+        log.info("%s", text)
+        self._display.report(text)
 
     def _show(self, position: Position) -> None:
         self._position = position
@@ -329,17 +350,5 @@ def epoch_line(record: Mapping[str, Any], epochs: int, score_name: str) -> str:
     return (
         f"epoch {record['epoch']}/{epochs}: loss {record['loss']:.4f}{validation}, {score_name} "
         f"{record['score']:.4f}, "
-        f"{record['patches_per_second']:.1f} patches/s, {_duration(left)} left"
+        f"{record['patches_per_second']:.1f} patches/s, {duration(left)} left"
     )
-
-
-def _duration(seconds: float) -> str:
-    """A duration in words.
-
-    >>> _duration(5000)
-    '1 h 23 min'
-    """
-    minutes = round(seconds / 60)
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"

@@ -20,7 +20,7 @@ from typing import Any
 from maskloom.flows.inventory import Inventory, Sharing
 from maskloom.flows.recipes.run import RunRecipe
 from maskloom.flows.stages import Stages
-from maskloom.flows.terminal import millions
+from maskloom.flows.terminal import at, count, millions
 from maskloom.segcore.errors import RunError, StoreError, TooManyFailures
 from maskloom.segcore.models.files import dump_model, model_of
 from maskloom.segcore.models.protocols import Fitter, is_blank
@@ -102,8 +102,17 @@ def segment(
     """
     store = Store(recipe.output)
     identity = identify(recipe.work, inventory.head, inventory.sources)
-    with process_folder(store, identity, sole_writer=sharing.sole_writer) as folder:
+
+    def position() -> Mapping[str, Any]:
+        found = progress.position()
+        if found:
+            log.info("%s", at(found))
+        return found
+
+    with process_folder(store, identity, position, sole_writer=sharing.sole_writer) as folder:
         plan = stages.stage("plan", _plan, recipe, inventory, fanout)
+        images = sum(len(shard.images) for shard in plan.shards)
+        log.info("run %s: %s", plan.run_id, count(images, "image"))
         tables = Tables(
             inventory.ledger,
             folder,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from maskloom.segcore.geometry import Shape
 from maskloom.segcore.storage.addresses import redacted
@@ -40,6 +41,18 @@ def failure(uri: str, error_type: str, error: str) -> str:
     return line(f"{uri}: {error_type}: {said}")
 
 
+def at(position: Mapping[str, Any]) -> str:
+    """A position (`tasks.progress.Progress.position`) in words.
+
+    >>> at({"stage": "fit", "details": ["3/8 images"], "seconds_left": 200})
+    'fit: 3/8 images, 3 min left'
+    """
+    left = position.get("seconds_left")
+    details = [*position.get("details", ()), *([] if left is None else [f"{duration(left)} left"])]
+    stage = line(str(position.get("stage", "starting")))
+    return f"{stage}: {line(', '.join(map(str, details)))}" if details else stage
+
+
 def count(number: int, noun: str, plural: str = "") -> str:
     """A number with its noun.
 
@@ -57,6 +70,18 @@ def millions(shapes: Iterable[Shape]) -> str:
     """
     axes = set(map(len, shapes))
     return "megavoxels" if axes == {len("zyx")} else "megapixels"
+
+
+def duration(seconds: float) -> str:
+    """A duration in words.
+
+    >>> duration(12.3), duration(100), duration(5000)
+    ('12 s', '2 min', '1 h 23 min')
+    """
+    minutes = round(seconds / 60)
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
 class EscapingFormatter(logging.Formatter):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 from maskloom.segcore.pipeline.jobs import Job, RunSettings
 from maskloom.segcore.pipeline.records import PlannedImage
@@ -20,6 +20,10 @@ class Progress(Protocol):
         """A job of this pass is done."""
         ...
 
+    def position(self) -> Mapping[str, Any]:
+        """How far the present pass is, as JSON values; empty before the first."""
+        ...
+
 
 class Silent:
     """Progress that is not shown."""
@@ -29,3 +33,7 @@ class Silent:
 
     def advance(self, job: Job) -> None:
         """Nothing is shown."""
+
+    def position(self) -> Mapping[str, Any]:
+        """Nothing is known."""
+        return {}

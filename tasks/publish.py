@@ -1,9 +1,14 @@
 """Publishes the results of a shard: rows of the tables, committed together with the masks.
 
-Images without rows go into the shard's own file, which has the same name in the folder of each
-table. Images with rows stay in their file, which is rewritten and keeps its other rows. So every
-table has one version of each image, the newest, at any moment. `tasks/commits/log.py` describes how
-several runs do so at the same time.
+Images with rows stay in their file, which is rewritten and keeps its other rows. Images without
+rows go into a file that has room for them, or else into the shard's own file. A file has the same
+name in the folder of each table. So every table has one version of each image, the newest, at any
+moment. `tasks/commits/log.py` describes how several runs do so at the same time.
+
+Files are filled because a daily run of a few images would otherwise leave hundreds of small files a
+year. Small files are never merged afterwards: no store replaces several files in one step, so a
+reader would count images twice or not at all. A file that only gets more rows keeps its bytes and
+grows at its end (`segcore.storage.parquet`), so that readers never notice.
 """
 
 from __future__ import annotations
@@ -26,14 +31,22 @@ from maskloom.segcore.raster.source import Source, version_now
 from maskloom.segcore.raster.stored import split_part
 from maskloom.segcore.statistics.objects.options import Objects
 from maskloom.segcore.statistics.protocol import Statistic
-from maskloom.segcore.storage.records import read_table
+from maskloom.segcore.storage.parquet import extending, extends, row_groups
+from maskloom.segcore.storage.records import parse_table, read_table
 from maskloom.segcore.storage.store import Store
 from maskloom.tasks.commits.ledger import Committed, Ledger
 from maskloom.tasks.commits.log import IMAGES, Draft
 from maskloom.tasks.image_rows import IMAGES_SCHEMA, image_row
 from maskloom.tasks.object_files import KEYS, ROW_GROUP, ObjectFile
+from maskloom.tasks.plan import SHARD_IMAGES
 
 _FAILURES_NAMED = 20
+FILE_IMAGES = SHARD_IMAGES
+"""Number of images up to which a file takes more."""
+FILE_BYTES = 2**23
+"""Bytes of a file, in all tables together, up to which it takes more images."""
+FILE_PARTS = 32
+"""Number of commits from which a file takes images. Each adds a footer that describes them all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +108,8 @@ class Tables:
                     return
                 with self.ledger.log.draft(self.plan.run_id, self.folder) as draft:
                     self._fill(draft, shard, ours)
-                    self.ledger.log.claim(draft)
+                    if self.ledger.log.claim(draft):
+                        self._note_sizes(draft)
 
     def refresh(self) -> None:
         """Read what other runs have committed. Raises as `publish`."""
@@ -222,9 +236,13 @@ class Tables:
 
     def _fill(self, draft: Draft, shard: Shard, results: Sequence[ImageResult]) -> None:
         groups: dict[str, list[ImageResult]] = {}
+        new = [result for result in results if result.source.uri not in self.ledger.rows]
+        if new:
+            groups[self._file_for(new, shard)] = new
         for result in results:
             row = self.ledger.rows.get(result.source.uri)
-            groups.setdefault(shard.file if row is None else row.file, []).append(result)
+            if row is not None:
+                groups.setdefault(row.file, []).append(result)
         former = {row.uri: row for each in results for row in self._former(each.source)}
         gone: dict[str, set[str]] = {}
         for row in former.values():
@@ -266,6 +284,30 @@ class Tables:
                 *(row.mask_uri + ending for ending in ("", *beside_endings())),
             )
         )
+
+    def _file_for(self, results: Sequence[ImageResult], shard: Shard) -> str:
+        """The file for images without rows: one with room that holds images of this recipe alone
+        and, if there are objects, the same kind of geometries; or else the shard's own.
+        """
+        located = any(
+            result.spec is not None and result.spec.space.crs is not None for result in results
+        )
+        for file in self.ledger.files_with_room(len(results), FILE_IMAGES, FILE_BYTES):
+            rows = self.ledger.rows_of(file)
+            if (
+                {row.fingerprint for row in rows} == {self.plan.fingerprint}
+                and (self.objects is None or any(row.located for row in rows) == located)
+                and len({row.run_id for row in rows}) < FILE_PARTS
+                and row_groups(self.store.read(f"{IMAGES}/{file}")) < FILE_PARTS
+            ):
+                return file
+        return shard.file
+
+    def _note_sizes(self, draft: Draft) -> None:
+        sizes = Counter[str]()
+        for name, artefact in draft.tables.items():
+            sizes[name.rpartition("/")[2]] += artefact.size
+        self.ledger.sizes.update(sizes)
 
     def _outdated(self, results: Sequence[ImageResult]) -> list[Committed]:
         """Rows whose masks the results do not replace: the image fails now, or its new mask has
@@ -333,16 +375,22 @@ def _write(
     (None: all images), and then `rows`.
     """
     try:
-        old = read_table(store, name)
+        content = store.read(name)
     except FileNotFoundError:
         table = rows
     else:
+        old = parse_table(store, name, content)
         gone = (
             old["image_id"].unique()
             if replaced is None
             else pa.array(sorted(replaced), pa.string())
         )
         kept = old.filter(pc.invert(pc.is_in(old["image_id"], value_set=gone)))
+        if len(kept) == len(old) and extends(content, rows.schema):
+            with draft.table(name) as out, extending(content, out, rows.schema) as writer:
+                if len(rows):
+                    writer.write_table(rows, row_group_size=ROW_GROUP)
+            return
         # A later version of maskloom may have added columns or widened their types.
         table = (
             pa.concat_tables([kept, rows], promote_options="permissive")

@@ -29,6 +29,8 @@ def errors_as_messages() -> Iterator[None]:
     bugs and show their traceback.
     """
     handler = logging.StreamHandler(sys.stderr)
+    # A log file has more lines than the terminal.
+    handler.setLevel(logging.WARNING)
     handler.setFormatter(EscapingFormatter())
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     try:

@@ -14,6 +14,7 @@ from maskloom.flows.commands.options import (
     QuietFlag,
     RecipePath,
     RunFlags,
+    segmenter_kinds,
     takes_flags,
 )
 from maskloom.flows.commands.results import run_and_print
@@ -38,7 +39,11 @@ NewOutput = Annotated[
 SegmenterKind = Annotated[
     str,
     typer.Option(
-        "--segmenter", "-s", metavar="KIND", help="Segmenter: see `maskloom list segmenters`."
+        "--segmenter",
+        "-s",
+        metavar="KIND",
+        help="Segmenter: see `maskloom list segmenters`.",
+        autocompletion=segmenter_kinds,
     ),
 ]
 Parameters = Annotated[
@@ -62,9 +67,10 @@ def run(recipe: RecipePath, *, flags: RunFlags) -> None:
     """Segment all images of a recipe, or those that are left. The same command resumes an
     interrupted run and does nothing if all inputs are unchanged.
     """
+    from maskloom.flows.commands.log_file import written_to
     from maskloom.flows.recipes import run as recipes
 
-    with errors_as_messages():
+    with errors_as_messages(), written_to(flags.log_file, f"run {recipe}"):
         loaded = recipes.load(recipe, flags.changes or [])
         run_and_print(loaded, flags, str(recipe.resolve()))
 
@@ -80,9 +86,10 @@ def segment(
     flags: RunFlags,
 ) -> None:
     """Segment images without a recipe file. The options make the recipe; the run is the same."""
+    from maskloom.flows.commands.log_file import written_to
     from maskloom.flows.recipes import run as recipes
 
-    with errors_as_messages():
+    with errors_as_messages(), written_to(flags.log_file, f"segment -o {output} -s {kind}"):
         document = {
             "name": "segment",
             "inputs": inputs,

@@ -25,6 +25,7 @@ _COLUMNS = [
     "error_type",
     "mask_uri",
     "mask_sha256",
+    "crs",
 ]
 
 
@@ -48,6 +49,8 @@ class Committed:
     """Name of the mask below the output. None: no mask."""
     error_type: str | None = None
     """Class name of the error. None: the image has not failed."""
+    located: bool = False
+    """Whether the image has a CRS."""
 
 
 def rows_by_file(rows: Mapping[str, Committed]) -> dict[str, list[Committed]]:
@@ -72,6 +75,10 @@ class Ledger:
         """By URI."""
         self.uris: dict[str, str] = {}
         """URI of each image id."""
+        self.sizes: dict[str, int] = {}
+        """Bytes of the files of all tables together, by file name. Files that other runs have
+        written since the ledger was read are missing or have their former size.
+        """
         self._parts: dict[str, set[str]] = defaultdict(set)
         """URIs of the parts of each file that holds several images, of past and present ones."""
         self.superseded: dict[str, set[str] | None] = {}
@@ -89,7 +96,11 @@ class Ledger:
         ledger = cls(store)
         # An empty mask counts as removed.
         masks = not_empty(store.listed("masks"))
-        whole = {name for name, found in store.listed("tables").items() if found.size}
+        listed = store.listed("tables")
+        whole = {name for name, found in listed.items() if found.size}
+        for name, found in listed.items():
+            file = name.rpartition("/")[2]
+            ledger.sizes[file] = ledger.sizes.get(file, 0) + found.size
         for name in store.names(IMAGES, ".parquet"):
             file = name.rpartition("/")[2]
             lacking = any(f"tables/{table}/{file}" not in whole for table in tables)
@@ -142,6 +153,20 @@ class Ledger:
                 self._parts[place].add(row.uri)
         return found
 
+    def files_with_room(self, images: int, most: int, size: int) -> Iterator[str]:
+        """Names of the table files that may take so many more images, the fullest first: they then
+        have at most `most`, and now have at most `size` bytes in all tables together.
+        """
+        fullest = sorted(self._of_file, key=lambda file: (-len(self._of_file[file]), file))
+        for file in fullest:
+            held = len(self._of_file[file])
+            if held and held + images <= most and self.sizes.get(file, size + 1) <= size:
+                yield file
+
+    def rows_of(self, file: str) -> tuple[Committed, ...]:
+        """The rows of a file of the table `images`."""
+        return self._of_file.get(file, ())
+
     def images_of(self, place: str) -> list[Committed]:
         """The rows of a file, folder or series: of it as one image, and of its parts."""
         uris = (place, *sorted(self._parts.get(place, ())))
@@ -187,6 +212,7 @@ def _committed(row: Mapping[str, Any], file: str, masks: set[str] | None) -> Com
         row["mask_sha256"],
         row["mask_uri"],
         row["error_type"],
+        row["crs"] is not None,
     )
 
 
