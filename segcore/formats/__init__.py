@@ -17,6 +17,7 @@ from maskloom.segcore.formats.content import (
     format_by_content,
     require_kind,
     suffix_of,
+    tail_of,
 )
 from maskloom.segcore.formats.source import StoredFile
 from maskloom.segcore.formats.user_nodata import open_with
@@ -44,6 +45,7 @@ __all__ = [
     "open_stored",
     "suffix_of",
     "suffixes",
+    "tail_of",
 ]
 
 
