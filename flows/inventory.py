@@ -57,6 +57,8 @@ class Inventory:
     """Whether a run over exactly these inputs was planned and has not finished."""
     replaced: Mapping[str, Set[str]]
     """See `replaced_by_series`."""
+    run_id: str
+    """The id of the run over these inputs that follows the last one."""
 
     @property
     def nothing_to_do(self) -> bool:
@@ -112,7 +114,8 @@ def take_inventory(
     found = discover(recipe.inputs, recipe.output, known, read_headers, recipe.options)
     sources = found.sources
     work, head = recipe.work, read_head(store)
-    interrupted = store.exists(f"runs/{identify(work, head, sources)}/plan.json")
+    run_id = identify(work, head, sources)
+    interrupted = store.exists(f"runs/{run_id}/plan.json")
     waiting = pending(sources, committed, work.fingerprint)
     return Inventory(
         sources,
@@ -123,6 +126,7 @@ def take_inventory(
         waiting,
         interrupted,
         replaced_by_series(store, waiting, sources, committed),
+        run_id,
     )
 
 
