@@ -48,9 +48,7 @@ def _planned(recipe: RunRecipe, inventory: Inventory) -> Iterator[str]:
     with _cluster(recipe, len(sources)).opened(prepare, threading.Event()) as fanout:
         images = suitable(
             settings,
-            describe_sources(
-                fanout, sources, recipe.format, recipe.options, lambda: inventory.ids
-            ),
+            describe_sources(fanout, sources, recipe.format, recipe.options, lambda: inventory.ids),
             recipe.cluster.worker_memory,
         )
         apart = recipe.work.apart_by_crs

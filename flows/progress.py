@@ -221,9 +221,7 @@ class ItemProgress:
 class Counter:
     """Numbers of images, tiles and pixels of one pass: in all, and done."""
 
-    def __init__(
-        self, stage: str, images: Collection[PlannedImage], settings: RunSettings
-    ) -> None:
+    def __init__(self, stage: str, images: Collection[PlannedImage], settings: RunSettings) -> None:
         self.stage = stage
         self.started = time.monotonic()
         specs: dict[Shape, RasterSpec] = {}

@@ -87,9 +87,7 @@ def _firsts(images: Iterable[PlannedImage]) -> Iterator[tuple[PlannedImage, bool
         seen.add(kind)
 
 
-def without_room(
-    images: Iterable[PlannedImage], available: int | None
-) -> Iterator[PlannedImage]:
+def without_room(images: Iterable[PlannedImage], available: int | None) -> Iterator[PlannedImage]:
     """The images, where those whose pixels alone need more memory than a worker has, decoded as a
     whole, are marked as failed. `available`: in bytes; None if unknown.
     """

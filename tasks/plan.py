@@ -52,7 +52,9 @@ HEAD = "runs/head.json"
 
 SHARD_PIXELS = 2**29
 SHARD_IMAGES = 500
-DESCRIBE_BATCH = 32
+DESCRIBE_BATCH = 256
+"""Most files whose headers a job reads."""
+_LEAST_BATCH = 32
 _PIXELS_A_BYTE = 100_000
 """No codec packs more pixels into a byte."""
 _SPARSE_NOTE = (
@@ -232,9 +234,10 @@ def describe_sources(
 
     Only images that arrived before those of earlier sources are in memory.
     """
-    starts = range(0, len(sources), DESCRIBE_BATCH)
+    batch = min(DESCRIBE_BATCH, max(_LEAST_BATCH, len(sources) // (16 * fanout.workers)))
     jobs = (
-        DescribeJob(tuple(sources[i : i + DESCRIBE_BATCH]), format_name, options) for i in starts
+        DescribeJob(tuple(sources[i : i + batch]), format_name, options)
+        for i in range(0, len(sources), batch)
     )
     ids, notes = _OwnIds(known_ids), _Notes()
     waiting: dict[str, tuple[int, Sequence[PlannedImage]]] = {}
@@ -307,13 +310,13 @@ class _Notes:
         """Keep the notes on an image."""
         notes = image.spec.notes if image.spec is not None else ()
         for note in (*notes, *([_SPARSE_NOTE] if _is_nearly_empty(image) else [])):
-            first, count = self.about.get(note, (image.source.uri, 0))
-            self.about[note] = first, count + 1
+            first, files = self.about.get(note, (image.source.uri, 0))
+            self.about[note] = first, files + 1
 
     def log(self) -> None:
         """Log one line per note."""
-        for note, (first, count) in self.about.items():
-            log.warning("%s%s: %s.", first, f" and {count - 1} more" if count > 1 else "", note)
+        for note, (first, files) in self.about.items():
+            log.warning("%s%s: %s.", first, f" and {files - 1} more" if files > 1 else "", note)
 
 
 def make_plan(
@@ -436,7 +439,9 @@ class PlanFile:
         rows = np.split(order, starts[1:])
         return tuple(
             Shard(file, StoredImages(len(those), partial(self.images, those)))
-            for file, those in zip(self._shards.dictionary.to_pylist(), rows, strict=bool(len(code)))
+            for file, those in zip(
+                self._shards.dictionary.to_pylist(), rows, strict=bool(len(code))
+            )
         )
 
     def images(self, rows: Iterable[int]) -> tuple[PlannedImage, ...]:
@@ -584,9 +589,7 @@ class _Group:
         """Add an image. Returns those before it if they are a shard; otherwise nothing."""
         size = image.spec.pixels if image.spec else 0
         full: tuple[PlannedImage, ...] = ()
-        if self.images and (
-            self.pixels + size > SHARD_PIXELS or len(self.images) >= SHARD_IMAGES
-        ):
+        if self.images and (self.pixels + size > SHARD_PIXELS or len(self.images) >= SHARD_IMAGES):
             full, self.images, self.pixels = tuple(self.images), [], 0
         self.images.append(image)
         self.pixels += size

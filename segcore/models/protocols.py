@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, runtime_checkab
 
 from maskloom.segcore.errors import ModelMismatch, NothingToFit
 from maskloom.segcore.registry import Registry
+from maskloom.segcore.values import CheckedOnce
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterable, Mapping, Sequence
@@ -100,7 +101,7 @@ class Ready(Protocol):
 
 
 @runtime_checkable
-class Segmenter(Ready, Protocol):
+class Segmenter(Ready, Protocol, metaclass=CheckedOnce):
     """A model that gives every pixel a class."""
 
     def segment(self, block: Block) -> Labels:
@@ -111,7 +112,7 @@ class Segmenter(Ready, Protocol):
 
 
 @runtime_checkable
-class Scorer(Segmenter, Protocol):
+class Scorer(Segmenter, Protocol, metaclass=CheckedOnce):
     """A segmenter that also gives probabilities."""
 
     def scores(self, block: Block) -> NDArray[np.float32]:
@@ -124,7 +125,7 @@ class Scorer(Segmenter, Protocol):
 
 
 @runtime_checkable
-class ObjectSegmenter(Ready, Protocol):
+class ObjectSegmenter(Ready, Protocol, metaclass=CheckedOnce):
     """A model that finds objects. Class 0 is background."""
 
     def fragment(self, block: Block) -> Fragments:
@@ -141,7 +142,7 @@ class ObjectSegmenter(Ready, Protocol):
 
 
 @runtime_checkable
-class Fitter(Protocol):
+class Fitter(Protocol, metaclass=CheckedOnce):
     """A model that must observe data first: a fold over blocks."""
 
     @property
@@ -182,7 +183,7 @@ class Fitter(Protocol):
 
 
 @runtime_checkable
-class EngineSelector(Ready, Protocol):
+class EngineSelector(Ready, Protocol, metaclass=CheckedOnce):
     """A model whose engine and precision are selected once per run, on the machine that runs it.
 
     Until then it runs with defaults that all machines have.
@@ -206,7 +207,7 @@ class EngineSelector(Ready, Protocol):
 
 
 @runtime_checkable
-class Cautious(Ready, Protocol):
+class Cautious(Ready, Protocol, metaclass=CheckedOnce):
     """A model that can warn about its result."""
 
     def caution(self, spec: RasterSpec, shares: Mapping[str, float]) -> str | None:
@@ -296,7 +297,7 @@ def caution_of(
 
 
 @runtime_checkable
-class SegmenterRecipe(Protocol):
+class SegmenterRecipe(Protocol, metaclass=CheckedOnce):
     """The parameters of a segmenter, as users set them: a frozen dataclass. A field of this type
     holds another segmenter.
     """

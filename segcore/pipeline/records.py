@@ -23,7 +23,7 @@ from maskloom.segcore.raster.source import Source
 from maskloom.segcore.raster.spec import RasterSpec
 from maskloom.segcore.storage.addresses import redacted
 from maskloom.segcore.storage.canonical import canonical
-
+from maskloom.segcore.values import pickled_by_fields
 
 _HASHED = 1000
 """Versions of inputs that are hashed at a time."""
@@ -45,6 +45,7 @@ class Failure:
         return cls(type(error).__name__, redacted(str(error)) or type(error).__name__, permanent)
 
 
+@pickled_by_fields
 @dataclass(frozen=True, slots=True)
 class PlannedImage:
     """An image of the plan: its source, and the metadata from its header."""
@@ -131,6 +132,7 @@ class Plan:
         return ImagesOfShards(self.shards)
 
 
+@pickled_by_fields
 @dataclass(frozen=True, slots=True)
 class ImageResult:
     """The result of one image."""

@@ -79,9 +79,7 @@ def image_ids(
 
 def _below(path: str, root: str) -> str:
     return (
-        path[len(root) :].lstrip("/")
-        if root and path.startswith(f"{root}/")
-        else path.lstrip("/")
+        path[len(root) :].lstrip("/") if root and path.startswith(f"{root}/") else path.lstrip("/")
     )
 
 

@@ -307,6 +307,7 @@ class Search:
         """The files that may belong to series of a format, in the order of their URIs."""
         claimed = formats.suffixes(name)
         sniffed = any(kind.sniffed for kind in FORMATS[name].kinds)
+
         def may_belong(uri: str, file: FoundImage) -> bool:
             path = without_query(uri)
             return (

@@ -54,7 +54,7 @@ class Memory:
     began: float = 0.0
     """When segmentation began, in seconds."""
 
-    def start(self, stage: str, images: object, settings: object) -> None:  # noqa: ARG002
+    def start(self, stage: str, images: object, settings: object) -> None:
         """A pass begins (`tasks.progress.Progress`)."""
         self.began, self.images, self.tiles = time.monotonic() - self.started, 0, 0
 
