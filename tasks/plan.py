@@ -42,7 +42,7 @@ from maskloom.segcore.raster.stored import ReadOptions, split_part
 from maskloom.segcore.storage.canonical import canonical, digest
 from maskloom.segcore.storage.records import read_json, read_table, record_errors
 from maskloom.segcore.storage.store import STAGING, Store
-from maskloom.tasks.commits.ledger import Committed, rows_by_file
+from maskloom.tasks.commits.ledger import Committed, RowsByFile
 from maskloom.tasks.fanout.protocol import Fanout
 
 log = logging.getLogger(__name__)
@@ -153,7 +153,7 @@ def pending(
     sources: Iterable[Source], committed: Mapping[str, Committed], fingerprint: str
 ) -> list[Source]:
     """The sources that are new or changed, or that failed for a reason that may no longer hold."""
-    parts = rows_by_file(committed)
+    parts = RowsByFile(committed)
 
     def is_done(source: Source) -> bool:
         rows = parts.get(source.uri, ())
@@ -184,11 +184,13 @@ def replaced_by_series(
     for each in series:
         for member in each.members:
             holders[member.uri].add(each.uri)
+    if not holders:
+        return {}
     inputs = {source.uri for source in sources}
-    gone = {place: rows for place, rows in rows_by_file(committed).items() if place not in inputs}
+    gone = {place: rows for place, rows in RowsByFile(committed).items() if place not in inputs}
     found: dict[str, set[str]] = defaultdict(set)
     files = [(place, place) for place in gone]
-    runs = {row.run_id for rows in gone.values() for row in rows} if holders else ()
+    runs = {row.run_id for rows in gone.values() for row in rows}
     for run in sorted(runs):
         files += [(place, file) for place, file in _files_of_series(store, run) if place in gone]
     for place, file in files:

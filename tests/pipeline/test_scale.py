@@ -10,6 +10,7 @@ import tracemalloc
 from collections import Counter
 from collections.abc import Iterator
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -77,7 +78,7 @@ class Watching(Silent):
     def __init__(self) -> None:
         self.most = 0
 
-    def advance(self, job: object) -> None:  # noqa: ARG002
+    def advance(self, job: object) -> None:
         alive = sum(isinstance(each, PlannedImage | ImageResult) for each in gc.get_objects())
         self.most = max(self.most, alive)
 
@@ -134,7 +135,7 @@ def test_an_image_costs_the_same_calls_of_the_store_however_many_there_are(run_o
         calls.clear()
         run_of(count)
         totals.append(calls.copy())
-    ten, more = ({name: b[name] - a[name] for name in b} for a, b in zip(totals, totals[1:]))
+    ten, more = ({name: b[name] - a[name] for name in b} for a, b in pairwise(totals))
     assert ten == more, "the cost of an image grows with their number"
     # A mask and a preview are written; the tables are written by the shard.
     assert {name: number for name, number in ten.items() if number} == {"writing": 20}
