@@ -11,7 +11,7 @@ import logging
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self, TextIO
 
@@ -23,6 +23,8 @@ from maskloom.segcore.pipeline.jobs import FinishJob, ImagesJob, Job, RunSetting
 from maskloom.segcore.pipeline.records import PlannedImage
 
 if TYPE_CHECKING:
+    from maskloom.segcore.geometry import Shape
+    from maskloom.segcore.raster.spec import RasterSpec
     from maskloom.segcore.training.checkpoint import TrainingState
     from maskloom.segcore.training.setup import TrainingSetup
 
@@ -186,7 +188,7 @@ class RunProgress:
         self._lock = threading.Lock()
         self._counter: Counter | None = None
 
-    def start(self, stage: str, images: Sequence[PlannedImage], settings: RunSettings) -> None:
+    def start(self, stage: str, images: Collection[PlannedImage], settings: RunSettings) -> None:
         """Begin a pass over these images."""
         with self._lock:
             self._counter = Counter(stage, images, settings)
@@ -236,14 +238,20 @@ class ItemProgress:
 class Counter:
     """Numbers of images, tiles and pixels of one pass: in all, and done."""
 
-    def __init__(self, stage: str, images: Sequence[PlannedImage], settings: RunSettings) -> None:
-        usable = [image.spec for image in images if image.spec is not None]
+    def __init__(self, stage: str, images: Collection[PlannedImage], settings: RunSettings) -> None:
         self.stage = stage
         self.started = time.monotonic()
-        self.images, self.all_images = len(images) - len(usable), len(images)
-        self.tiles, self.all_tiles = 0, sum(len(settings.grid(spec)) for spec in usable)
-        self.pixels, self.all_pixels = 0, sum(spec.pixels for spec in usable)
-        self.unit = millions(spec.shape for spec in usable)
+        specs: dict[Shape, RasterSpec] = {}
+        number: dict[Shape, int] = {}
+        for spec in (image.spec for image in images if image.spec is not None):
+            specs[spec.shape] = spec
+            number[spec.shape] = number.get(spec.shape, 0) + 1
+        self.all_images = len(images)
+        self.images = self.all_images - sum(number.values())
+        self.tiles = self.pixels = 0
+        self.all_tiles = sum(number[shape] * len(settings.grid(specs[shape])) for shape in specs)
+        self.all_pixels = sum(number[shape] * specs[shape].pixels for shape in specs)
+        self.unit = millions(specs)
 
     def add(self, job: Job) -> None:
         """Count a finished job."""

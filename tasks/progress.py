@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping
 from typing import Any, Protocol
 
 from maskloom.segcore.pipeline.jobs import Job, RunSettings
@@ -12,7 +12,7 @@ from maskloom.segcore.pipeline.records import PlannedImage
 class Progress(Protocol):
     """Receives the progress of stages; called from several threads."""
 
-    def start(self, stage: str, images: Sequence[PlannedImage], settings: RunSettings) -> None:
+    def start(self, stage: str, images: Collection[PlannedImage], settings: RunSettings) -> None:
         """A pass over these images begins."""
         ...
 
@@ -28,7 +28,7 @@ class Progress(Protocol):
 class Silent:
     """Progress that is not shown."""
 
-    def start(self, stage: str, images: Sequence[PlannedImage], settings: RunSettings) -> None:
+    def start(self, stage: str, images: Collection[PlannedImage], settings: RunSettings) -> None:
         """Nothing is shown."""
 
     def advance(self, job: Job) -> None:

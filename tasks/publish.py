@@ -18,6 +18,7 @@ import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import pyarrow as pa
@@ -28,6 +29,7 @@ from maskloom.segcore.errors import RunError
 from maskloom.segcore.masks import beside_endings
 from maskloom.segcore.pipeline.records import Failure, ImageResult, Plan, PlannedImage, Shard
 from maskloom.segcore.raster.source import Source, version_now
+from maskloom.segcore.raster.spec import RasterSpec
 from maskloom.segcore.raster.stored import split_part
 from maskloom.segcore.statistics.objects.options import Objects
 from maskloom.segcore.statistics.protocol import Statistic
@@ -64,7 +66,7 @@ class Record:
     """Total area of each class, by its name and the unit."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Tables:
     """The tables of an output, as one run writes them."""
 
@@ -81,14 +83,25 @@ class Tables:
     """The rows from which the plan was made, by URI."""
     replaced: Mapping[str, Set[str]] = field(default_factory=dict)
     """See `replaced_by_series`."""
-    _planned: frozenset[str] = field(init=False)
-    """URIs of all images of the plan, which has all images of each of its files."""
     _lock: threading.Lock = field(default_factory=threading.Lock)
     """Lets this process commit one shard at a time; correctness does not depend on it."""
 
-    def __post_init__(self) -> None:
-        planned = (image.source.uri for shard in self.plan.shards for image in shard.images)
-        object.__setattr__(self, "_planned", frozenset(planned))
+    @cached_property
+    def _planned(self) -> frozenset[str]:
+        """URIs of all images of the plan, which has all images of each of its files."""
+        return frozenset(image.source.uri for image in self.plan.images)
+
+    @cached_property
+    def _widest(self) -> list[RasterSpec]:
+        """The headers that decide the columns of the table of objects: of an image with the most
+        bands, and of one with the most axes.
+        """
+        found: list[RasterSpec] = []
+        for spec in (image.spec for image in self.plan.images if image.spec is not None):
+            bands, axes = found or (spec, spec)
+            bands = max(bands, spec, key=lambda each: each.file_bands)
+            found = [bands, max(axes, spec, key=lambda each: len(each.shape))]
+        return found
 
     @property
     def store(self) -> Store:
@@ -118,9 +131,9 @@ class Tables:
 
     def left(self, shard: Shard) -> Shard:
         """The shard without the images that this run or a concurrent one has committed."""
-        return replace(
-            shard, images=tuple(image for image in shard.images if not self._is_finished(image))
-        )
+        images = tuple(image for image in shard.images if not self._is_finished(image))
+        # A shard of a stored plan holds no images in memory, so it is kept if all are left.
+        return shard if len(images) == len(shard.images) else replace(shard, images=images)
 
     def failed(self, shard: Shard) -> int:
         """Number of a shard's committed images that failed."""
@@ -134,11 +147,13 @@ class Tables:
             # The manifest already exists if two processes have done the same run.
             if not name.endswith("/manifest.json"):
                 files[name] = hashlib.sha256(self.store.read(name)).hexdigest()
-        uris = self._planned
+        planned: dict[str, set[str]] = {}
+        for image in self.plan.images:
+            found = self.ledger.rows.get(image.source.uri)
+            if found is not None:
+                planned.setdefault(found.file, set()).add(found.uri)
         done, pixels, failures, areas = 0, 0, [], Counter[tuple[str, str]]()
-        for file in sorted(
-            {row.file for uri in uris if (row := self.ledger.rows.get(uri)) is not None}
-        ):
+        for file, uris in sorted(planned.items()):
             columns = ["uri", "image_id", "status", "error", "error_type", "total_pixels"]
             ids = []
             for row in read_table(self.store, f"{IMAGES}/{file}", columns).to_pylist():
@@ -231,8 +246,10 @@ class Tables:
         10. Also rows that its series replaces.
         """
         places = (source.location, *sorted(self.replaced.get(source.location, ())))
-        rows = (row for place in places for row in self.ledger.images_of(place))
-        return [row for row in rows if row.uri not in self._planned]
+        rows = [row for place in places for row in self.ledger.images_of(place)]
+        # The image itself is planned, and mostly the only one.
+        others = [row for row in rows if row.uri != source.uri]
+        return [row for row in others if row.uri not in self._planned]
 
     def _fill(self, draft: Draft, shard: Shard, results: Sequence[ImageResult]) -> None:
         groups: dict[str, list[ImageResult]] = {}
@@ -329,14 +346,8 @@ class Tables:
             for result in results
             if result.tables
         }
-        specs = [
-            image.spec
-            for other in self.plan.shards
-            for image in other.images
-            if image.spec is not None
-        ]
         ObjectFile(self.store, name, self.plan.run_id, self.plan.fingerprint).write(
-            draft, staged, results, specs, former
+            draft, staged, results, self._widest, former
         )
 
     def _keyed(self, result: ImageResult, row: Mapping[str, Any]) -> dict[str, Any]:

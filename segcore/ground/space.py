@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from maskloom.segcore.ground.cells import ground_area
+from maskloom.segcore.values import pickled_by_fields
 
 if TYPE_CHECKING:
     import numpy as np
@@ -76,6 +77,7 @@ def is_plausible(millimetres: float) -> bool:
     return least * (1 - _ROUNDING) <= millimetres <= most
 
 
+@pickled_by_fields
 @dataclass(frozen=True, slots=True)
 class Metric:
     """Pixels, or voxels, of one known size."""
@@ -233,6 +235,7 @@ class Lattice:
     """Unit of each axis, such as micrometer; empty if not stated."""
 
 
+@pickled_by_fields
 @dataclass(frozen=True, slots=True)
 class Space:
     """The position of the pixels of a raster in the world, and their size.

@@ -6,6 +6,7 @@ import contextlib
 import difflib
 import errno
 from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
@@ -34,7 +35,7 @@ def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
     """
     if "://" not in uri:
         # fsspec itself would read "::" in a file name as a chain of stores.
-        return LocalFileSystem(), str(Path(address_of(uri)).absolute())
+        return _local(), _absolute(address_of(uri))
     try:
         fs, path = fsspec.core.url_to_fs(address_of(uri))
     # Some packages raise an AttributeError for a protocol that they no longer support, or a
@@ -44,6 +45,18 @@ def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
             f"Cannot use the location {redacted(uri)!r}: {_remedy(uri, error)}"
         ) from error
     return fs, str(path)
+
+
+@cache
+def _local() -> LocalFileSystem:
+    return LocalFileSystem()
+
+
+def _absolute(path: str) -> str:
+    if path[:1] == "/" and path[-1:] != "/" and "//" not in path and "/." not in path:
+        # This is called some ten times an image, and pathlib takes 10 microseconds.
+        return path
+    return str(Path(path).absolute())
 
 
 def _remedy(uri: str, error: Exception) -> str:

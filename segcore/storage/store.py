@@ -16,11 +16,11 @@ import posixpath
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import IO, Any, Protocol, TypeVar, cast
 
 import fsspec
@@ -81,10 +81,16 @@ class Artefact:
     """Digest of its bytes, in hexadecimal."""
 
 
-def not_empty(listed: Mapping[str, Listed]) -> set[str]:
+def not_empty(listed: Mapping[str, Listed] | Iterable[tuple[str, Listed]]) -> set[str]:
     """Names of the listed files that are not empty, and of the folders around them."""
-    names = {name for name, found in listed.items() if found.size}
-    return names | {str(folder) for name in names for folder in PurePosixPath(name).parents}
+    pairs = listed.items() if isinstance(listed, Mapping) else listed
+    names = set()
+    for name, found in pairs:
+        if found.size:
+            names.add(name)
+            while (name := name.rpartition("/")[0] or ".") not in names:
+                names.add(name)
+    return names
 
 
 def combined_digest(digests: Mapping[str, str]) -> str:
@@ -165,23 +171,30 @@ class Store:
         """All files below a folder by name, from the store's listing, without opening any. An
         absent folder is empty. Raises `StoreError`.
         """
+        return dict(self.scanned(folder))
+
+    def scanned(self, folder: str) -> Iterator[tuple[str, Listed]]:
+        """As `listed`, one file at a time, since a folder may hold a million."""
         fs, path = filesystem(self.uri(folder))
         root = filesystem(self.root)[1].rstrip("/")
         try:
             with store_errors(f"list {self.uri(folder)}"):
                 fs.invalidate_cache()
-                found = fs.find(path, detail=True)
-                if not isinstance(found, Mapping):
-                    # adlfs lists a single file without its details.
-                    found = {name: fs.info(name) for name in found}
+                if isinstance(fs, LocalFileSystem):
+                    found = _local_files(path)
+                else:
+                    listing = fs.find(path, detail=True)
+                    if not isinstance(listing, Mapping):
+                        # adlfs lists a single file without its details.
+                        listing = {name: fs.info(name) for name in listing}
+                    found = iter(listing.items())
+                for name, info in found:
+                    # SeaweedFS keeps empty folders.
+                    if info.get("type") != "directory":
+                        listed = Listed(int(info.get("size") or 0), _modified_at(info))
+                        yield name[len(root) + 1 :], listed
         except FileNotFoundError:
-            return {}
-        return {
-            name[len(root) + 1 :]: Listed(int(info.get("size") or 0), _modified_at(info))
-            for name, info in found.items()
-            # SeaweedFS keeps empty folders.
-            if info.get("type") != "directory"
-        }
+            return
 
     def remove(self, folder: str) -> None:
         """Remove a folder and all files below it. An absent folder is no error. Raises
@@ -322,6 +335,26 @@ class Publication:
     def artefact(self) -> Artefact:
         """The file as written so far; final once it is published."""
         return Artefact(self._name, self._size, self._digest.hexdigest())
+
+
+def _local_files(path: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """The files below a local folder, or the file at a path, as `LocalFileSystem.find` lists
+    them. A folder that is being removed is listed as far as it is there.
+    """
+    if not Path(path).is_dir():
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            yield path, LocalFileSystem().info(path)
+        return
+    waiting = [path]
+    while waiting:
+        with contextlib.suppress(FileNotFoundError), os.scandir(waiting.pop()) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    waiting.append(entry.path)
+                    continue
+                with contextlib.suppress(FileNotFoundError):
+                    found = entry.stat()
+                    yield entry.path, {"size": found.st_size, "mtime": found.st_mtime}
 
 
 def _modified_at(info: Mapping[str, Any]) -> float | None:

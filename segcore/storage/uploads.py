@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from maskloom.segcore.errors import StoreError
-from maskloom.segcore.storage.object_stores import is_s3
 from maskloom.segcore.storage.filesystems import filesystem, store_errors
+from maskloom.segcore.storage.object_stores import is_s3
 from maskloom.segcore.storage.store import Store
 
 
