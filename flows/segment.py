@@ -18,10 +18,12 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from maskloom.flows.inventory import Inventory, Sharing
+from maskloom.flows.progress import RunProgress
 from maskloom.flows.recipes.run import RunRecipe
 from maskloom.flows.stages import Stages
-from maskloom.flows.terminal import millions
+from maskloom.flows.terminal import count, millions, pixels
 from maskloom.segcore.errors import RunError, StoreError, TooManyFailures
+from maskloom.segcore.ground.amounts import amount
 from maskloom.segcore.models.files import dump_model, model_of
 from maskloom.segcore.models.protocols import Fitter, is_blank
 from maskloom.segcore.models.selection import pending_selections, with_selections
@@ -72,6 +74,19 @@ _LIBRARIES = (
 
 
 @dataclass(frozen=True, slots=True)
+class ClassRow:
+    """The total area, or volume, of a class."""
+
+    name: str
+    size: str
+    """With its unit."""
+    share: float
+    """Of all classes in this unit."""
+    kind: str
+    """Area or volume."""
+
+
+@dataclass(frozen=True, slots=True)
 class Outcome:
     """How a run ended."""
 
@@ -88,22 +103,44 @@ class Outcome:
     unit: str = "megapixels"
     """The unit for sums of its pixels: megavoxels if all images are volumes."""
 
+    @property
+    def classes(self) -> list[ClassRow]:
+        """The classes that were found, the largest first."""
+        totals: dict[str, float] = {}
+        for (_, unit), size in self.areas.items():
+            totals[unit] = totals.get(unit, 0.0) + size
+        found = sorted(((size, *key) for key, size in self.areas.items() if size), reverse=True)
+        return [
+            ClassRow(
+                name,
+                amount(size, unit),
+                size / totals[unit],
+                "volume" if unit == "mm3" else "area",
+            )
+            for size, name, unit in found
+        ]
+
+    def __str__(self) -> str:
+        """How many images are done and failed, and their size."""
+        size = pixels(self.pixels, self.unit)
+        return f"{count(self.done, 'image')} done, {self.failed} failed, {size}"
+
 
 def segment(
     recipe: RunRecipe,
     inventory: Inventory,
     stages: Stages,
     fanout: Fanout,
-    progress: Progress,
+    progress: RunProgress,
     sharing: Sharing,
 ) -> Outcome:
-    """Bring the output up to date with the inputs. Raises `RunError` if the run cannot continue;
-    the same call resumes it.
+    """Bring the output up to date with the inputs. Raises `RunError` if the run cannot continue,
+    with a note on how far it came; the same call resumes it.
     """
     store = Store(recipe.output)
     identity = identify(recipe.work, inventory.head, inventory.sources)
     with process_folder(store, identity, sole_writer=sharing.sole_writer) as folder:
-        plan = stages.stage("plan", _plan, recipe, inventory, fanout)
+        plan = stages.stage("plan", _plan, recipe, inventory, fanout, progress, said=_planned)
         tables = Tables(
             inventory.ledger,
             folder,
@@ -114,16 +151,23 @@ def segment(
             inventory.committed,
             inventory.replaced,
         )
-        settings = replace(recipe.run_settings(plan.run_id), results=f"{folder}/results")
-        if pending_selections(settings.model):
-            settings = stages.stage(
-                "choose", _select_engines, settings, plan, inventory, fanout, progress
-            )
-        if recipe.fit == "collection":
-            settings, plan = stages.stage("fit", _fit, settings, plan, inventory, fanout, progress)
-        context = ShardContext(fanout, settings, _class_names(settings), progress)
-        _segment_shards(recipe, plan, tables, context, stages)
-        return stages.stage("publish", _publish, store, plan, tables, inventory.head)
+        try:
+            settings = replace(recipe.run_settings(plan.run_id), results=f"{folder}/results")
+            if pending_selections(settings.model):
+                settings = stages.stage(
+                    "choose", _select_engines, settings, plan, inventory, fanout, progress
+                )
+            if recipe.fit == "collection":
+                settings, plan = stages.stage(
+                    "fit", _fit, settings, plan, inventory, fanout, progress
+                )
+            context = ShardContext(fanout, settings, _class_names(settings), progress)
+            _segment_shards(recipe, plan, tables, context, stages)
+            progress.begin("publish")
+            return stages.stage("publish", _publish, store, plan, tables, inventory.head, said=str)
+        except RunError as error:
+            error.add_note(_how_far(plan, tables))
+            raise
 
 
 def _segment_shards(
@@ -136,7 +180,9 @@ def _segment_shards(
     """Segment and commit all shards that are left. Raises `TooManyFailures`."""
     tables.refresh()
     left = stages.stage(
-        "resume", lambda: [shard for shard in plan.shards if tables.left(shard).images]
+        "resume",
+        lambda: [shard for shard in plan.shards if tables.left(shard).images],
+        said=lambda left: f"{len(left)} of {count(len(plan.shards), 'shard')} left",
     )
     images = [image for shard in left for image in tables.left(shard).images]
     context.progress.start("segment", images, context.settings)
@@ -144,10 +190,27 @@ def _segment_shards(
     total = sum(len(shard.images) for shard in plan.shards)
     _check_failures(failed, total, recipe)
     for failures in stages.each(
-        partial(_do_shard, tables, context), left, lambda shard: shard.file, SHARDS_AT_ONCE
+        partial(_do_shard, tables, context),
+        left,
+        lambda shard: f"segment {count(len(shard.images), 'image')}: {shard.file}",
+        SHARDS_AT_ONCE,
+        lambda shard, failures: f"{len(shard.images) - failures} images done, {failures} failed",
     ):
         failed += failures
         _check_failures(failed, total, recipe)
+
+
+def _planned(plan: Plan) -> str:
+    images = sum(len(shard.images) for shard in plan.shards)
+    return f"{count(images, 'image')} in {count(len(plan.shards), 'shard')}, run {plan.run_id}"
+
+
+def _how_far(plan: Plan, tables: Tables) -> str:
+    """How many images of the plan are in the tables, as this process knows them."""
+    total = sum(len(shard.images) for shard in plan.shards)
+    left = sum(len(tables.left(shard).images) for shard in plan.shards)
+    failed = sum(tables.failed(shard) for shard in plan.shards)
+    return f"{total - left - failed} of {count(total, 'image')} done, {failed} failed."
 
 
 def _check_failures(failed: int, total: int, recipe: RunRecipe) -> None:
@@ -160,7 +223,7 @@ def _check_failures(failed: int, total: int, recipe: RunRecipe) -> None:
         )
 
 
-def _plan(recipe: RunRecipe, inventory: Inventory, fanout: Fanout) -> Plan:
+def _plan(recipe: RunRecipe, inventory: Inventory, fanout: Fanout, progress: RunProgress) -> Plan:
     """The plan of the interrupted run, or a new one from the headers of the pending images."""
     store, work = Store(recipe.output), recipe.work
     head = inventory.head
@@ -173,8 +236,9 @@ def _plan(recipe: RunRecipe, inventory: Inventory, fanout: Fanout) -> Plan:
             settings, (image for shard in interrupted.shards for image in shard.images), available
         )
         return with_addresses(interrupted, inventory.sources)
+    read = progress.items("read headers", "files", len(inventory.pending))
     images = describe_sources(
-        fanout, inventory.pending, recipe.format, recipe.options, inventory.ids
+        fanout, inventory.pending, recipe.format, recipe.options, inventory.ids, read
     )
     require_tiling(settings, images)
     images = without_room(images, available)

@@ -13,7 +13,7 @@ import io
 import json
 import logging
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, cast
@@ -184,16 +184,21 @@ def describe_sources(
     format_name: str | None,
     options: ReadOptions = DEFAULT,
     known_ids: Mapping[str, str] = MappingProxyType({}),
+    read: Callable[[int], None] = lambda _: None,
 ) -> list[PlannedImage]:
     """The images of all sources with their headers, which the workers read, in the order of the
-    sources. `known_ids`: ids of all images and inputs of the output, by URI.
+    sources. `known_ids`: ids of all images and inputs of the output, by URI. `read` is called with
+    the number of sources that are read.
     """
     starts = range(0, len(sources), DESCRIBE_BATCH)
     jobs = [
         DescribeJob(tuple(sources[i : i + DESCRIBE_BATCH]), format_name, options) for i in starts
     ]
     images: dict[str, list[PlannedImage]] = {source.uri: [] for source in sources}
+    done = 0
     for job, answer in fanout.map(describe, jobs):
+        done += len(job.sources)
+        read(done)
         if isinstance(answer, errors.WorkerDied):
             failure = Failure.of(answer)
             found = tuple(PlannedImage(source, None, failure) for source in job.sources)

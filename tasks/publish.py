@@ -33,7 +33,7 @@ from maskloom.tasks.commits.log import IMAGES, Draft
 from maskloom.tasks.image_rows import IMAGES_SCHEMA, image_row
 from maskloom.tasks.object_files import KEYS, ROW_GROUP, ObjectFile
 
-_FAILURES_NAMED = 20
+_FAILURES_NAMED = 1000
 
 
 @dataclass(frozen=True, slots=True)
