@@ -159,7 +159,7 @@ def segment(
                 )
             if recipe.fit == "collection":
                 settings, plan = stages.stage(
-                    "fit", _fit, settings, plan, inventory, fanout, progress
+                    "fit", _fit, settings, plan, inventory, fanout, progress, said=_model_found
                 )
             context = ShardContext(fanout, settings, _class_names(settings), progress)
             _segment_shards(recipe, plan, tables, context, stages)
@@ -194,7 +194,9 @@ def _segment_shards(
         left,
         lambda shard: f"segment {count(len(shard.images), 'image')}: {shard.file}",
         SHARDS_AT_ONCE,
-        lambda shard, failures: f"{len(shard.images) - failures} images done, {failures} failed",
+        lambda shard, failures: (
+            f"{count(len(shard.images) - failures, 'image')} done, {failures} failed"
+        ),
     ):
         failed += failures
         _check_failures(failed, total, recipe)
@@ -203,6 +205,11 @@ def _segment_shards(
 def _planned(plan: Plan) -> str:
     images = sum(len(shard.images) for shard in plan.shards)
     return f"{count(images, 'image')} in {count(len(plan.shards), 'shard')}, run {plan.run_id}"
+
+
+def _model_found(fitted: tuple[RunSettings, Plan]) -> str:
+    names = _class_names(fitted[0])
+    return f"{count(len(names), 'class', 'classes')}: {', '.join(names)}"
 
 
 def _how_far(plan: Plan, tables: Tables) -> str:

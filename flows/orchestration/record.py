@@ -22,7 +22,7 @@ from prefect.logging.handlers import APILogHandler
 from prefect.settings import temporary_settings
 from prefect.states import Cancelled
 
-from maskloom.flows.progress import Quiet
+from maskloom.flows.progress import Position, Quiet
 from maskloom.flows.signals import last_act
 from maskloom.flows.terminal import EscapingFormatter, count, escaped, line
 from maskloom.segcore.errors import MaskloomError
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
     from prefect.client.schemas.objects import State
 
-    from maskloom.flows.progress import Position
     from maskloom.flows.run import RunResult
     from maskloom.flows.stages import Watched
 
@@ -109,6 +108,10 @@ class RunRecord(Quiet):
         """Record areas, failures and places of results as artifacts."""
         outcome = result.outcome
         log.info("%s. Results: %s", result, result.output)
+        if self._artifact is not None:
+            end = Position(str(result), (), 1, 1)
+            self._tell(lambda client: self._show_progress(client, end))
+        self._position = None
         if outcome is None:
             return
         areas = [
@@ -153,14 +156,14 @@ class RunRecord(Quiet):
         while not ended.wait(SECONDS):
             self._tell(self._progress)
             self._tell(self._look_for_cancel)
-        if self._artifact is not None:
-            self._tell(self._progress)
 
     def _progress(self, client: SyncPrefectClient) -> None:
         """Create or update the artifact of the progress, if anything has changed."""
         if self._position is None:
             return
-        now = self._position()
+        self._show_progress(client, self._position())
+
+    def _show_progress(self, client: SyncPrefectClient, now: Position) -> None:
         share = 100 * min(now.done / now.total, 1.0) if now.done and now.total else 0.0
         shown = (round(share, 1), str(now))
         if shown == self._shown:
