@@ -119,6 +119,7 @@ def test_a_run_that_starts_again_while_the_first_works_and_an_image_has_come(fol
     assert len(models) == 1, "both runs use the model that was fitted first"
 
 
+@pytest.mark.nightly
 def test_the_same_on_s3(folder, s3_bucket):
     output = f"{s3_bucket}/overlap"
     first = start("claim", output)

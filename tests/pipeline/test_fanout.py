@@ -52,6 +52,8 @@ pytestmark = pytest.mark.timeout(5 * HANG)
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Dask]:
     with LocalCluster(workers=2).open(jobs.prepare, threading.Event()) as dask:
+        # Jobs given to the first worker would wait there for each other.
+        dask.client.wait_for_workers(2)
         yield dask
 
 

@@ -472,42 +472,26 @@ def wait_for(path: Path) -> None:
     assert path.exists()
 
 
-@pytest.mark.parametrize("orchestrator", ["Plain()", PREFECT])
-def test_ctrl_c_stops_the_run_in_order(home: Path, tmp_path: Path, orchestrator: str) -> None:
+@pytest.mark.parametrize(
+    ("orchestrator", "number"),
+    [
+        ("Plain()", signal.SIGINT),
+        # Prefect has its own handler of SIGTERM.
+        (PREFECT, signal.SIGTERM),
+        pytest.param("Plain()", signal.SIGTERM, marks=pytest.mark.nightly),
+        pytest.param(PREFECT, signal.SIGINT, marks=pytest.mark.nightly),
+    ],
+)
+def test_a_signal_stops_the_run_in_order(
+    home: Path, tmp_path: Path, orchestrator: str, number: signal.Signals
+) -> None:
     with driver(tmp_path, orchestrator, 60.0) as process:
         wait_for(tmp_path / "ready")
         family = psutil.Process(process.pid).children(recursive=True)
-        os.killpg(process.pid, signal.SIGINT)
+        os.killpg(process.pid, number)
         output, errors = process.communicate(timeout=HANG)
     assert (output, errors, process.returncode) == ("asked to stop\n", "", 0)
     assert psutil.wait_procs(family, timeout=HANG)[1] == []
-
-
-@pytest.fixture
-def outlived() -> Iterator[None]:
-    """A SIGTERM that nobody handles fails the test; by default it would end the test process."""
-
-    def fail(*_: object) -> NoReturn:
-        pytest.fail("nobody handled SIGTERM")
-
-    before = signal.signal(signal.SIGTERM, fail)
-    yield
-    signal.signal(signal.SIGTERM, before)
-
-
-@pytest.mark.usefixtures("outlived")
-def test_a_termination_is_a_stop_inside_of_a_flow_too(orchestrator: Orchestrator) -> None:
-    stop = threading.Event()
-
-    def body(_: Stages) -> NoReturn:
-        signal.raise_signal(signal.SIGTERM)
-        assert stop.is_set()
-        raise Stopped("terminated")
-
-    before = signal.getsignal(signal.SIGTERM)
-    with stop_on_signals(stop), pytest.raises(Stopped):
-        orchestrator.flow("terminated", body)
-    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_runs_with_a_common_new_home_do_not_disturb_each_other(first_runs: FirstRuns) -> None:
@@ -542,8 +526,10 @@ def test_a_second_interrupt_breaks_off() -> None:
     stop = threading.Event()
     before = signal.getsignal(signal.SIGINT)
     with stop_on_signals(stop):
-        signal.raise_signal(signal.SIGINT)
+        interrupt = signal.getsignal(signal.SIGINT)
+        assert callable(interrupt)
+        interrupt(signal.SIGINT, None)
         assert stop.is_set()
         with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(signal.SIGINT)
+            interrupt(signal.SIGINT, None)
     assert signal.getsignal(signal.SIGINT) is before

@@ -74,7 +74,9 @@ def test_masks_areas_and_previews_of_volumes(inputs, maskloom, tmp_path):
     [
         {"kind": "kmeans", "clusters": 3},
         {"kind": "threshold", "method": "local", "window": 9},
-        {"kind": "quickshift", "kernel_size": 1, "max_dist": 4},
+        pytest.param(
+            {"kind": "quickshift", "kernel_size": 1, "max_dist": 4}, marks=pytest.mark.nightly
+        ),
     ],
     ids=lambda segmenter: segmenter["kind"],
 )
