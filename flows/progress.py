@@ -10,11 +10,11 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self, TextIO
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn
 from rich.text import Text
 
@@ -126,7 +126,8 @@ class Bar(Quiet):
         self._console = console
         self._position: Callable[[], Position] | None = None
         self._task: TaskID | None = None
-        self._bar = Progress(
+        self._bar = _Live(
+            self.update,
             TextColumn("{task.description}"),
             BarColumn(bar_width=max(5, min(40, console.width - _WITHOUT_BAR))),
             TextColumn("{task.fields[detail]}"),
@@ -154,6 +155,7 @@ class Bar(Quiet):
             total=now.total,
             completed=int(now.done or 0),
             detail=self._detail(now),
+            left=now.seconds_left,
         )
 
     def update(self) -> None:
@@ -166,6 +168,7 @@ class Bar(Quiet):
                 total=now.total,
                 completed=now.done,
                 detail=self._detail(now),
+                left=now.seconds_left,
             )
 
     def _detail(self, now: Position) -> str:
@@ -187,11 +190,27 @@ class Bar(Quiet):
         self._bar.stop()
 
 
+class _Live(Progress):
+    """A bar that looks at its position whenever it is drawn: a job may take minutes."""
+
+    def __init__(self, look: Callable[[], None], *columns: ProgressColumn, **options: Any) -> None:
+        self._look = look
+        super().__init__(*columns, **options)
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        """What is drawn."""
+        self._look()
+        return super().get_renderables()
+
+
 class _Clock(ProgressColumn):
-    """The time left of a task; the time that it has taken while that is unknown."""
+    """The time left of a pass; the time that it has taken while that is unknown."""
+
+    max_refresh = None
 
     def render(self, task: Task) -> Text:
-        left = task.time_remaining
+        """A time."""
+        left = task.fields["left"]
         if left is not None and not task.finished:
             return Text(f"{_clock(left)} left", style="progress.remaining")
         return Text(_clock(task.elapsed or 0.0), style="progress.elapsed")
