@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self, TextIO
 
@@ -146,8 +147,9 @@ class Bar(Quiet):
 
     def begin(self, position: Callable[[], Position]) -> None:
         """Begin a pass with a new bar. What is already done does not count for its speed."""
-        if self._task is not None:
-            self._bar.remove_task(self._task)
+        ended, self._task = self._task, None
+        if ended is not None:
+            self._bar.remove_task(ended)
         now = position()
         self._position = position
         self._task = self._bar.add_task(
@@ -160,10 +162,14 @@ class Bar(Quiet):
 
     def update(self) -> None:
         """Move the bar."""
-        if self._position is not None and self._task is not None:
-            now = self._position()
+        task = self._task
+        if self._position is None or task is None:
+            return
+        now = self._position()
+        # The next pass may just have begun in another thread.
+        with suppress(KeyError):
             self._bar.update(
-                self._task,
+                task,
                 description=f"{now.label:8}",
                 total=now.total,
                 completed=now.done,

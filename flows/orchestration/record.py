@@ -13,6 +13,8 @@ import re
 import threading
 import traceback
 from contextlib import ExitStack, contextmanager
+from contextvars import copy_context
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from prefect.client.orchestration import get_client
@@ -87,8 +89,13 @@ class RunRecord(Quiet):
         ask it to stop.
         """
         ended = threading.Event()
-        attending = threading.Thread(target=self._attend, args=(ended,), daemon=True)
-        with _log_lines(self.id) as handler, last_act(self._cancelled), self._open:
+        # The server's address is in the context of this thread; without it Prefect would start a
+        # server of its own.
+        attending = threading.Thread(
+            target=copy_context().run, args=(self._attend, ended), name="record", daemon=True
+        )
+        break_off = partial(copy_context().run, self._cancelled)
+        with _log_lines(self.id) as handler, last_act(break_off), self._open:
             for note in self._run.notes:
                 log.info("%s", note)
             attending.start()
@@ -243,6 +250,7 @@ class _RunLog(APILogHandler):
         super().__init__(logging.INFO)
         self.setFormatter(EscapingFormatter())
         self._flow_run, self._lines = str(flow_run), 0
+        self._context = copy_context()
 
     def emit(self, record: logging.LogRecord) -> None:
         """Send a record."""
@@ -262,9 +270,9 @@ class _RunLog(APILogHandler):
 
     def _send(self, record: logging.LogRecord) -> None:
         record = copy.copy(record)
-        # Without it the handler looks for a run around the call, which other threads do not have.
+        # Other threads have neither a run around the call nor the server's address.
         record.flow_run_id = self._flow_run
-        super().emit(record)
+        self._context.copy().run(super().emit, record)
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: ARG002, N802
         """Lose the line."""
