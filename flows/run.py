@@ -158,17 +158,23 @@ class _Workers:
         self._recipe, self._stack = recipe, stack
         self._shown, self._break_off = shown, break_off
         self._stop = threading.Event()
-        self._listens = False
+        self._hears = self._listens = False
         self._fanout: Fanout | None = None
+        if break_off is not None:
+            self._hear()
 
     def listen(self) -> Callable[[str], None]:
         """From now on signals ask the run to stop, instead of ending the process. So does the
         function that is returned, for a reason.
         """
-        if not self._listens:
-            self._listens = True
-            self._stack.enter_context(stop_on_signals(self._stop, self._answer, self._break_off))
+        self._listens = True
+        self._hear()
         return self._asked_to_stop
+
+    def _hear(self) -> None:
+        if not self._hears:
+            self._hears = True
+            self._stack.enter_context(stop_on_signals(self._stop, self._answer, self._break_off))
 
     def fanout(self) -> Fanout:
         """The fan-out to the workers, until the stack closes."""
@@ -182,6 +188,10 @@ class _Workers:
         return self._fanout
 
     def _answer(self, number: signal.Signals) -> None:
+        if not self._listens and self._break_off is not None:
+            # Nothing has begun that would have to be finished.
+            self._break_off()
+            return
         again = "Ctrl-C again stops at once" if number == signal.SIGINT else "Ctrl-C stops at once"
         busy = self._fanout.busy if self._fanout is not None else 0
         jobs = count(busy, "job is", "jobs are")
