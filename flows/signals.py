@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 STOPPED = "maskloom: stopped. Nothing is lost: run the same command again to continue."
 """Said when a run is broken off."""
-_SHOW_CURSOR = "\r\x1b[K\x1b[?25h"
+_CLEAR = "\r\x1b[K\x1b[?25h"
 """Clears the line of a progress bar, and shows the cursor that it has hidden."""
 
 _last_acts: list[Callable[[], None]] = []
@@ -152,10 +152,16 @@ def end_process() -> None:
     """End this process now, whatever its threads are doing. Its child processes notice and end."""
     if not _ending.acquire(blocking=False):
         return
-    with suppress(OSError):
-        cursor = _SHOW_CURSOR if os.isatty(sys.stderr.fileno()) else ""
-        os.write(sys.stderr.fileno(), f"{cursor}{STOPPED}\n".encode())
+    clear = _CLEAR if os.isatty(sys.stderr.fileno()) else ""
+    _write(f"{clear}{STOPPED}\n")
     for act in _last_acts:
         with suppress(Exception):
             act()
+    # A progress bar may have been drawn again meanwhile.
+    _write(clear)
     os._exit(1)
+
+
+def _write(text: str) -> None:
+    with suppress(OSError):
+        os.write(sys.stderr.fileno(), text.encode())

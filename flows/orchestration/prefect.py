@@ -128,20 +128,24 @@ class Prefect:
         import httpx
         from prefect.events.clients import PrefectEventsClient
         from prefect.events.worker import EventsWorker
-        from prefect.settings import temporary_settings
 
-        settings: dict[str, Any] = {"api.url": url, "logging.to_api.when_missing_flow": "ignore"}
+        from maskloom.flows.orchestration.settings import changed_settings
+
+        settings: dict[str, Any] = {
+            "api": {"url": url},
+            "logging": {"to_api": {"when_missing_flow": "ignore"}},
+        }
         if self._embedded:
             # Heartbeats are of no use on a server that ends with the run, and they delay its end by
             # a second.
-            settings["flows.heartbeat_frequency"] = None
+            settings["flows"] = {"heartbeat_frequency": None}
             # If an embedded server does not answer, it has died; the usual retries would delay the
             # end by minutes.
-            settings["client.max_retries"] = _RETRIES
+            settings["client"] = {"max_retries": _RETRIES}
             EventsWorker.set_client_override(
                 PrefectEventsClient, api_url=url, reconnection_attempts=1
             )
-        with temporary_settings(settings):
+        with changed_settings(settings):
             try:
                 yield
             finally:

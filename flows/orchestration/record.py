@@ -21,9 +21,9 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import ArtifactCreate, ArtifactUpdate
 from prefect.context import FlowRunContext
 from prefect.logging.handlers import APILogHandler
-from prefect.settings import temporary_settings
 from prefect.states import Cancelled
 
+from maskloom.flows.orchestration.settings import changed_settings
 from maskloom.flows.progress import Position, Quiet
 from maskloom.flows.signals import last_act
 from maskloom.flows.terminal import EscapingFormatter, count, escaped, line
@@ -209,7 +209,7 @@ class RunRecord(Quiet):
     def _tell(self, act: Callable[[SyncPrefectClient], object]) -> None:
         """Do something with the server."""
         try:
-            with self._using, temporary_settings({"client.max_retries": 0}):
+            with self._using, changed_settings({"client": {"max_retries": 0}}):
                 if self._client is None:
                     settings = {"timeout": _ANSWER_SECONDS}
                     client = get_client(sync_client=True, httpx_settings=settings)
@@ -224,7 +224,10 @@ class RunRecord(Quiet):
         """Record that the run was broken off: the process ends after this."""
         state: State[Any] = Cancelled(message="Broken off by a second Ctrl-C; nothing is lost.")
         # The other client may be in use, for as long as a server does not answer.
-        with get_client(sync_client=True, httpx_settings={"timeout": _LAST_SECONDS}) as client:
+        with (
+            changed_settings({"client": {"max_retries": 0}}),
+            get_client(sync_client=True, httpx_settings={"timeout": _LAST_SECONDS}) as client,
+        ):
             client.set_flow_run_state(self.id, state, force=True)
 
 

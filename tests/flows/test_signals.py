@@ -172,9 +172,9 @@ def test_the_second_ctrl_c_stops_a_run_at_once_wherever_it_is(
         terminal.press_ctrl_c()
         assert terminal.ended() == 1
     shown = terminal.shown
-    assert shown.rstrip().endswith(STOPPED)
+    assert STOPPED in shown
     assert "Traceback" not in shown
-    assert shown.rindex("\x1b[?25h") > shown.rfind("\x1b[?25l"), "the cursor stays hidden"
+    assert shown.endswith("\r\x1b[K\x1b[?25h"), "the bar stays, or the cursor is hidden"
     if where.endswith("perform"):
         assert "1 job is being finished" in shown
 
@@ -188,8 +188,7 @@ def test_ctrl_c_stops_a_listing_at_once(folder: Path) -> None:
         terminal.press_ctrl_c()
         assert terminal.ended() == 1
     shown = terminal.shown
-    first, *_, last = shown.strip().splitlines()
-    assert first == "Reading recipe.yaml"
-    assert last.endswith(STOPPED)
+    assert shown.splitlines()[0] == "Reading recipe.yaml"
+    assert STOPPED in shown
     assert "Traceback" not in shown
     assert not (folder / "out").exists()
