@@ -181,15 +181,19 @@ def _name_of_flow_run() -> str:
     return Path(recipe).stem if isinstance(recipe, str) else str(recipe.get("name") or "recipe")
 
 
-class _JsonFlow(Flow[..., Any]):
-    """A flow whose parameters are JSON values."""
+class _FlowOfRecipes(Flow[..., Any]):
+    """A flow of this module, whose parameters are JSON values."""
+
+    def __reduce__(self) -> tuple[Callable[[], Flow[..., Any]], tuple[()]]:
+        """A process that serves the flow sends it to others by its name."""
+        return _flow_of_recipes, ()
 
     def serialize_parameters(self, parameters: dict[str, Any]) -> dict[str, Any]:
         """The parameters. Flow would import FastAPI to convert them, for a third of a second."""
         return parameters
 
 
-@partial(_JsonFlow, name="maskloom", flow_run_name=_name_of_flow_run, persist_result=False)
+@partial(_FlowOfRecipes, name="maskloom", flow_run_name=_name_of_flow_run, persist_result=False)
 def run_recipe(
     recipe: str | dict[str, Any],
     changes: list[str] | None = None,
@@ -222,6 +226,10 @@ def run_recipe(
     except TerminationSignal:
         # It came before the run had installed its own handler.
         return Cancelled(message="The run was asked to stop before its work began.")
+
+
+def _flow_of_recipes() -> Flow[..., Any]:
+    return run_recipe
 
 
 def _run(recipe: str | dict[str, Any], changes: list[str], options: RunOptions) -> RunResult:

@@ -363,6 +363,7 @@ def test_a_termination_cancels_the_flow_of_a_deployment(prefect: Prefect, recipe
 
 
 def test_the_flow_can_be_deployed(prefect: Prefect) -> None:
+    import cloudpickle  # type: ignore[import-untyped]
     from prefect.flows import EntrypointType, load_flow_from_entrypoint
     from prefect.settings import temporary_settings
 
@@ -374,6 +375,7 @@ def test_the_flow_can_be_deployed(prefect: Prefect) -> None:
         )
     assert deployment.entrypoint == "maskloom.flows.orchestration.flow.run_recipe"
     assert load_flow_from_entrypoint(deployment.entrypoint).fn is run_recipe.fn
+    assert cloudpickle.loads(cloudpickle.dumps(run_recipe)) is run_recipe
     assert set(deployment._parameter_openapi_schema.properties) == {
         "recipe",
         "changes",
