@@ -22,7 +22,7 @@ from maskloom.flows.progress import RunProgress
 from maskloom.flows.recipes.run import RunRecipe
 from maskloom.flows.stages import Stages
 from maskloom.flows.terminal import count, millions, pixels
-from maskloom.segcore.errors import RunError, StoreError, TooManyFailures
+from maskloom.segcore.errors import RunError, Stopped, StoreError, TooManyFailures
 from maskloom.segcore.ground.amounts import amount
 from maskloom.segcore.models.files import dump_model, model_of
 from maskloom.segcore.models.protocols import Fitter, is_blank
@@ -325,23 +325,33 @@ def _with_failures(shard: Shard, failures: Mapping[str, Failure]) -> Shard:
 
 def _do_shard(tables: Tables, context: ShardContext, shard: Shard) -> int:
     """Segment and commit the images of a shard that are left. Returns the number of its failed
-    images.
+    images. If the run is asked to stop, the images that are finished are committed.
     """
     tables.refresh()
     left = tables.left(shard)
+    by_uri: dict[str, ImageResult] = {}
     try:
-        results = segment_shard(left, context)
-        tables.publish(left, results)
+        try:
+            results = segment_shard(left, context, by_uri)
+        except Stopped:
+            _commit(tables, context, left, list(by_uri.values()))
+            raise
+        _commit(tables, context, left, results)
     except (RunError, StoreError, FileNotFoundError):
         # Another process of the same run may have finished these images and removed the staged
         # files.
         tables.refresh()
         if tables.left(shard).images:
             raise
-    else:
-        clear_staging(results, context)
-        _warn(results)
     return tables.failed(shard)
+
+
+def _commit(
+    tables: Tables, context: ShardContext, shard: Shard, results: Sequence[ImageResult]
+) -> None:
+    tables.publish(shard, results)
+    clear_staging(results, context)
+    _warn(results)
 
 
 def _warn(results: Sequence[ImageResult]) -> None:

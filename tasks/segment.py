@@ -59,13 +59,17 @@ class _Large:
     """First tile of each range and one past its last, in order."""
 
 
-def segment_shard(shard: Shard, context: ShardContext) -> list[ImageResult]:
-    """A result for every image of the shard, in the shard's order."""
-    results = {
-        image.source.uri: _failed(context, image, image.failure)
+def segment_shard(
+    shard: Shard, context: ShardContext, results: dict[str, ImageResult]
+) -> list[ImageResult]:
+    """A result for every image of the shard, in the shard's order. `results` gets them by URI as
+    they come, so that those of a run that is stopped are known.
+    """
+    results.update(
+        (image.source.uri, _failed(context, image, image.failure))
         for image in shard.images
         if image.failure is not None
-    }
+    )
     usable = [image for image in shard.images if image.failure is None]
     settings_of = _settings_of_large(usable, context, results)
     tile_ranges = (
