@@ -82,7 +82,9 @@ def examine(path: Path | None, changes: Sequence[str] = ()) -> Iterator[Check]:
         else:
             yield Check("recipe", "ok", f"{recipe.name}: segmenter {recipe.kind}")
             yield from _of_recipe(recipe)
-    yield from _each("prefect", lambda: _prefect(recipe is not None and recipe.scheduled))
+    yield from _each(
+        "prefect", lambda: _prefect(recipe is not None and recipe.schedule is not None)
+    )
 
 
 def _each(name: str, look: Callable[[], Iterator[Check]]) -> Iterator[Check]:
@@ -167,7 +169,7 @@ def _machine() -> Iterator[Check]:
     from maskloom.tasks.clusters import machine
 
     limit, free = machine.memory_limit(), psutil.virtual_memory().available
-    gpus = machine.gpu_count()
+    gpus = len(machine.gpus())
     text = (
         f"{count(machine.core_count(), 'core')}, {_size(limit)} of memory, {_size(free)} of it "
         f"free, {count(gpus, 'NVIDIA GPU') if gpus else 'no NVIDIA GPU'}"

@@ -18,10 +18,12 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from maskloom.flows.inventory import Inventory, Sharing
+from maskloom.flows.progress import RunProgress
 from maskloom.flows.recipes.run import RunRecipe
 from maskloom.flows.stages import Stages
-from maskloom.flows.terminal import at, count, millions
-from maskloom.segcore.errors import RunError, StoreError, TooManyFailures
+from maskloom.flows.terminal import at, count, millions, pixels
+from maskloom.segcore.errors import RunError, Stopped, StoreError, TooManyFailures
+from maskloom.segcore.ground.amounts import amount
 from maskloom.segcore.models.files import dump_model, model_of
 from maskloom.segcore.models.protocols import Fitter, is_blank
 from maskloom.segcore.models.selection import pending_selections, with_selections
@@ -81,6 +83,19 @@ _LIBRARIES = (
 
 
 @dataclass(frozen=True, slots=True)
+class ClassRow:
+    """The total area, or volume, of a class."""
+
+    name: str
+    size: str
+    """With its unit."""
+    share: float
+    """Of all classes in this unit."""
+    kind: str
+    """Area or volume."""
+
+
+@dataclass(frozen=True, slots=True)
 class Outcome:
     """How a run ended."""
 
@@ -97,17 +112,39 @@ class Outcome:
     unit: str = "megapixels"
     """The unit for sums of its pixels: megavoxels if all images are volumes."""
 
+    @property
+    def classes(self) -> list[ClassRow]:
+        """The classes that were found, the largest first."""
+        totals: dict[str, float] = {}
+        for (_, unit), size in self.areas.items():
+            totals[unit] = totals.get(unit, 0.0) + size
+        found = sorted(((size, *key) for key, size in self.areas.items() if size), reverse=True)
+        return [
+            ClassRow(
+                name,
+                amount(size, unit),
+                size / totals[unit],
+                "volume" if unit == "mm3" else "area",
+            )
+            for size, name, unit in found
+        ]
+
+    def __str__(self) -> str:
+        """How many images are done and failed, and their size."""
+        size = pixels(self.pixels, self.unit)
+        return f"{count(self.done, 'image')} done, {self.failed} failed, {size}"
+
 
 def segment(
     recipe: RunRecipe,
     inventory: Inventory,
     stages: Stages,
     fanout: Fanout,
-    progress: Progress,
+    progress: RunProgress,
     sharing: Sharing,
 ) -> Outcome:
-    """Bring the output up to date with the inputs. Raises `RunError` if the run cannot continue;
-    the same call resumes it.
+    """Bring the output up to date with the inputs. Raises `RunError` if the run cannot continue,
+    with a note on how far it came; the same call resumes it.
     """
     store = Store(recipe.output)
     identity = inventory.run_id
@@ -119,7 +156,7 @@ def segment(
         return found
 
     with process_folder(store, identity, position, sole_writer=sharing.sole_writer) as folder:
-        plan = stages.stage("plan", _plan, recipe, inventory, fanout)
+        plan = stages.stage("plan", _plan, recipe, inventory, fanout, progress, said=_planned)
         images = sum(len(shard.images) for shard in plan.shards)
         log.info("run %s: %s", plan.run_id, count(images, "image"))
         tables = Tables(
@@ -132,16 +169,23 @@ def segment(
             inventory.committed,
             inventory.replaced,
         )
-        settings = replace(recipe.run_settings(plan.run_id), results=f"{folder}/results")
-        if pending_selections(settings.model):
-            settings = stages.stage(
-                "choose", _select_engines, settings, plan, inventory, fanout, progress
-            )
-        if recipe.fit == "collection":
-            settings, plan = stages.stage("fit", _fit, settings, plan, inventory, fanout, progress)
-        context = ShardContext(fanout, settings, _class_names(settings), progress)
-        _segment_shards(recipe, plan, tables, context, stages)
-        return stages.stage("publish", _publish, store, plan, tables, inventory.head)
+        try:
+            settings = replace(recipe.run_settings(plan.run_id), results=f"{folder}/results")
+            if pending_selections(settings.model):
+                settings = stages.stage(
+                    "choose", _select_engines, settings, plan, inventory, fanout, progress
+                )
+            if recipe.fit == "collection":
+                settings, plan = stages.stage(
+                    "fit", _fit, settings, plan, inventory, fanout, progress, said=_model_found
+                )
+            context = ShardContext(fanout, settings, _class_names(settings), progress)
+            _segment_shards(recipe, plan, tables, context, stages)
+            progress.begin("publish")
+            return stages.stage("publish", _publish, store, plan, tables, inventory.head, said=str)
+        except RunError as error:
+            error.add_note(_how_far(plan, tables))
+            raise
 
 
 def _segment_shards(
@@ -154,7 +198,9 @@ def _segment_shards(
     """Segment and commit all shards that are left. Raises `TooManyFailures`."""
     tables.refresh()
     left = stages.stage(
-        "resume", lambda: [shard for shard in plan.shards if tables.left(shard).images]
+        "resume",
+        lambda: [shard for shard in plan.shards if tables.left(shard).images],
+        said=lambda left: f"{len(left)} of {count(len(plan.shards), 'shard')} left",
     )
     images = ImagesOfShards(tuple(tables.left(shard) for shard in left))
     context.progress.start("segment", images, context.settings)
@@ -163,10 +209,34 @@ def _segment_shards(
     total = len(plan.images)
     _check_failures(failed, total, recipe)
     for failures in stages.each(
-        partial(_do_shard, tables, context), left, lambda shard: shard.file, SHARDS_AT_ONCE
+        partial(_do_shard, tables, context),
+        left,
+        lambda shard: f"segment {count(len(shard.images), 'image')}: {shard.file}",
+        SHARDS_AT_ONCE,
+        lambda shard, failures: (
+            f"{count(len(shard.images) - failures, 'image')} done, {failures} failed"
+        ),
     ):
         failed += failures
         _check_failures(failed, total, recipe)
+
+
+def _planned(plan: Plan) -> str:
+    images = sum(len(shard.images) for shard in plan.shards)
+    return f"{count(images, 'image')} in {count(len(plan.shards), 'shard')}, run {plan.run_id}"
+
+
+def _model_found(fitted: tuple[RunSettings, Plan]) -> str:
+    names = _class_names(fitted[0])
+    return f"{count(len(names), 'class', 'classes')}: {', '.join(names)}"
+
+
+def _how_far(plan: Plan, tables: Tables) -> str:
+    """How many images of the plan are in the tables, as this process knows them."""
+    total = sum(len(shard.images) for shard in plan.shards)
+    left = sum(len(tables.left(shard).images) for shard in plan.shards)
+    failed = sum(tables.failed(shard) for shard in plan.shards)
+    return f"{total - left - failed} of {count(total, 'image')} done, {failed} failed."
 
 
 def _check_failures(failed: int, total: int, recipe: RunRecipe) -> None:
@@ -179,7 +249,7 @@ def _check_failures(failed: int, total: int, recipe: RunRecipe) -> None:
         )
 
 
-def _plan(recipe: RunRecipe, inventory: Inventory, fanout: Fanout) -> Plan:
+def _plan(recipe: RunRecipe, inventory: Inventory, fanout: Fanout, progress: RunProgress) -> Plan:
     """The plan of the interrupted run, or a new one from the headers of the pending images."""
     store, work = Store(recipe.output), recipe.work
     head = inventory.head
@@ -190,12 +260,14 @@ def _plan(recipe: RunRecipe, inventory: Inventory, fanout: Fanout) -> Plan:
         for _ in suitable(settings, interrupted.images, available):
             pass
         return with_addresses(interrupted, inventory.sources)
+    read = progress.items("read headers", "files", len(inventory.pending))
     found = describe_sources(
         fanout,
         in_order_of_files(inventory.pending, inventory.committed),
         recipe.format,
         recipe.options,
         lambda: inventory.ids,
+        read,
     )
     images = suitable(settings, without_room(found, available), available)
     passed_over = {"passed_over": dict(inventory.passed_over)} if inventory.passed_over else {}
@@ -269,23 +341,33 @@ def _fit(
 
 def _do_shard(tables: Tables, context: ShardContext, shard: Shard) -> int:
     """Segment and commit the images of a shard that are left. Returns the number of its failed
-    images.
+    images. If the run is asked to stop, the images that are finished are committed.
     """
     tables.refresh()
     left = tables.left(shard)
+    by_uri: dict[str, ImageResult] = {}
     try:
-        results = segment_shard(left, context)
-        tables.publish(left, results)
+        try:
+            results = segment_shard(left, context, by_uri)
+        except Stopped:
+            _commit(tables, context, left, list(by_uri.values()))
+            raise
+        _commit(tables, context, left, results)
     except (RunError, StoreError, FileNotFoundError):
         # Another process of the same run may have finished these images and removed the staged
         # files.
         tables.refresh()
         if tables.left(shard).images:
             raise
-    else:
-        clear_staging(results, context)
-        _warn(results)
     return tables.failed(shard)
+
+
+def _commit(
+    tables: Tables, context: ShardContext, shard: Shard, results: Sequence[ImageResult]
+) -> None:
+    tables.publish(shard, results)
+    clear_staging(results, context)
+    _warn(results)
 
 
 def _warn(results: Sequence[ImageResult]) -> None:

@@ -53,6 +53,22 @@ def at(position: Mapping[str, Any]) -> str:
     return f"{stage}: {line(', '.join(map(str, details)))}" if details else stage
 
 
+def told(error: BaseException) -> str:
+    """An error in words that may be shown and stored: how far the run came, and what happened."""
+    return escaped(redacted(" ".join([*getattr(error, "__notes__", ()), str(error)])))
+
+
+def recordable(value: Any) -> Any:
+    """A JSON value that a server may store: signatures of addresses are masked, and characters that
+    UTF-8 cannot encode are escaped.
+    """
+    if isinstance(value, str):
+        return escaped(redacted(value))
+    if isinstance(value, Mapping):
+        return {key: recordable(item) for key, item in value.items()}
+    return [recordable(item) for item in value] if isinstance(value, list) else value
+
+
 def count(number: int, noun: str, plural: str = "") -> str:
     """A number with its noun.
 
@@ -70,6 +86,27 @@ def millions(shapes: Iterable[Shape]) -> str:
     """
     axes = set(map(len, shapes))
     return "megavoxels" if axes == {len("zyx")} else "megapixels"
+
+
+def pixels(number: float, unit: str) -> str:
+    """A number of pixels, or voxels where the unit is megavoxels, with a prefix.
+
+    >>> pixels(256, "megapixels"), pixels(1_230_000_000, "megapixels")
+    ('256 px', '1.2 Gpx')
+    >>> pixels(34_000_000, "megavoxels")
+    '34 Mvx'
+    """
+    short = "vx" if unit == "megavoxels" else "px"
+    scale, prefix = next(
+        (
+            (scale, prefix)
+            for scale, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
+            if number >= scale
+        ),
+        (1.0, ""),
+    )
+    size = number / scale
+    return f"{size:.1f}".removesuffix(".0") + f" {prefix}{short}"
 
 
 def duration(seconds: float) -> str:

@@ -230,9 +230,11 @@ def describe_sources(
     format_name: str | None,
     options: ReadOptions = DEFAULT,
     known_ids: Callable[[], Mapping[str, str]] = dict,
+    read: Callable[[int], None] = lambda _: None,
 ) -> Iterator[PlannedImage]:
     """The images of all sources with their headers, which the workers read, in the order of the
-    sources. `known_ids` gives the ids of all images and inputs of the output, by URI.
+    sources. `known_ids` gives the ids of all images and inputs of the output, by URI. `read` is
+    called with the number of sources that are read.
 
     Only images that arrived before those of earlier sources are in memory.
     """
@@ -243,12 +245,15 @@ def describe_sources(
     )
     ids, notes = _OwnIds(known_ids), _Notes()
     waiting: dict[str, tuple[int, Sequence[PlannedImage]]] = {}
-    next_source = 0
+    next_source = done = 0
     for job, answer in fanout.map(describe, jobs):
-        found = answer
+        done += len(job.sources)
+        read(done)
         if isinstance(answer, errors.WorkerDied):
             failure = Failure.of(answer)
             found = tuple(PlannedImage(source, None, failure) for source in job.sources)
+        else:
+            found = answer
         waiting[job.sources[0].uri] = len(job.sources), _shared(found, job.sources)
         while next_source < len(sources) and sources[next_source].uri in waiting:
             described, images = waiting.pop(sources[next_source].uri)

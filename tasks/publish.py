@@ -42,7 +42,7 @@ from maskloom.tasks.image_rows import IMAGES_SCHEMA, image_row
 from maskloom.tasks.object_files import KEYS, ROW_GROUP, ObjectFile
 from maskloom.tasks.plan import SHARD_IMAGES
 
-_FAILURES_NAMED = 20
+_FAILURES_NAMED = 1000
 FILE_IMAGES = SHARD_IMAGES
 """Number of images up to which a file takes more."""
 FILE_BYTES = 2**23

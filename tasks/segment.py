@@ -59,15 +59,19 @@ class _Large:
     """First tile of each range and one past its last, in order."""
 
 
-def segment_shard(shard: Shard, context: ShardContext) -> list[ImageResult]:
-    """A result for every image of the shard, in the shard's order."""
+def segment_shard(
+    shard: Shard, context: ShardContext, results: dict[str, ImageResult]
+) -> list[ImageResult]:
+    """A result for every image of the shard, in the shard's order. `results` gets them by URI as
+    they come, so that those of a run that is stopped are known.
+    """
     # A stored plan reads them each time.
     images = tuple(shard.images)
-    results = {
-        image.source.uri: _failed(context, image, image.failure)
+    results.update(
+        (image.source.uri, _failed(context, image, image.failure))
         for image in images
         if image.failure is not None
-    }
+    )
     usable = [image for image in images if image.failure is None]
     settings_of = _settings_of_large(usable, context, results)
     tile_ranges = (

@@ -57,6 +57,11 @@ class InFlightLimit:
             self._taken += 1
             return True
 
+    @property
+    def taken(self) -> int:
+        """Slots in use."""
+        return self._taken
+
     def give(self) -> None:
         """Return a slot."""
         with self._lock:
@@ -109,6 +114,11 @@ class Dask:
             return self._own_workers
         self._connection.result()
         return self._threads
+
+    @property
+    def busy(self) -> int:
+        """Jobs in flight that the workers can run at once; some may just be on their way."""
+        return min(self.in_flight.taken, self._threads)
 
     @property
     def client(self) -> Client:

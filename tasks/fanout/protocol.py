@@ -44,6 +44,11 @@ class Fanout(Protocol):
         """Jobs that can run at the same time."""
         ...
 
+    @property
+    def busy(self) -> int:
+        """Jobs that run now, as far as the driver knows."""
+        ...
+
     def start(self) -> None:
         """Start preparing, and return at once. Errors of the preparation are raised by `map`."""
         ...
