@@ -31,6 +31,11 @@ else:
     _ProtocolType = type(Protocol)
 
 
+# Not in the class, whose annotations Python 3.11 would take for those of each protocol.
+_answers: dict[tuple[type, type], bool] = {}
+"""Whether objects of a class follow a protocol, by protocol and class."""
+
+
 class CheckedOnce(_ProtocolType):
     """The type of protocols with which `isinstance` is answered once for a class. Otherwise each
     answer takes some 30 microseconds, since all members are looked up.
@@ -38,13 +43,11 @@ class CheckedOnce(_ProtocolType):
     Objects that may have attributes of their own are looked at each time.
     """
 
-    _answers: dict[tuple[type, type], bool] = {}  # noqa: RUF012 - one for all protocols
-
     def __instancecheck__(self, instance: object) -> bool:
         key = self, type(instance)
-        answer = CheckedOnce._answers.get(key)
+        answer = _answers.get(key)
         if answer is None:
             answer = super().__instancecheck__(instance)
             if not hasattr(instance, "__dict__"):
-                CheckedOnce._answers[key] = answer
+                _answers[key] = answer
         return answer
