@@ -73,15 +73,28 @@ class Service(Runner):
             loop.add_signal_handler(number, stop.set)
         async with self:
             polling = asyncio.create_task(_repeat(self._start_runs, _POLL_SECONDS))
-            await stop.wait()
+            stopped = asyncio.create_task(stop.wait())
+            await asyncio.wait({polling, stopped}, return_when=asyncio.FIRST_COMPLETED)
             for number in signals:
                 loop.remove_signal_handler(number)
             self.stopping = True
             polling.cancel()
-            running = self._process_manager.flow_run_ids()
-            if running:
-                log.warning("Stopping: %d runs end first.", len(running))
+            await self._end_runs()
+        if not stop.is_set():
+            # What the loop did not expect. Whoever watches the service starts it again.
+            await polling
+
+    async def _end_runs(self) -> None:
+        """End the runs that are at work, and those that are about to be."""
+        begun = self._scheduled_run_poller._submitting_flow_run_ids  # noqa: SLF001
+        if begun:
+            log.warning("Stopping: %d runs end first.", len(begun))
+        interrupted: set[UUID] = set()
+        while begun:
+            running = self._process_manager.flow_run_ids() - interrupted
+            interrupted |= running
             await asyncio.gather(*(self._interrupt(flow_run_id) for flow_run_id in running))
+            await asyncio.sleep(0.2)
 
     async def _start_runs(self) -> None:
         """Start the runs whose time has come, if the server answers."""

@@ -169,12 +169,11 @@ def test_the_worker_of_a_pool_is_killed(scene: Stage) -> None:
 
 def test_two_services_execute_a_run_once(scene: Stage) -> None:
     services = [scene.serve(), scene.serve()]
-    runs = [scene.server.start_run(scene.name)]
     for _ in range(3):
-        assert scene.server.ended(runs[-1])["type"] == "COMPLETED"
-        runs.append(scene.server.start_run(scene.name))
+        run = scene.server.start_run(scene.name)
+        assert scene.server.ended(run)["type"] == "COMPLETED"
     said = "".join(service.said() for service in services)
-    assert said.count("Beginning flow run") in {3, 4}
+    assert said.count("Beginning flow run") == 3
     assert_the_next_run_is_done(scene, services[0])
 
 
@@ -206,10 +205,12 @@ def test_the_clock_of_a_service_is_a_day_off(scene: Stage, days: str) -> None:
     service = scene.serve(**wrong)
     assert "clock" in service.said()
     run = scene.server.start_run(scene.name)
-    if days == "+1d":
-        assert scene.server.ended(run, service)["type"] == "COMPLETED"
-    service.end()
-    assert_the_next_run_is_done(scene, scene.serve())
+    if days == "-1d":
+        # It would start the run tomorrow.
+        service.end()
+        service = scene.serve()
+    assert scene.server.ended(run, service)["type"] == "COMPLETED"
+    assert_the_next_run_is_done(scene, service)
 
 
 def test_a_server_forgets_its_leases(tmp_path: Path) -> None:

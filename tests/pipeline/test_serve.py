@@ -101,12 +101,13 @@ def test_runs_do_not_overlap_and_a_stop_is_made_good(server: Server, tmp_path: P
         assert server.ended(first)["type"] == "CANCELLED"
         assert len(server.runs("slow", "Scheduled") + server.runs("slow", "Late")) == 1
 
+        # Whichever run takes the slot does the work of all: of the one that was left, and of those
+        # of the events.
         service = scene.serve()
-        wait_until("what was left", lambda: server.runs("slow", "Completed"), service)
-        wait_until("the events", lambda: not server.runs("slow.events", waiting), service)
-        (last,) = server.runs("slow.events", "Completed") + server.runs("slow.events", "Running")
-        assert server.ended(last["id"], service)["type"] == "COMPLETED"
-        assert len(server.runs("slow.events", "Cancelled")) == 2
+        runs = [*server.runs("slow"), *server.runs("slow.events")]
+        states = [server.ended(run["id"], service)["type"] for run in runs]
+        assert set(states) == {"COMPLETED", "CANCELLED"}
+        assert states.count("COMPLETED") <= 2
         assert_as_undisturbed(scene.recipe)
         assert service.end() == 0
 
