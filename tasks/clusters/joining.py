@@ -63,8 +63,9 @@ def joined(
         client = distributed.Client(address, timeout=limit, set_as_default=False, security=security)
     except (OSError, ValueError, TypeError) as error:
         reason = trouble(address, tls)
+        said = str(error) or type(error).__name__
         raise RunError(
-            f"The Dask scheduler at {address} could not be joined ({error or type(error).__name__}). "
+            f"The Dask scheduler at {address} could not be joined ({said}). "
             + (reason or "Start it, correct cluster.address, or use cluster: {kind: local}.")
         ) from error
     with client:
