@@ -219,7 +219,7 @@ class RunFile(pydantic.BaseModel):
     """
     cluster: dict[str, Any] | str = "local"
     """Where jobs run: local (worker processes on this machine), serial (this process), address (an
-    existing Dask cluster).
+    existing Dask cluster), slurm (jobs of SLURM), kubernetes (pods).
     """
     format: str | None = None
     """Format of all inputs, instead of the one that their names suggest. See `maskloom list

@@ -62,7 +62,8 @@ def joined(
     try:
         client = distributed.Client(address, timeout=limit, set_as_default=False, security=security)
     except (OSError, ValueError, TypeError) as error:
-        reason, said = trouble(address, tls), error or type(error).__name__
+        reason = trouble(address, tls)
+        said = str(error) or type(error).__name__
         raise RunError(
             f"The Dask scheduler at {address} could not be joined ({said}). "
             + (reason or "Start it, correct cluster.address, or use cluster: {kind: local}.")

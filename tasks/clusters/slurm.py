@@ -13,6 +13,7 @@ import logging
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
@@ -123,7 +124,7 @@ class SlurmCluster(Cluster):
         """A fan-out on jobs that are submitted when it starts. Raises `RunError` if this machine
         has no SLURM, and `RecipeError` if the certificates cannot be used.
         """
-        import_extra("dask_jobqueue", "slurm")
+        _jobqueue()
         if shutil.which("sbatch") is None:
             raise RunError(
                 "cluster.kind slurm needs the command sbatch, which this machine does not have. "
@@ -172,7 +173,7 @@ class SlurmCluster(Cluster):
         seconds, margin = _seconds(self.walltime), _margin(self.walltime)
         environment = {**ONE_THREAD, **as_environment(WORKER)}
         try:
-            return import_extra("dask_jobqueue", "slurm").SLURMCluster(
+            return _jobqueue().SLURMCluster(
                 job_cls=_job_class(),
                 job_name=_NAME,
                 cores=1,
@@ -328,11 +329,22 @@ class _Jobs:
 
 
 @cache
+def _jobqueue() -> Any:
+    """The library dask-jobqueue. Its import takes SIGINT for itself, and would end the process with
+    exit code 0; so it is imported in the main thread, and the handler put back.
+    """
+    before = signal.getsignal(signal.SIGINT)
+    library = import_extra("dask_jobqueue", "slurm")
+    signal.signal(signal.SIGINT, before)
+    return library
+
+
+@cache
 def _job_class() -> Any:
     """A job of dask-jobqueue that is closed when it was cancelled: the cluster insists, also on one
     that sbatch refused.
     """
-    job: Any = import_extra("dask_jobqueue.slurm", "slurm").SLURMJob
+    job: Any = _jobqueue().slurm.SLURMJob
 
     class Job(job):  # type: ignore[misc]
         """A job with one worker."""

@@ -217,6 +217,29 @@ def test_a_run_that_loses_a_job_is_as_one_in_this_process(tmp_path: Path) -> Non
     assert comes_true(lambda: slurm_support.squeue("%A") == [])
 
 
+def test_an_interrupt_while_jobs_wait_cancels_them(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    Image.fromarray(np.eye(64, dtype=np.uint8)).save(tmp_path / "in" / "a.png")
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        "inputs: in\noutput: out\nsegmenter: threshold\n"
+        "cluster: {kind: slurm, workers: 2, memory: 1 GiB, interface: lo, folder: jobs}\n"
+    )
+    others = ["sbatch", "--parsable", "--exclusive", "--output=/dev/null", "--wrap=sleep 900"]
+    other = subprocess.run(others, capture_output=True, text=True, check=True).stdout.strip()
+    command = [sys.executable, "-m", "maskloom.flows.cli", "run", str(recipe), "--no-prefect"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as run:
+        assert run.stderr is not None
+        said = next(line for line in run.stderr if "SLURM" in line)
+        assert "2 jobs wait in SLURM's queue" in said
+        assert len(slurm_support.squeue("%A")) == 3
+        run.send_signal(signal.SIGINT)
+        assert "asked to stop" in run.stderr.read()
+        assert run.wait(MANY) == 1
+    assert slurm_support.squeue("%A") == [other]
+    subprocess.run(["scancel", other], check=True)
+
+
 def test_the_driver_may_be_a_job_itself(tmp_path: Path) -> None:
     """`deploy/slurm/driver.sbatch`, with the node's memory shared with its workers."""
     (tmp_path / "in").mkdir()

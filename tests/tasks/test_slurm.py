@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import textwrap
 import threading
 from pathlib import Path
 
@@ -116,6 +119,17 @@ def test_a_machine_without_slurm_or_the_interface_says_so(
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(RunError, match="needs the command sbatch"):
         recipe(tmp_path).open(print, threading.Event())
+
+
+def test_the_library_does_not_take_the_interrupt_for_itself() -> None:
+    program = """
+        import signal
+        from maskloom.tasks.clusters.slurm import _jobqueue
+        before = signal.getsignal(signal.SIGINT)
+        assert _jobqueue().SLURMCluster
+        assert signal.getsignal(signal.SIGINT) is before
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(program)], check=True, timeout=120)
 
 
 def test_the_queue_is_what_squeue_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
