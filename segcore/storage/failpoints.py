@@ -106,7 +106,7 @@ class _Fault:
                 return
         match self.action:
             case "kill":
-                os.kill(os.getpid(), signal.Signals[f"SIG{self.argument or 'KILL'}"])
+                _send(signal.Signals[f"SIG{self.argument or 'KILL'}"])
             case "raise":
                 code = getattr(errno, self.argument)
                 raise OSError(code, f"{os.strerror(code)} (by {VARIABLE})", location)
@@ -116,6 +116,17 @@ class _Fault:
                     time.sleep(min(1.0, max(end - time.monotonic(), 0.0)))
             case "exit":
                 os._exit(1)
+
+
+def _send(number: signal.Signals) -> None:
+    """Send a signal to this process, which takes it before this thread goes on unless it has a
+    handler.
+    """
+    if signal.getsignal(number) == signal.SIG_DFL:
+        signal.pthread_kill(threading.get_ident(), number)
+    else:
+        # Handlers of Python run in the main thread, which may have to be woken.
+        os.kill(os.getpid(), number)
 
 
 @cache

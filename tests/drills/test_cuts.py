@@ -88,9 +88,14 @@ def test_wherever_a_run_is_cut_the_next_finishes_it(server, folder, undisturbed,
     for number in range(1, steps + 1):
         output = folder / f"{action}-{number}"
         ended = cut(server, output, f"*:*:{action}@{number}")
-        # A run whose reply is lost after the claim finds its own commit and finishes it.
-        assert ended.code in {-signal.SIGKILL, 0, 1}, f"step {number}: {ended.said}"
+        # 0: a reply that is lost after the claim; the run finds its own commit and finishes it.
+        # 3: a header that cannot be read now; the model is then fitted without this image.
+        assert ended.code in {-signal.SIGKILL, 0, 1, 3}, f"step {number}: {ended.said}"
         looked = server.run(folder, ["status", output.name], ["verify", output.name])
         assert looked.code == 0 or "holds no run" in looked.said, f"step {number}: {looked.said}"
-        assert_resumed(server, output, undisturbed)
+        if ended.code == 3:
+            again = server.run(folder, *[[*RUN, "-o", output.name]] * 2)
+            assert again.code == 0, again.said
+        else:
+            assert_resumed(server, output, undisturbed)
         shutil.rmtree(output)
