@@ -283,6 +283,32 @@ def test_a_store_that_refuses_ends_the_run_which_goes_on_later(
 
 @pytest.mark.nightly
 @pytest.mark.parametrize("served", ["moto"], indirect=True)
+def test_a_full_temporary_folder_ends_the_run_which_goes_on_later(
+    served, images, undisturbed, tmp_path
+):
+    """What goes to an object store is written to the temporary folder first."""
+    output, folder = f"{served.root}/out", tmp_path / "temporary"
+    folder.mkdir()
+    mounting = f'mount -t tmpfs -o size=4k none {folder} && exec "$@"'
+    own_mounts = ["unshare", "--mount", *([] if os.geteuid() == 0 else ["--map-root-user"])]
+    in_little_room = [*own_mounts, "sh", "-c", mounting, "sh"]
+    if subprocess.run([*in_little_room, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("nothing can be mounted here")
+    full = subprocess.run(
+        [*in_little_room, sys.executable, "-m", "maskloom.flows.cli", *command(images, output)],
+        env={**os.environ, **served.environment, "TMPDIR": str(folder)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (full.returncode, "No space left" in full.stderr) == (1, True), full
+    assert "Traceback" not in full.stderr
+    assert run(served, *command(images, output))[0] == 0
+    assert_same_results(fetched(served, output, tmp_path / "copy"), undisturbed)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("served", ["moto"], indirect=True)
 def test_a_store_whose_gateway_drops_the_conditions_is_found_out(served, images, tmp_path):
     served.proxy.dropped_headers = ("if-none-match", "if-match")
     code, said = run(served, *command(images, f"{served.root}/out"))
