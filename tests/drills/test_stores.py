@@ -37,10 +37,6 @@ SEVERAL_WRITERS = {
     "fake_gcs": False,
     "rclone": False,
 }
-STORES = [
-    pytest.param(name, marks=[] if name == "moto" else pytest.mark.nightly)
-    for name in SEVERAL_WRITERS
-]
 IMAGES = 6
 NOTE = "this store has no conditional writes"
 DIES = """
@@ -150,7 +146,8 @@ print(store.read("table").decode(), store.names("", "table"), store.now() > 1e9)
 """
 
 
-@pytest.mark.parametrize("served", STORES, indirect=True)
+@pytest.mark.nightly
+@pytest.mark.parametrize("served", SEVERAL_WRITERS, indirect=True)
 def test_a_store_is_what_its_trial_finds(served, request):
     """Of four writers of a new name one wins, and a late move does not replace what came since:
     exactly where the trial says so.
@@ -246,10 +243,16 @@ FAULTS = {
 
 
 @pytest.mark.parametrize(
-    "faults",
-    [pytest.param(name, marks=[] if name == "all" else pytest.mark.nightly) for name in FAULTS],
+    ("served", "faults"),
+    [
+        pytest.param(
+            store, name, marks=[] if (store, name) == ("moto", "all") else pytest.mark.nightly
+        )
+        for store in ("moto", "seaweedfs")
+        for name in FAULTS
+    ],
+    indirect=["served"],
 )
-@pytest.mark.parametrize("served", STORES[:2], indirect=True)
 def test_faults_of_a_store_are_not_noticed(served, faults, images, undisturbed, tmp_path):
     """Inputs and output are there. The trial of conditions comes before the faults: a store that
     answers it with errors is a store that cannot be used.
