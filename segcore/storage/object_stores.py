@@ -76,7 +76,7 @@ class _S3:
     impossible: ClassVar[str] = '"' + "0" * 32 + '"'
 
     def version(self, path: str) -> str:
-        return str(fresh_info(self.fs, path)["ETag"])
+        return str(_object(self.fs, path)["ETag"])
 
     def _target(self, path: str, base: str | None) -> dict[str, str]:
         """The arguments of a request for a target and its condition."""
@@ -111,7 +111,7 @@ class _GoogleCopies:
     impossible: ClassVar[str] = "1"
 
     def version(self, path: str) -> str:
-        return str(fresh_info(self.fs, path)["generation"])
+        return str(_object(self.fs, path)["generation"])
 
     def copy(self, source: str, target: str, base: str | None) -> None:
         places = [part for path in (source, target) for part in self.fs.split_path(path)[:2]]
@@ -138,7 +138,7 @@ class _AzurePuts:
     impossible: ClassVar[str] = '"0x8000000000000000"'
 
     def version(self, path: str) -> str:
-        tag = str(fresh_info(self.fs, path)["etag"]).strip('"')
+        tag = str(_object(self.fs, path)["etag"]).strip('"')
         return f'"{tag}"'
 
     def copy(self, source: str, target: str, base: str | None) -> None:
@@ -169,6 +169,15 @@ def status_of(error: BaseException) -> int | None:
             return PRECONDITION_FAILED if isinstance(met, FileExistsError) else NOT_FOUND
         met = met.__cause__
     return None
+
+
+def _object(fs: Any, path: str) -> Mapping[str, Any]:
+    """What the store says of an object now. Raises `FileNotFoundError`."""
+    info = fresh_info(fs, path)
+    if info.get("type") == "directory":
+        # Clients report names with something below them.
+        raise FileNotFoundError(path)
+    return info
 
 
 @contextlib.contextmanager

@@ -92,9 +92,14 @@ def signed(images: Path) -> Iterator[str]:
 
 
 def run(
-    tmp_path: Path, signed: str, output: str, environment: dict[str, str], *options: str
+    tmp_path: Path,
+    signed: str,
+    output: str,
+    cluster: dict[str, object],
+    environment: dict[str, str],
+    *options: str,
 ) -> tuple[Watched, bytes]:
-    """A run on two workers with secrets in all places, and what it said."""
+    """A run with secrets in all places, and what it said."""
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(
         json.dumps(
@@ -107,7 +112,7 @@ def run(
                 "output": output,
                 "segmenter": "kmeans",
                 "storage": {"https": {"client_kwargs": {"trust_env": True}}},
-                "cluster": {"kind": "local", "workers": 2},
+                "cluster": cluster,
             }
         )
     )
@@ -154,16 +159,15 @@ def assert_quiet(watched: Watched, said: bytes) -> None:
     assert CANARY.encode() not in said
     assert b"gone.png" in said, "it says what failed"
     assert not [line for line in watched.command_lines if CANARY in line]
-    assert len(watched.command_lines) > 2, "the driver and its workers"
-    assert watched.listening, "workers and driver listen"
     assert all(ipaddress.ip_address(each).is_loopback for each in watched.listening), (
         watched.listening
     )
 
 
-def test_secrets_are_nowhere_and_ports_are_of_loopback(tmp_path, signed):
-    watched, said = run(tmp_path, signed, "out", {}, "--no-prefect")
+def test_secrets_are_nowhere_and_a_run_in_one_process_opens_no_port(tmp_path, signed):
+    watched, said = run(tmp_path, signed, "out", {"kind": "serial"}, {}, "--no-prefect")
     assert_quiet(watched, said)
+    assert watched.listening == set()
     for folder in ("out", "temporary"):
         assert_silent(tmp_path / folder)
     rows = pq.read_table(next((tmp_path / "out" / "tables" / "images").iterdir())).to_pylist()
@@ -174,13 +178,18 @@ def test_secrets_are_nowhere_and_ports_are_of_loopback(tmp_path, signed):
 
 
 @pytest.mark.nightly
-def test_the_same_with_prefect_and_a_store(tmp_path, signed, monkeypatch):
+def test_secrets_are_nowhere_with_prefect_workers_and_a_store_and_ports_are_of_loopback(
+    tmp_path, signed, monkeypatch
+):
     import fsspec
 
     with moto(tmp_path / "server") as served:
         output = f"{served.root}/out"
-        watched, said = run(tmp_path, signed, output, served.environment)
+        workers = {"kind": "local", "workers": 2}
+        watched, said = run(tmp_path, signed, output, workers, served.environment)
         assert_quiet(watched, said)
+        assert watched.listening, "the driver, its workers and the server of Prefect"
+        assert len(watched.command_lines) > 3
         for name, value in served.environment.items():
             monkeypatch.setenv(name, value)
         fs = fsspec.filesystem("s3", skip_instance_cache=True)

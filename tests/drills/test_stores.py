@@ -37,10 +37,6 @@ SEVERAL_WRITERS = {
     "fake_gcs": False,
     "rclone": False,
 }
-STORES = [
-    pytest.param(name, marks=[] if name == "moto" else pytest.mark.nightly)
-    for name in SEVERAL_WRITERS
-]
 IMAGES = 6
 NOTE = "this store has no conditional writes"
 DIES = """
@@ -150,7 +146,8 @@ print(store.read("table").decode(), store.names("", "table"), store.now() > 1e9)
 """
 
 
-@pytest.mark.parametrize("served", STORES, indirect=True)
+@pytest.mark.nightly
+@pytest.mark.parametrize("served", SEVERAL_WRITERS, indirect=True)
 def test_a_store_is_what_its_trial_finds(served, request):
     """Of four writers of a new name one wins, and a late move does not replace what came since:
     exactly where the trial says so.
@@ -246,10 +243,16 @@ FAULTS = {
 
 
 @pytest.mark.parametrize(
-    "faults",
-    [pytest.param(name, marks=[] if name == "all" else pytest.mark.nightly) for name in FAULTS],
+    ("served", "faults"),
+    [
+        pytest.param(
+            store, name, marks=[] if (store, name) == ("moto", "all") else pytest.mark.nightly
+        )
+        for store in ("moto", "seaweedfs")
+        for name in FAULTS
+    ],
+    indirect=["served"],
 )
-@pytest.mark.parametrize("served", STORES[:2], indirect=True)
 def test_faults_of_a_store_are_not_noticed(served, faults, images, undisturbed, tmp_path):
     """Inputs and output are there. The trial of conditions comes before the faults: a store that
     answers it with errors is a store that cannot be used.
@@ -277,6 +280,32 @@ def test_a_store_that_refuses_ends_the_run_which_goes_on_later(
     code, said = run(served, *command(images, output))
     assert (code, "403" in said or "Forbidden" in said, output in said) == (1, True, True), said
     served.proxy.faults = []
+    assert run(served, *command(images, output))[0] == 0
+    assert_same_results(fetched(served, output, tmp_path / "copy"), undisturbed)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("served", ["moto"], indirect=True)
+def test_a_full_temporary_folder_ends_the_run_which_goes_on_later(
+    served, images, undisturbed, tmp_path
+):
+    """What goes to an object store is written to the temporary folder first."""
+    output, folder = f"{served.root}/out", tmp_path / "temporary"
+    folder.mkdir()
+    mounting = f'mount -t tmpfs -o size=4k none {folder} && exec "$@"'
+    own_mounts = ["unshare", "--mount", *([] if os.geteuid() == 0 else ["--map-root-user"])]
+    in_little_room = [*own_mounts, "sh", "-c", mounting, "sh"]
+    if subprocess.run([*in_little_room, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("nothing can be mounted here")
+    full = subprocess.run(
+        [*in_little_room, sys.executable, "-m", "maskloom.flows.cli", *command(images, output)],
+        env={**os.environ, **served.environment, "TMPDIR": str(folder)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (full.returncode, "No space left" in full.stderr) == (1, True), full
+    assert "Traceback" not in full.stderr
     assert run(served, *command(images, output))[0] == 0
     assert_same_results(fetched(served, output, tmp_path / "copy"), undisturbed)
 
