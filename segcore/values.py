@@ -21,7 +21,7 @@ def pickled_by_fields(cls: T) -> T:
     def reduced(self: Any) -> tuple[type, tuple[Any, ...]]:
         return cls, values(self)
 
-    cls.__reduce__ = reduced
+    type.__setattr__(cls, "__reduce__", reduced)
     return cls
 
 

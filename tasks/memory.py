@@ -92,8 +92,10 @@ def without_room(images: Iterable[PlannedImage], available: int | None) -> Itera
     whole, are marked as failed. `available`: in bytes; None if unknown.
     """
     for image in images:
-        fits = available is None or _fits(image, available)
-        yield image if fits else _refused(image, available)
+        if available is None or _fits(image, available):
+            yield image
+        else:
+            yield _refused(image, available)
 
 
 def with_retries(

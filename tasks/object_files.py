@@ -8,6 +8,7 @@ pixels.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
@@ -57,13 +58,31 @@ class ObjectFile:
         other images, without `former` ones. `staged`: files of rows by image id; `specs`: headers
         of all images of the run, whose tables have the same columns.
         """
-        try:
-            content = self.store.read(self.name)
-        except FileNotFoundError:
-            old = None
-        else:
+        with self._opened() as old:
+            self._write(draft, old, staged, results, specs, former)
+
+    @contextlib.contextmanager
+    def _opened(self) -> Iterator[pq.ParquetFile | None]:
+        """The present file, of which a row group at a time is read. None: there is none."""
+        with contextlib.ExitStack() as stack:
+            try:
+                file = stack.enter_context(self.store.open(self.name))
+            except FileNotFoundError:
+                yield None
+                return
             with record_errors(self.store, self.name):
-                old = pq.ParquetFile(pa.BufferReader(content))
+                old = stack.enter_context(pq.ParquetFile(file, pre_buffer=False))
+            yield old
+
+    def _write(
+        self,
+        draft: Draft,
+        old: pq.ParquetFile | None,
+        staged: Mapping[str, str],
+        results: Sequence[ImageResult],
+        specs: Sequence[RasterSpec],
+        former: Set[str],
+    ) -> None:
         located = {
             result.source.image_id
             for result in results
@@ -95,7 +114,7 @@ class ObjectFile:
     def _kept(self, old: pq.ParquetFile, replaced: Sequence[str]) -> Iterator[pa.Table]:
         for i in range(old.num_row_groups):
             with record_errors(self.store, self.name):
-                group = old.read_row_group(i)
+                group = old.read_row_group(i, use_threads=False)
                 kept = group.filter(
                     pc.invert(
                         pc.is_in(group["image_id"], value_set=pa.array(replaced, pa.string()))

@@ -245,10 +245,11 @@ def describe_sources(
     waiting: dict[str, tuple[int, Sequence[PlannedImage]]] = {}
     next_source = 0
     for job, answer in fanout.map(describe, jobs):
-        found = answer
         if isinstance(answer, errors.WorkerDied):
             failure = Failure.of(answer)
             found = tuple(PlannedImage(source, None, failure) for source in job.sources)
+        else:
+            found = answer
         waiting[job.sources[0].uri] = len(job.sources), _shared(found, job.sources)
         while next_source < len(sources) and sources[next_source].uri in waiting:
             described, images = waiting.pop(sources[next_source].uri)
