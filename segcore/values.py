@@ -31,6 +31,10 @@ else:
     _ProtocolType = type(Protocol)
 
 
+# Not in the class below: its annotations would count as members of the protocols.
+_ANSWERS: dict[tuple[type, type], bool] = {}
+
+
 class CheckedOnce(_ProtocolType):
     """The type of protocols with which `isinstance` is answered once for a class. Otherwise each
     answer takes some 30 microseconds, since all members are looked up.
@@ -38,13 +42,11 @@ class CheckedOnce(_ProtocolType):
     Objects that may have attributes of their own are looked at each time.
     """
 
-    _answers: dict[tuple[type, type], bool] = {}  # noqa: RUF012 - one for all protocols
-
     def __instancecheck__(self, instance: object) -> bool:
         key = self, type(instance)
-        answer = CheckedOnce._answers.get(key)
+        answer = _ANSWERS.get(key)
         if answer is None:
             answer = super().__instancecheck__(instance)
             if not hasattr(instance, "__dict__"):
-                CheckedOnce._answers[key] = answer
+                _ANSWERS[key] = answer
         return answer
