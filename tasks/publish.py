@@ -14,6 +14,7 @@ grows at its end (`segcore.storage.parquet`), so that readers never notice.
 from __future__ import annotations
 
 import hashlib
+import io
 import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence, Set
@@ -397,8 +398,9 @@ def _write(
             else pa.array(sorted(replaced), pa.string())
         )
         kept = old.filter(pc.invert(pc.is_in(old["image_id"], value_set=gone)))
-        if len(kept) == len(old) and extends(content, rows.schema):
-            with draft.table(name) as out, extending(content, out, rows.schema) as writer:
+        present = io.BytesIO(content)
+        if len(kept) == len(old) and extends(present, rows.schema):
+            with draft.table(name) as out, extending(present, out, rows.schema) as writer:
                 if len(rows):
                     writer.write_table(rows, row_group_size=ROW_GROUP)
             return

@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 
 _MARK = b"PAR1"
 """The first and the last bytes of every file."""
+_CHUNK = 2**20
 
 
 def read_parquet(content: bytes, columns: Sequence[str] | None = None) -> pa.Table:
@@ -41,32 +42,41 @@ def row_groups(content: bytes) -> int:
     return int(pq.read_metadata(pa.BufferReader(content)).num_row_groups)
 
 
-def extends(old: bytes, schema: pa.Schema) -> bool:
-    """Whether the file with the bytes `old` can be extended by rows of this schema."""
+def extends(old: IO[bytes], schema: pa.Schema) -> bool:
+    """Whether a file can be extended by rows of this schema."""
     buffer = pa.BufferOutputStream()
     pq.write_table(schema.empty_table(), buffer)
-    present, wanted = (pq.read_metadata(pa.BufferReader(each)) for each in (old, buffer.getvalue()))
+    present, wanted = (
+        pq.read_metadata(each) for each in (_from_begin(old), pa.BufferReader(buffer.getvalue()))
+    )
     return bool(present.schema.equals(wanted.schema)) and _notes(present) == _notes(wanted)
 
 
 @contextlib.contextmanager
-def extending(old: bytes, out: IO[bytes], schema: pa.Schema) -> Iterator[pq.ParquetWriter]:
-    """A writer of more rows for the file with the bytes `old`, which allows it
-    (`extends`). Writes the whole new file to `out`.
+def extending(old: IO[bytes], out: IO[bytes], schema: pa.Schema) -> Iterator[pq.ParquetWriter]:
+    """A writer of more rows for the file `old`, which allows it (`extends`). Writes the whole new
+    file to `out`.
     """
-    metadata = pq.read_metadata(pa.BufferReader(old))
+    metadata = pq.read_metadata(_from_begin(old))
     added: list[pq.FileMetaData] = []
     sink = pa.PythonFile(out, mode="w")
     with pq.ParquetWriter(sink, schema, compression="zstd", metadata_collector=added) as writer:
         # Arrow begins files at position 0 alone. It has now written the mark with which every file
         # begins, so the rest of the former file brings the sink to where the new rows belong.
-        sink.write(memoryview(old)[len(_MARK) :])
+        old.seek(len(_MARK))
+        while chunk := old.read(_CHUNK):
+            sink.write(chunk)
         yield writer
     metadata.append_row_groups(added[0])
     footer = pa.BufferOutputStream()
     metadata.write_metadata_file(footer)
     # The footer after the last row group describes these rows alone; the last footer counts.
     sink.write(footer.getvalue()[len(_MARK) :])
+
+
+def _from_begin(file: IO[bytes]) -> IO[bytes]:
+    file.seek(0)
+    return file
 
 
 def _notes(metadata: pq.FileMetaData) -> dict[bytes, bytes]:

@@ -139,6 +139,8 @@ class Store:
         """Open a published file for reading. Raises as `read`."""
         fs, path = filesystem(self.uri(name))
         with store_errors(f"read {self.uri(name)}"):
+            # A cached listing may give the size of a file that has been replaced.
+            fs.invalidate_cache(path)
             return cast("IO[bytes]", fs.open(path, "rb"))
 
     def sha256(self, name: str) -> str:

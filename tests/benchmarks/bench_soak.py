@@ -40,6 +40,8 @@ LINKS = 50_000
 COLOURS = ((200, 30, 30), (30, 90, 200), (20, 140, 60), (130, 60, 160), (110, 110, 110))
 PERIOD = 1.0
 """Seconds between samples of the memory."""
+WRITTEN = 60
+"""Samples after which they are written."""
 
 
 @dataclass
@@ -64,10 +66,12 @@ class Memory:
         self.tiles += getattr(job, "stop", 0) - getattr(job, "first", 0)
 
     @contextmanager
-    def sampled(self) -> Iterator[None]:
-        """Take samples until the block ends."""
+    def sampled(self, stem: Path) -> Iterator[None]:
+        """Take samples until the block ends, and write them now and then, so that a soak which is
+        stopped leaves its curve.
+        """
         ended = threading.Event()
-        sampler = threading.Thread(target=self._sample, args=(ended,), daemon=True)
+        sampler = threading.Thread(target=self._sample, args=(ended, stem), daemon=True)
         sampler.start()
         try:
             yield
@@ -75,7 +79,7 @@ class Memory:
             ended.set()
             sampler.join()
 
-    def _sample(self, ended: threading.Event) -> None:
+    def _sample(self, ended: threading.Event, stem: Path) -> None:
         this = psutil.Process()
         while not ended.wait(PERIOD):
             found = {}
@@ -86,6 +90,8 @@ class Memory:
                     continue
             seconds = time.monotonic() - self.started
             self.samples.append((seconds, self.images, self.tiles, found))
+            if len(self.samples) % WRITTEN == 0:
+                self.write(stem)
 
     def growth(self) -> float:
         """KiB by which the driver grows for each image (or tile) of the last two thirds."""
@@ -186,7 +192,9 @@ def processor_seconds() -> float:
     return total
 
 
-def soak(inputs: Path, output: Path, tile: int, workers: int) -> tuple[Memory, dict[str, float]]:
+def soak(
+    inputs: Path, output: Path, tile: int, workers: int, stem: Path
+) -> tuple[Memory, dict[str, float]]:
     """The samples of a run, and its seconds: planning, segmenting, and those of the processor."""
     import no_op  # noqa: F401 - registers the segmenter
 
@@ -206,7 +214,7 @@ def soak(inputs: Path, output: Path, tile: int, workers: int) -> tuple[Memory, d
         "cluster": {"kind": "local", "workers": workers},
     }
     recipe, memory, sharing = recipes.make(document, inputs.parent), Memory(), Sharing()
-    with recipe.cluster.opened(prepare_process, threading.Event()) as fanout, memory.sampled():
+    with recipe.cluster.opened(prepare_process, threading.Event()) as fanout, memory.sampled(stem):
         fanout.start()
         inventory = inventory_to_write(recipe, sharing)
         outcome = segment(recipe, inventory, Stages(), fanout, memory, sharing)
@@ -253,11 +261,11 @@ def main() -> None:
         folder.mkdir(parents=True, exist_ok=True)
         if options.images:
             listed = make_images(folder, options.images)
-            found = soak(listed, folder / "out-images", 2048, options.workers)
+            found = soak(listed, folder / "out-images", 2048, options.workers, folder / "images")
             report("images", options.images, *found, folder / "images")
         if options.tiles:
             image = make_tiles(folder, options.tiles)
-            found = soak(image, folder / "out-tiles", SIDE, options.workers)
+            found = soak(image, folder / "out-tiles", SIDE, options.workers, folder / "tiles")
             report("tiles", options.tiles, *found, folder / "tiles")
 
 
