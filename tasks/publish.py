@@ -316,10 +316,18 @@ class Tables:
                 {row.fingerprint for row in rows} == {self.plan.fingerprint}
                 and (self.objects is None or any(row.located for row in rows) == located)
                 and len({row.run_id for row in rows}) < FILE_PARTS
-                and row_groups(self.store.read(f"{IMAGES}/{file}")) < FILE_PARTS
+                and self._commits_of(file) < FILE_PARTS
             ):
                 return file
         return shard.file
+
+    def _commits_of(self, file: str) -> int:
+        """Number of commits that have added rows to the file since it was last written anew."""
+        try:
+            return row_groups(self.store.read(f"{IMAGES}/{file}"))
+        except FileNotFoundError:
+            # Somebody has removed it since the ledger was read; the next run heals the output.
+            return FILE_PARTS
 
     def _note_sizes(self, draft: Draft) -> None:
         sizes = Counter[str]()

@@ -60,7 +60,15 @@ def extending(old: IO[bytes], out: IO[bytes], schema: pa.Schema) -> Iterator[pq.
     metadata = pq.read_metadata(_from_begin(old))
     added: list[pq.FileMetaData] = []
     sink = pa.PythonFile(out, mode="w")
-    with pq.ParquetWriter(sink, schema, compression="zstd", metadata_collector=added) as writer:
+    with pq.ParquetWriter(
+        sink,
+        schema,
+        compression="zstd",
+        metadata_collector=added,
+        # Every footer describes all row groups, so they should be small.
+        write_statistics=False,
+        store_schema=False,
+    ) as writer:
         # Arrow begins files at position 0 alone. It has now written the mark with which every file
         # begins, so the rest of the former file brings the sink to where the new rows belong.
         old.seek(len(_MARK))

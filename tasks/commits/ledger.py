@@ -179,11 +179,15 @@ class Ledger:
         """Names of the table files that may take so many more images, the fullest first: they then
         have at most `most`, and now have at most `size` bytes in all tables together.
         """
-        fullest = sorted(self._of_file, key=lambda file: (-len(self._of_file[file]), file))
-        for file in fullest:
-            held = len(self._of_file[file])
-            if held and held + images <= most and self.sizes.get(file, size + 1) <= size:
-                yield file
+        held = {file: len(rows) for file, rows in self._of_file.items()}
+        yield from sorted(
+            (
+                file
+                for file, number in held.items()
+                if 0 < number <= most - images and self.sizes.get(file, size + 1) <= size
+            ),
+            key=lambda file: (-held[file], file),
+        )
 
     def rows_of(self, file: str) -> tuple[Committed, ...]:
         """The rows of a file of the table `images`."""

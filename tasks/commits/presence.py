@@ -13,6 +13,7 @@ import json
 import os
 import platform
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -197,18 +198,20 @@ def _leave(store: Store, folder: str) -> None:
 
 
 def _refuse_others(store: Store, own: str) -> None:
-    for folder in other_folders(store, own):
-        if is_dead(folder):
-            continue
-        mark = _mark(store, folder)
-        if mark is None:
+    for other in processes(store):
+        if other.folder == own or other.alive is False:
             continue
         store.remove(own)
+        age = (
+            ""
+            if other.renewed is None
+            else f", this one {max(0.0, time.time() - other.renewed):.0f} s ago"
+        )
         raise RunError(
             f"The store of {store.root} has no conditional writes, so only one run may write into "
-            f"it at a time. Run {mark['run_id']} on "
-            f"{mark['host']} (process {mark['process']}) is at work, or was killed. Wait for it; "
-            "if it was killed, add --sole-writer."
+            f"it at a time. Run {other.run_id} on {other.host} (process {other.process}) is at "
+            f"work, or was killed: a process at work gives a sign of life every "
+            f"{RENEWED_SECONDS:.0f} s{age}. Wait for it; if it was killed, add --sole-writer."
         )
 
 
@@ -216,7 +219,7 @@ def _mark(store: Store, folder: str) -> dict[str, Any] | None:
     """The record that a process wrote. None: the process has ended meanwhile, or was killed while
     its machine wrote the file.
     """
-    with contextlib.suppress(FileNotFoundError, ValueError, KeyError):
+    with contextlib.suppress(FileNotFoundError, ValueError, KeyError, TypeError):
         mark = json.loads(store.read(f"{folder}/{_MARK}"))
         if mark["run_id"] and mark["host"] and mark["process"]:
             return cast("dict[str, Any]", mark)

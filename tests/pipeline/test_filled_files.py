@@ -13,7 +13,9 @@ import pytest
 from PIL import Image
 from tests_support import assert_same_results, photograph
 
+from maskloom.segcore.storage.store import Store
 from maskloom.tasks import publish
+from maskloom.tasks.commits import log
 
 QUIET = ("--no-prefect", "--quiet")
 FIXED = {"kind": "threshold", "value": 90}
@@ -132,3 +134,61 @@ def test_whoever_reads_the_tables_meanwhile_sees_every_image_once(collection, ar
     assert len(seen) > 3
     assert {rows for rows, *_ in committed} == {rows for _, rows, *_ in committed}
     assert len(files(collection, "areas")) == 1
+
+
+@pytest.mark.nightly
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+def test_a_run_that_adds_to_a_file_may_be_stopped_at_any_step(
+    collection, arrive, maskloom, monkeypatch, after
+):
+    """At every step that writes to the output, one after the other; the next run continues."""
+    recipe = collection.recipe(segmenter=FIXED, statistics=["objects"])
+    arrive("a")
+    assert maskloom("run", recipe, *QUIET).exit_code == 0
+    shutil.copytree(collection.output, collection.folder / "one")
+    arrive("bb", "ccc")
+    at_once = (*QUIET, "--set", "output=at-once")
+    assert maskloom("run", recipe, *at_once).exit_code == 0
+    query = (
+        "SELECT count(*), count(DISTINCT image_id) * 2 FROM "
+        f"'{collection.output}/tables/areas/*.parquet'"
+    )
+    stopped = 0
+    while True:
+        shutil.rmtree(collection.output)
+        shutil.copytree(collection.folder / "one", collection.output)
+        steps = iter(range(10**6))
+
+        def cut(do, at=stopped, steps=steps):
+            def step(*arguments, **options):
+                number = next(steps)
+                if number == at and not after:
+                    raise KeyboardInterrupt
+                result = do(*arguments, **options)
+                if number == at:
+                    raise KeyboardInterrupt
+                return result
+
+            return step
+
+        with monkeypatch.context() as patched:
+            for owner, name in (
+                (Store, "publish"),
+                (Store, "publish_new"),
+                (Store, "remove"),
+                (log, "move"),
+            ):
+                patched.setattr(owner, name, cut(getattr(owner, name)))
+            code = maskloom("run", recipe, *QUIET).exit_code
+        rows, expected = duckdb.sql(query).fetchall()[0]
+        assert rows == expected
+        assert rows in {2, 6}
+        if code == 0:
+            break
+        assert maskloom("run", recipe, *QUIET).exit_code == 0, stopped
+        assert_same_results(collection.output, collection.folder / "at-once")
+        assert maskloom("verify", collection.output).exit_code == 0
+        assert len(files(collection, "objects")) == 1
+        stopped += 1
+    assert stopped > 10

@@ -21,6 +21,7 @@ from maskloom.tasks.commits.presence import (
     is_at_work,
     other_folders,
     process_folder,
+    processes,
     sweep,
 )
 
@@ -285,3 +286,13 @@ def test_whoever_finds_an_unfinished_commit_replaces_the_folder_too(store, monke
     CommitLog(store).read_new()
 
     assert store.names("masks", "") == ["masks/x.zarr/new"]
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"{}", b'{"run_id": "a"}'])
+def test_a_mark_that_was_cut_is_no_process(tmp_path, content):
+    """As a machine leaves it that loses its power while it writes."""
+    store = Store(str(tmp_path))
+    folder = f"{PROCESSES}/maskloom-host-7-{'0' * 12}-{7:032x}.tmp"
+    store.publish(f"{folder}/process.json", content)
+    assert processes(store) == []
+    assert other_folders(store, "") == [folder], "it is left to `maskloom clean`"
