@@ -18,6 +18,7 @@ from maskloom.flows.commands.messages import DONE
 from maskloom.flows.commands.outputs import clean, status, verify
 from maskloom.flows.commands.reference import list_, schema
 from maskloom.flows.commands.runs import demo, plan, run, segment
+from maskloom.flows.commands.schedules import deploy, serve
 from maskloom.flows.commands.training import train
 
 app = typer.Typer(
@@ -55,6 +56,8 @@ for command in (run, segment, plan, demo, audit, compare, train, evaluate, statu
     app.command()(command)
 app.command(name="list")(list_)
 app.command()(schema)
+for command in (serve, deploy):
+    app.command()(command)
 
 
 def main() -> NoReturn:

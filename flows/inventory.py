@@ -10,7 +10,7 @@ from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from typing import Any
 
-from maskloom.flows.recipes.run import IDENTIFYING_MASKS, SCHEDULE_NOTE, RunRecipe
+from maskloom.flows.recipes.run import IDENTIFYING_MASKS, RunRecipe
 from maskloom.flows.terminal import count
 from maskloom.segcore.errors import RecipeError
 from maskloom.segcore.raster.source import Source
@@ -144,7 +144,6 @@ def notes(recipe: RunRecipe, inventory: Inventory) -> list[str]:
     """Lines that users should read before the run: on the recipe and on its inputs."""
     skipped = inventory.passed_over
     return [
-        *([SCHEDULE_NOTE] if recipe.scheduled else []),
         *([IDENTIFYING_MASKS] if "dicom" in recipe.masks else []),
         *([(passed_over_note(skipped) + passed_over_advice(skipped)).strip()] if skipped else []),
     ]
