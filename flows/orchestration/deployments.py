@@ -14,7 +14,8 @@ from __future__ import annotations
 import logging
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 from zoneinfo import ZoneInfo
@@ -22,10 +23,11 @@ from zoneinfo import ZoneInfo
 from maskloom.segcore.errors import RecipeError, RunError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
     from prefect.client.orchestration import SyncPrefectClient
     from prefect.client.schemas.objects import WorkPool
+    from prefect.client.schemas.schedules import CronSchedule, IntervalSchedule
     from prefect.events.schemas.automations import AutomationCore
 
     from maskloom.flows.recipes.run_file import Schedule
@@ -44,6 +46,7 @@ ENTRYPOINT = "maskloom.flows.orchestration.flow.run_recipe"
 _FLOW = "maskloom"
 _END_STATES = ("Completed", "Partial", "Failed", "TimedOut", "Crashed", "Cancelled")
 _RESTS = ("Scheduled", "AwaitingRetry", "Paused", "Suspended")
+_CLOCKS_DIFFER = timedelta(seconds=30)
 _FIRST_MONDAY = datetime(2024, 1, 1)
 """From here intervals are counted, in the time zone of the schedule."""
 
@@ -126,8 +129,8 @@ def register(
     """
     from prefect.client.schemas.objects import ConcurrencyLimitStrategy
 
-    client.upsert_global_concurrency_limit_by_name(f"{_FLOW}/{recipe.name}", 1)
-    slot = client.read_global_concurrency_limit_by_name(f"{_FLOW}/{recipe.name}")
+    client.upsert_global_concurrency_limit_by_name(f"{_FLOW}.{recipe.name}", 1)
+    slot = client.read_global_concurrency_limit_by_name(f"{_FLOW}.{recipe.name}")
     flow = client.create_flow_from_name(_FLOW)
     ids = {}
     for name, schedule, strategy in (
@@ -186,31 +189,34 @@ def work_pool(client: SyncPrefectClient, name: str, image: str | None) -> WorkPo
 
 
 def warnings_about(client: SyncPrefectClient) -> list[str]:
-    """What of the server's settings does not suit unattended runs. Empty if it does not tell."""
+    """What of the server's settings, and of the clock here, does not suit unattended runs. Empty if
+    the server does not tell.
+    """
     import httpx
 
     try:
-        settings = client.request("GET", "/admin/settings").json()["server"]
-        services = settings["services"]
-        lines = [
-            f"{name} is off at the Prefect server, so {lost}. Set "
-            f"PREFECT_SERVER_SERVICES_{name.upper()}_ENABLED=true there."
-            for name, lost in (
-                ("scheduler", "no schedule starts a run"),
-                ("triggers", "no event starts a run, and dead runs are not found"),
-            )
-            if not services[name]["enabled"]
-        ]
-        if settings["concurrency"]["lease_storage"].endswith(".memory"):
-            lines.append(
-                "The Prefect server keeps its leases in memory. If it is restarted, a run that is "
-                "at work no longer keeps others from starting. Set there: "
-                "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE="
-                "prefect.server.concurrency.lease_storage.filesystem"
-            )
-    except (httpx.HTTPError, KeyError, TypeError, ValueError):
+        answer = client.request("GET", "/admin/settings")
+        ahead = datetime.now(UTC) - parsedate_to_datetime(answer.headers["date"])
+        settings = answer.json()["server"]
+        off = {name for name, each in settings["services"].items() if each.get("enabled") is False}
+        storage = str(settings["concurrency"]["lease_storage"])
+    except (httpx.HTTPError, KeyError, AttributeError, TypeError, ValueError):
         return []
-    return lines
+    seconds = round(ahead.total_seconds())
+    warnings = {
+        f"The clock of this machine is {abs(seconds)} s {'ahead of' if seconds > 0 else 'behind'} "
+        "the server's: runs start too early or too late. Correct the clocks.": (
+            abs(ahead) > _CLOCKS_DIFFER
+        ),
+        "The scheduler of the Prefect server is off: no schedule starts a run. Set "
+        "PREFECT_SERVER_SERVICES_SCHEDULER_ENABLED=true there.": "scheduler" in off,
+        "The triggers of the Prefect server are off: no event starts a run, and dead runs are not "
+        "found. Set PREFECT_SERVER_SERVICES_TRIGGERS_ENABLED=true there.": "triggers" in off,
+        "The Prefect server keeps its leases in memory: when it restarts, Prefect ends runs that "
+        "are at work. Set PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE="
+        "prefect.server.concurrency.lease_storage.filesystem there.": storage.endswith(".memory"),
+    }
+    return [line for line, true in warnings.items() if true]
 
 
 def _reason(response: Any) -> str:
@@ -238,34 +244,33 @@ def _parameter_schema() -> dict[str, Any]:
     return run_recipe.parameters.model_dump(mode="json", exclude_unset=True)
 
 
+def when(schedule: Schedule) -> CronSchedule | IntervalSchedule:
+    """The schedule as Prefect takes it."""
+    from prefect.client.schemas.schedules import CronSchedule, IntervalSchedule
+
+    every, zone = schedule.every, schedule.timezone
+    if every is None:
+        return CronSchedule(cron=schedule.cron, timezone=zone)
+    anchor = _FIRST_MONDAY.replace(tzinfo=ZoneInfo(zone))
+    # In a zone, Prefect 3.9 leaves out the second of the two equal hours in autumn.
+    elapsed = every < timedelta(days=1)
+    return IntervalSchedule(interval=every, anchor_date=anchor, timezone="UTC" if elapsed else zone)
+
+
 def _schedules(
     client: SyncPrefectClient, name: str, schedule: Schedule | None
 ) -> list[dict[str, Any]]:
-    """The schedule as Prefect takes it; paused if an operator has paused the present one."""
-    from prefect.client.schemas.schedules import CronSchedule, IntervalSchedule
+    """The schedules of a deployment; paused if an operator has paused the present one."""
     from prefect.exceptions import ObjectNotFound
 
     if schedule is None:
         return []
     try:
-        present: Sequence[Any] = client.read_deployment_by_name(f"{_FLOW}/{name}").schedules
+        present = client.read_deployment_by_name(f"{_FLOW}/{name}").schedules
     except ObjectNotFound:
         present = []
-    every, zone = schedule.every, schedule.timezone
-    when = (
-        CronSchedule(cron=schedule.cron, timezone=zone)
-        if every is None
-        else IntervalSchedule(
-            interval=every, anchor_date=_FIRST_MONDAY.replace(tzinfo=ZoneInfo(zone)), timezone=zone
-        )
-    )
-    return [
-        {
-            "schedule": when.model_dump(mode="json"),
-            "active": all(each.active for each in present),
-            "slug": "recipe",
-        }
-    ]
+    active = all(each.active for each in present)
+    return [{"schedule": when(schedule).model_dump(mode="json"), "active": active}]
 
 
 def _starts_on_event(recipe: Deployed, deployment_id: UUID) -> AutomationCore:
@@ -282,15 +287,17 @@ def _starts_on_event(recipe: Deployed, deployment_id: UUID) -> AutomationCore:
             posture=Posture.Reactive,
             threshold=1,
         ),
-        actions=[RunDeployment(source="selected", deployment_id=deployment_id)],
+        actions=[
+            RunDeployment(
+                source="selected", deployment_id=deployment_id, parameters=None, job_variables=None
+            )
+        ],
         owner_resource=f"prefect.deployment.{deployment_id}",
     )
 
 
 def _ends_dead_runs() -> AutomationCore:
     """Ends watched runs whose heartbeats have stopped, which frees their slots."""
-    from datetime import timedelta
-
     from prefect.client.schemas.objects import StateType
     from prefect.events.actions import ChangeFlowRunState
     from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
@@ -318,6 +325,8 @@ def _ends_dead_runs() -> AutomationCore:
         ),
         actions=[
             ChangeFlowRunState(
+                name="Crashed",
+                force=False,
                 state=StateType.CRASHED,
                 message=(
                     f"No heartbeat for {SILENCE_SECONDS} s: its process was killed, or its machine "
@@ -329,11 +338,11 @@ def _ends_dead_runs() -> AutomationCore:
 
 
 def _put(client: SyncPrefectClient, automation: AutomationCore) -> None:
-    """Create an automation, or update that of the same name."""
+    """Create an automation, or update that of the same name, which stays as it is switched."""
     present = client.read_automations_by_name(automation.name)
     if not present:
         client.create_automation(automation)
         return
-    client.update_automation(
-        present[0].id, automation.model_copy(update={"enabled": present[0].enabled})
-    )
+    # The owner stays; an update must not name it.
+    update = {**automation.model_dump(exclude={"owner_resource"}), "enabled": present[0].enabled}
+    client.update_automation(present[0].id, type(automation).model_validate(update))

@@ -70,7 +70,7 @@ class Service(Runner):
         away = False
         while True:
             try:
-                await self._get_and_submit_flow_runs()
+                await self._get_and_submit_flow_runs()  # type: ignore[no-untyped-call]
             except (httpx.HTTPError, OSError) as error:
                 if not away:
                     log.warning(

@@ -242,9 +242,9 @@ def test_prefect_takes_every_schedule_that_is_accepted():
         "0 9 * * 5#2",
     ):
         for zone in ("UTC", "Asia/Ho_Chi_Minh", "America/New_York"):
-            assert make(schedule={"cron": cron, "timezone": zone}).scheduled
+            assert make(schedule={"cron": cron, "timezone": zone}).schedule
             CronSchedule(cron=cron, timezone=zone)
-    assert not make().scheduled
+    assert not make().schedule
     assert make(schedule={"cron": "0 3 * * *"}).work == make().work
 
 
@@ -273,11 +273,20 @@ def test_a_schedule_is_checked_without_prefect():
         ),
         ({"cron": "0 3 * * *", "timezone": ""}, "expected a time zone"),
         (
-            {"cron": "0 3 * * *", "interval": 3600},
-            r"schedule.interval: unknown key\. Known keys: cron, timezone",
+            {"cron": "0 3 * * *", "every": 3600},
+            r"schedule.every: unknown key\. Known keys: cron, interval, timezone",
         ),
-        ({"timezone": "UTC"}, "schedule.cron: this key is required"),
-        ("0 3 * * *", "schedule: expected a mapping with the keys `cron`, `timezone`, got '0 3"),
+        ({"timezone": "UTC"}, "schedule: expected either cron or interval"),
+        ({"cron": "0 3 * * *", "interval": "6h"}, "schedule: expected either cron or interval"),
+        ({"interval": 3600}, "schedule.interval: expected text, got 3600"),
+        ({"interval": "0h"}, r"schedule.interval: expected a whole number and a unit .*'0h'"),
+        ({"interval": "1.5h"}, "schedule.interval: expected a whole number and a unit"),
+        ({"interval": "30s"}, "schedule.interval: expected a whole number and a unit"),
+        ({"interval": "36h"}, "schedule.interval: expected up to 24 hours or whole days"),
+        (
+            "0 3 * * *",
+            "schedule: expected a mapping with the keys `cron`, `interval`, `timezone`, got '0 3",
+        ),
     ],
 )
 def test_a_schedule_that_nothing_can_follow_is_refused(schedule, message):
