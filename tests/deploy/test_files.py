@@ -16,7 +16,6 @@ ROOT = Path(__file__).resolve().parents[2]
 DEPLOY = ROOT / "deploy"
 COMPOSE = DEPLOY / "compose.yaml"
 DOCKERFILES = sorted(DEPLOY.rglob("Dockerfile"))
-PAGES = sorted(DEPLOY.rglob("*.md"))
 
 
 def check(*command: str | Path) -> None:
@@ -125,12 +124,3 @@ def test_what_is_installed_gets_into_the_image_and_nothing_else():
     lines = (ROOT / ".dockerignore").read_text().splitlines()
     assert lines.index("*") < min(lines.index(f"!{name}") for name in wanted)
     assert {line[1:] for line in lines if line.startswith("!")} == wanted
-
-
-@pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_links_of_pages_lead_somewhere(page):
-    text = page.read_text(encoding="utf-8")
-    for target in re.findall(r"\]\((?!https?:)([^)#]+)", text):
-        assert (page.parent / target).exists(), target
-    for line in text.splitlines():
-        assert len(line) <= 100 or line.startswith("|"), line
