@@ -65,6 +65,7 @@ _LIBRARIES = (
     "dask",
     "prefect",
     "tensorflow",
+    "tensorflow-cpu",
     "keras",
     "openvino",
     "onnxruntime",
