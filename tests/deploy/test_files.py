@@ -69,6 +69,17 @@ def test_services_of_our_image_have_no_rights():
         assert service["security_opt"] == ["no-new-privileges:true"]
 
 
+def test_dask_workers_take_the_memory_of_their_container():
+    """Dask's own choice is that memory divided by the processors of the machine."""
+    compose = yaml.safe_load(COMPOSE.read_text())["services"]["worker"]["command"]
+    cluster = yaml.safe_load((DEPLOY / "kubernetes/dask/cluster.yaml").read_text())
+    (container,) = cluster["spec"]["worker"]["spec"]["containers"]
+    for command in (compose, container["args"]):
+        assert command[:2] == ["dask", "worker"]
+        assert "--nthreads=1" in command
+        assert "--memory-limit=0.9" in command
+
+
 def test_compose_waits_for_services_that_can_say_that_they_are_ready():
     services = yaml.safe_load(COMPOSE.read_text())["services"]
     waited_for = {name for each in services.values() for name in each.get("depends_on", ())}

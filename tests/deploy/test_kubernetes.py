@@ -197,3 +197,11 @@ def test_dask_clusters_of_the_manifests_find_their_scheduler(manifests):
     changes = [arg for arg in container["args"] if arg.startswith("cluster=")]
     addresses = [yaml.safe_load(each.removeprefix("cluster="))["address"] for each in changes]
     assert addresses == [f"tcp://{name}-scheduler:8786" for name in clusters]
+
+
+def test_a_pod_has_the_processors_that_its_workers_want():
+    """Inside a pod without a limit of processors, those of the whole node are seen."""
+    recipe = yaml.safe_load((KUBERNETES / "cronjob/recipe.yaml").read_text(encoding="utf-8"))
+    cronjob = yaml.safe_load((KUBERNETES / "cronjob/cronjob.yaml").read_text(encoding="utf-8"))
+    ((container,),) = (pod["containers"] for pod in pods(cronjob))
+    assert int(container["resources"]["requests"]["cpu"]) == recipe["cluster"]["workers"]
