@@ -76,6 +76,7 @@ _LIBRARIES = (
     "dask",
     "prefect",
     "tensorflow",
+    "tensorflow-cpu",
     "keras",
     "openvino",
     "onnxruntime",

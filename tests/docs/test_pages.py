@@ -19,6 +19,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.glob("*.md"))]
+DEPLOY = sorted((ROOT / "deploy").rglob("*.md"))
 RECIPES = sorted((ROOT / "deploy" / "recipes").glob("*.yaml"))
 _LONGEST_LINE = 100
 _LONGEST_README = 6000
@@ -125,9 +126,7 @@ def test_blocks_that_nothing_runs_are_found(block, forgotten, tmp_path):
     assert runner.forgotten(page) == forgotten
 
 
-@pytest.mark.parametrize(
-    "page", [*PAGES, ROOT / "deploy/README.md", ROOT / "CHANGELOG.md"], ids=by_name
-)
+@pytest.mark.parametrize("page", [*PAGES, *DEPLOY, ROOT / "CHANGELOG.md"], ids=by_name)
 def test_links_lead_somewhere(page):
     for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
         target, _, anchor = link.partition("#")
@@ -159,7 +158,7 @@ def test_the_first_page_names_every_extra():
     assert named == set(project["optional-dependencies"])
 
 
-@pytest.mark.parametrize("page", [*PAGES, ROOT / "deploy/README.md", *RECIPES], ids=by_name)
+@pytest.mark.parametrize("page", [*PAGES, *DEPLOY, *RECIPES], ids=by_name)
 def test_commands_and_options_in_the_text_exist(page):
     import typer
 
@@ -175,7 +174,7 @@ def test_commands_and_options_in_the_text_exist(page):
             assert set(re.findall(r"(?<=\s)--?[a-z][a-z-]*", span)) <= known | {"--help"}, span
 
 
-@pytest.mark.parametrize("page", PAGES, ids=by_name)
+@pytest.mark.parametrize("page", [*PAGES, *DEPLOY], ids=by_name)
 def test_prose_fits_the_line(page):
     text = page.read_text(encoding="utf-8")
     prose = [line for line in text.splitlines() if not line.startswith(("|", "!["))]
