@@ -7,10 +7,11 @@ position.
 
 from __future__ import annotations
 
+import logging
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self, TextIO
@@ -24,8 +25,12 @@ from maskloom.segcore.pipeline.jobs import FinishJob, ImagesJob, Job, RunSetting
 from maskloom.segcore.pipeline.records import PlannedImage
 
 if TYPE_CHECKING:
+    from maskloom.segcore.geometry import Shape
+    from maskloom.segcore.raster.spec import RasterSpec
     from maskloom.segcore.training.checkpoint import TrainingState
     from maskloom.segcore.training.setup import TrainingSetup
+
+log = logging.getLogger("maskloom.train")
 
 SECONDS_BETWEEN_LINES = 30.0
 _NARROW = 60
@@ -290,7 +295,7 @@ class RunProgress:
             self._counter = None
             return ItemProgress(self._display, label, items, total)
 
-    def start(self, stage: str, images: Sequence[PlannedImage], settings: RunSettings) -> None:
+    def start(self, stage: str, images: Collection[PlannedImage], settings: RunSettings) -> None:
         """Begin a pass over these images. A stage may need several passes."""
         with self._lock:
             again = self._counter is not None and self._counter.stage == stage
@@ -304,6 +309,20 @@ class RunProgress:
             if self._counter is not None:
                 self._counter.add(job)
                 self._display.update()
+
+    def position(self) -> dict[str, Any]:
+        """How far the present pass is, as JSON values; empty before the first."""
+        with self._lock:
+            now = None if self._counter is None else self._counter.position()
+        if now is None:
+            return {}
+        return {
+            "stage": now.label,
+            "details": list(now.details),
+            "pixels_done": now.done,
+            "pixels": now.total,
+            "seconds_left": now.seconds_left,
+        }
 
 
 class ItemProgress:
@@ -334,17 +353,23 @@ class Counter:
     """Numbers of images, tiles and pixels of one pass: in all, and done."""
 
     def __init__(
-        self, stage: str, images: Sequence[PlannedImage], settings: RunSettings, number: int = 1
+        self, stage: str, images: Collection[PlannedImage], settings: RunSettings, nth: int = 1
     ) -> None:
-        """`number` of the pass in this stage, from 1."""
-        usable = [image.spec for image in images if image.spec is not None]
+        """`nth` pass of this stage, from 1."""
         self.stage = stage
-        self.label = stage if number == 1 else f"{stage}, pass {number}"
+        self.label = stage if nth == 1 else f"{stage}, pass {nth}"
         self.started = time.monotonic()
-        self.images, self.all_images = len(images) - len(usable), len(images)
-        self.tiles, self.all_tiles = 0, sum(len(settings.grid(spec)) for spec in usable)
-        self.pixels, self.all_pixels = 0, sum(spec.pixels for spec in usable)
-        self.unit = millions(spec.shape for spec in usable)
+        specs: dict[Shape, RasterSpec] = {}
+        number: dict[Shape, int] = {}
+        for spec in (image.spec for image in images if image.spec is not None):
+            specs[spec.shape] = spec
+            number[spec.shape] = number.get(spec.shape, 0) + 1
+        self.all_images = len(images)
+        self.images = self.all_images - sum(number.values())
+        self.tiles = self.pixels = 0
+        self.all_tiles = sum(number[shape] * len(settings.grid(specs[shape])) for shape in specs)
+        self.all_pixels = sum(number[shape] * specs[shape].pixels for shape in specs)
+        self.unit = millions(specs)
 
     def add(self, job: Job) -> None:
         """Count a finished job."""
@@ -401,7 +426,7 @@ class TrainingProgress:
         """Report what is trained, and begin a pass at the present state of the training."""
         self._epochs, self._steps = setup.recipe.training.epochs, setup.steps
         self._score_name = score_name
-        self._display.report(introduction(setup, state))
+        self._report(introduction(setup, state))
         done = state.epoch * self._steps + state.step
         self._position = Position("train", (), done, self._epochs * self._steps)
         self._display.begin(lambda: self._position)
@@ -420,7 +445,11 @@ class TrainingProgress:
 
     def epoch(self, record: Mapping[str, Any]) -> None:
         """Report a finished epoch."""
-        self._display.report(epoch_line(record, self._epochs, self._score_name))
+        self._report(epoch_line(record, self._epochs, self._score_name))
+
+    def _report(self, text: str) -> None:
+        log.info("%s", text)
+        self._display.report(text)
 
     def _show(self, position: Position) -> None:
         self._position = position

@@ -21,13 +21,13 @@ from maskloom.flows.segment import Outcome, segment
 from maskloom.flows.signals import stop_on_signals
 from maskloom.flows.stages import Orchestrator, Plain, Stages, Watched
 from maskloom.flows.terminal import count
-from maskloom.segcore.models.selection import pending_selections
 from maskloom.segcore.pipeline.worker import prepare_process
 from maskloom.segcore.storage.addresses import redacted
 from maskloom.segcore.storage.filesystems import configure
 from maskloom.segcore.storage.store import Store
 from maskloom.tasks.clean import tidy
 from maskloom.tasks.clusters.protocol import Cluster
+from maskloom.tasks.commits.presence import single_writer_note
 from maskloom.tasks.discovery.series import SeriesHeaders
 from maskloom.tasks.fanout.protocol import GRACE_SECONDS, Fanout
 
@@ -111,6 +111,10 @@ def run(
         if inventory.nothing_to_do:
             result = RunResult(recipe.output, inventory, None, time.monotonic() - started)
         else:
+            single_writer = single_writer_note(Store(recipe.output))
+            if single_writer is not None:
+                note(single_writer)
+                noted = (*noted, single_writer)
             stop = workers.listen()
             # The Prefect server and the cluster take seconds; both start in the background.
             stack.enter_context(orchestrator)
@@ -205,7 +209,7 @@ class _Workers:
 
 
 def _cluster(recipe: RunRecipe) -> Cluster:
-    """The recipe's cluster, with one worker per GPU for networks whose engine is not selected."""
-    if pending_selections(recipe.segmenter):
+    """The recipe's cluster, with one worker per GPU for networks that use one."""
+    if recipe.segmenter.requirements.device == "gpu":
         return recipe.cluster.with_one_worker_per_gpu()
     return recipe.cluster

@@ -41,6 +41,18 @@ def failure(uri: str, error_type: str, error: str) -> str:
     return line(f"{uri}: {error_type}: {said}")
 
 
+def at(position: Mapping[str, Any]) -> str:
+    """A position (`tasks.progress.Progress.position`) in words.
+
+    >>> at({"stage": "fit", "details": ["3/8 images"], "seconds_left": 200})
+    'fit: 3/8 images, 3 min left'
+    """
+    left = position.get("seconds_left")
+    details = [*position.get("details", ()), *([] if left is None else [f"{duration(left)} left"])]
+    stage = line(str(position.get("stage", "starting")))
+    return f"{stage}: {line(', '.join(map(str, details)))}" if details else stage
+
+
 def told(error: BaseException) -> str:
     """An error in words that may be shown and stored: how far the run came, and what happened."""
     return escaped(redacted(" ".join([*getattr(error, "__notes__", ()), str(error)])))

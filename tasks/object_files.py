@@ -22,6 +22,7 @@ from maskloom.segcore.pipeline.records import ImageResult
 from maskloom.segcore.raster.spec import RasterSpec
 from maskloom.segcore.statistics.objects.geoparquet import nulls
 from maskloom.segcore.statistics.objects.table import geo_metadata, schema
+from maskloom.segcore.storage.parquet import extending, extends
 from maskloom.segcore.storage.records import record_errors
 from maskloom.segcore.storage.store import Store
 from maskloom.tasks.commits.log import Draft
@@ -60,7 +61,7 @@ class ObjectFile:
         try:
             content = self.store.read(self.name)
         except FileNotFoundError:
-            old = None
+            content, old = b"", None
         else:
             with record_errors(self.store, self.name):
                 old = pq.ParquetFile(pa.BufferReader(content))
@@ -77,20 +78,29 @@ class ObjectFile:
         bands += [spec.file_bands for spec in specs]
         axes = [3 if "centroid_z" in names else 2, *(len(spec.shape) for spec in specs)]
         wanted = objects_schema(max(bands), bool(located) or was_located, max(axes))
-        rows = chain(
-            (_conformed(group, wanted, was_located) for group in kept),
-            (
-                _conformed(batch, wanted, image_id in located)
-                for image_id, file in staged.items()
-                for batch in self._staged(image_id, file)
-            ),
+        new = (
+            _conformed(batch, wanted, image_id in located)
+            for image_id, file in staged.items()
+            for batch in self._staged(image_id, file)
         )
+        if old is not None and not self._has(old, replaced) and extends(content, wanted):
+            with draft.table(self.name) as out, extending(content, out, wanted) as writer:
+                for group in _row_groups(new):
+                    writer.write_table(group, row_group_size=ROW_GROUP)
+            return
+        rows = chain((_conformed(group, wanted, was_located) for group in kept), new)
         with (
             draft.table(self.name) as out,
             pq.ParquetWriter(out, wanted, compression="zstd") as writer,
         ):
             for group in _row_groups(rows):
                 writer.write_table(group, row_group_size=ROW_GROUP)
+
+    def _has(self, old: pq.ParquetFile, image_ids: Sequence[str]) -> bool:
+        """Whether the file has rows of one of these images."""
+        with record_errors(self.store, self.name):
+            found = old.read(["image_id"], use_threads=False)["image_id"]
+        return bool(pc.any(pc.is_in(found, value_set=pa.array(image_ids, pa.string()))).as_py())
 
     def _kept(self, old: pq.ParquetFile, replaced: Sequence[str]) -> Iterator[pa.Table]:
         for i in range(old.num_row_groups):

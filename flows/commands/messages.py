@@ -31,7 +31,7 @@ def errors_as_messages() -> Iterator[None]:
     bugs and show their traceback.
     """
     handler = _ToStandardError()
-    # A record of the run wants more lines than the terminal.
+    # A log file, and a record of the run, have more lines than the terminal.
     handler.setLevel(logging.WARNING)
     handler.setFormatter(EscapingFormatter())
     logging.basicConfig(level=logging.WARNING, handlers=[handler])

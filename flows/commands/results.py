@@ -26,6 +26,7 @@ def run_and_print(recipe: RunRecipe, flags: RunFlags, source: str | Mapping[str,
     """Run a recipe and print the result. `source`: the recipe as Prefect's record shows it, a path
     or the document.
     """
+    from maskloom.flows.commands.log_file import log_result
     from maskloom.flows.orchestration.prefect import Prefect
     from maskloom.flows.run import RunOptions, run
     from maskloom.flows.stages import Plain
@@ -41,6 +42,7 @@ def run_and_print(recipe: RunRecipe, flags: RunFlags, source: str | Mapping[str,
     )
     orchestrator = Plain() if flags.no_prefect else Prefect(parameters)
     result = run(recipe, options, orchestrator, lambda note: typer.echo(note, err=True))
+    log_result(result)
     print_result(result)
     if result.some_failed:
         raise typer.Exit(SOME_FAILED)

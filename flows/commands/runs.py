@@ -14,6 +14,7 @@ from maskloom.flows.commands.options import (
     QuietFlag,
     RecipePath,
     RunFlags,
+    segmenter_kinds,
     takes_flags,
 )
 from maskloom.flows.commands.results import run_and_print
@@ -38,7 +39,11 @@ NewOutput = Annotated[
 SegmenterKind = Annotated[
     str,
     typer.Option(
-        "--segmenter", "-s", metavar="KIND", help="Segmenter: see `maskloom list segmenters`."
+        "--segmenter",
+        "-s",
+        metavar="KIND",
+        help="Segmenter: see `maskloom list segmenters`.",
+        autocompletion=segmenter_kinds,
     ),
 ]
 Parameters = Annotated[
@@ -64,10 +69,12 @@ def run(recipe: RecipePath, *, flags: RunFlags) -> None:
     """
     with errors_as_messages():
         first_line(f"Reading {recipe}", flags.quiet)
+        from maskloom.flows.commands.log_file import written_to
         from maskloom.flows.recipes import run as recipes
 
-        loaded = recipes.load(recipe, flags.changes or [])
-        run_and_print(loaded, flags, str(recipe.resolve()))
+        with written_to(flags.log_file, f"run {recipe}"):
+            loaded = recipes.load(recipe, flags.changes or [])
+            run_and_print(loaded, flags, str(recipe.resolve()))
 
 
 @takes_flags(RunFlags)
@@ -83,17 +90,21 @@ def segment(
     """Segment images without a recipe file. The options make the recipe; the run is the same."""
     with errors_as_messages():
         first_line(f"Reading {', '.join(_abbreviated(inputs, 3))}", flags.quiet)
+        from maskloom.flows.commands.log_file import written_to
         from maskloom.flows.recipes import run as recipes
 
-        document = {
-            "name": "segment",
-            "inputs": inputs,
-            "output": output,
-            "segmenter": _segmenter(kind, parameters or []),
-            "fit": fit,
-        }
-        loaded = recipes.make(document, Path.cwd(), flags.changes or [])
-        run_and_print(loaded, flags, {**document, "inputs": _abbreviated(inputs, _INPUTS_RECORDED)})
+        with written_to(flags.log_file, f"segment -o {output} -s {kind}"):
+            document = {
+                "name": "segment",
+                "inputs": inputs,
+                "output": output,
+                "segmenter": _segmenter(kind, parameters or []),
+                "fit": fit,
+            }
+            loaded = recipes.make(document, Path.cwd(), flags.changes or [])
+            run_and_print(
+                loaded, flags, {**document, "inputs": _abbreviated(inputs, _INPUTS_RECORDED)}
+            )
 
 
 def plan(recipe: RecipePath, changes: Changes = None) -> None:

@@ -23,6 +23,7 @@ from prefect.client.schemas.objects import State
 from prefect.exceptions import TerminationSignal
 from prefect.states import Cancelled, Completed, Failed
 
+from maskloom.flows.orchestration.endurance import endure, take_over
 from maskloom.flows.orchestration.record import RunRecord
 from maskloom.flows.progress import Both
 from maskloom.flows.recipes import run as recipes
@@ -181,6 +182,9 @@ def _name_of_flow_run() -> str:
     return Path(recipe).stem if isinstance(recipe, str) else str(recipe.get("name") or "recipe")
 
 
+endure()
+
+
 class _FlowOfRecipes(Flow[..., Any]):
     """A flow of this module, whose parameters are JSON values."""
 
@@ -193,7 +197,13 @@ class _FlowOfRecipes(Flow[..., Any]):
         return parameters
 
 
-@partial(_FlowOfRecipes, name="maskloom", flow_run_name=_name_of_flow_run, persist_result=False)
+@partial(
+    _FlowOfRecipes,
+    name="maskloom",
+    flow_run_name=_name_of_flow_run,
+    persist_result=False,
+    on_running=[take_over],
+)
 def run_recipe(
     recipe: str | dict[str, Any],
     changes: list[str] | None = None,

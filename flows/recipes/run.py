@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import maskloom
 from maskloom.flows.recipes.fingerprints import json_values
-from maskloom.flows.recipes.run_file import RunFile, checked
+from maskloom.flows.recipes.run_file import RunFile, Schedule, checked
 from maskloom.flows.recipes.schemas import (
     build,
     did_you_mean,
@@ -42,11 +42,6 @@ from maskloom.segcore.storage.filesystems import configure, filesystem
 from maskloom.tasks.clusters.protocol import CLUSTERS, Cluster
 from maskloom.tasks.plan import Fingerprint
 
-SCHEDULE_NOTE = (
-    "schedule: checked, but maskloom does not start recipes on a schedule yet; let cron or a timer "
-    "run `maskloom run`."
-)
-"""Shown for a recipe with a schedule."""
 IDENTIFYING_MASKS = (
     "masks: DICOM segmentation objects copy name, number and birth date of the patient, and the "
     "identifiers of the study, from the scans. Keep the folder `masks` as you keep the scans."
@@ -78,8 +73,8 @@ class RunRecipe:
     limits: Limits
     masks: dict[str, str] = field(default_factory=dict)
     """See `RunSettings.masks`."""
-    scheduled: bool = False
-    """Whether the recipe has a schedule."""
+    schedule: Schedule | None = None
+    """When the recipe runs by itself. None: when somebody runs it."""
 
     @property
     def work(self) -> Fingerprint:
@@ -150,7 +145,7 @@ def make(document: dict[str, Any], folder: Path, changes: Sequence[str] = ()) ->
         max_failed_fraction=file.max_failed_fraction,
         limits=time_limits,
         masks=file.masks,
-        scheduled=file.schedule is not None,
+        schedule=file.schedule,
     )
     _refuse_unknown_format(recipe)
     _refuse_unknown_masks(recipe)

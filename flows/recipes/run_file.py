@@ -5,7 +5,8 @@ The segmenter, the cluster and the statistics are sections of their own (`flows.
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+import re
+from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Literal
 from zoneinfo import available_timezones
 
@@ -33,6 +34,23 @@ DEFAULT_TILE = 2048
 _SMALLEST_TILE, _LARGEST_TILE = 16, 16384
 _CRON_FIELDS = 5
 _ANY_TIME = datetime(2026, 1, 1, tzinfo=UTC)
+_MINUTES = {"m": 1, "h": 60, "d": 24 * 60, "w": 7 * 24 * 60}
+_DAY = timedelta(days=1)
+
+
+def _interval(text: str) -> timedelta:
+    """The interval of a text like 6h. Raises `ValueError` if it is none that a calendar can hold:
+    36 hours would be neither elapsed time nor days.
+    """
+    match = re.fullmatch(r"([1-9]\d{0,5}) ?([mhdw])", text.strip())
+    if match is None:
+        raise ValueError(
+            f"expected a whole number and a unit (m, h, d or w), e.g. 6h, got {shown(text)}"
+        )
+    interval = timedelta(minutes=int(match[1]) * _MINUTES[match[2]])
+    if interval > _DAY and interval % _DAY:
+        raise ValueError(f"expected up to 24 hours or whole days, got {shown(text)}")
+    return interval
 
 
 def _of_three(sides: list[int]) -> list[int]:
@@ -93,16 +111,36 @@ class TilingOptions(pydantic.BaseModel):
 
 
 class Schedule(pydantic.BaseModel):
-    """When a server should run the recipe. `maskloom run` checks the schedule and runs the recipe
-    at once.
+    """When `maskloom serve` or a work pool runs the recipe: either `cron` or `interval`. `maskloom
+    run` checks it and runs the recipe at once.
     """
 
-    model_config = pydantic.ConfigDict(extra="forbid", use_attribute_docstrings=True)
+    model_config = pydantic.ConfigDict(
+        extra="forbid",
+        use_attribute_docstrings=True,
+        json_schema_extra={
+            "if": {"required": ["cron"]},
+            "then": {"not": {"required": ["interval"]}},
+            "else": {"required": ["interval"]},
+        },
+    )
 
-    cron: str
+    cron: str = ""
     """Five fields: minute, hour, day of the month, month, day of the week."""
+    interval: str = ""
+    """A whole number and a unit: m, h, d or w; e.g. 6h. Counted from midnight, on a Monday for
+    weeks. Below a day in elapsed time, from a day on in days of the calendar.
+    """
     timezone: str = "UTC"
     """Name in the IANA time zone database, e.g. Europe/Vienna."""
+
+    @property
+    def every(self) -> timedelta | None:
+        """The interval. None: there is a cron."""
+        return _interval(self.interval) if self.interval else None
+
+    def __str__(self) -> str:
+        return f"{self.cron or f'every {self.interval}'}, {self.timezone}"
 
     @pydantic.field_validator("cron")
     @classmethod
@@ -123,6 +161,18 @@ class Schedule(pydantic.BaseModel):
         except StopIteration:
             raise ValueError(f"{shown(value)} never happens") from None
         return value
+
+    @pydantic.field_validator("interval")
+    @classmethod
+    def _is_regular(cls, value: str) -> str:
+        _interval(value)
+        return value
+
+    @pydantic.model_validator(mode="after")
+    def _is_one(self) -> Schedule:
+        if bool(self.cron) == bool(self.interval):
+            raise ValueError("expected either cron or interval")
+        return self
 
     @pydantic.field_validator("timezone")
     @classmethod
@@ -218,7 +268,7 @@ class RunFile(pydantic.BaseModel):
     give exit code 3.
     """
     schedule: Schedule | None = None
-    """When a server should run the recipe."""
+    """When the recipe runs by itself: see `maskloom serve`."""
     limits: dict[str, Any] = {}
     """Time limits in seconds, after which a step is given up: read, work, examine."""
 

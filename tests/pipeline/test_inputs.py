@@ -190,33 +190,3 @@ def test_one_dead_host_is_one_failed_row(tmp_path, photo, maskloom):
         "127.0.0.1:1/a.png: Unavailable: could not be read: its store did not give it (Cannot "
         "connect" in result.stderr
     )
-
-
-def test_a_scheduled_recipe_says_that_nothing_starts_it(tmp_path, photo, maskloom):
-    result = maskloom(
-        "segment", photo, "-o", tmp_path / "out", *RUN, "--set", "schedule={cron: '0 3 * * *'}"
-    )
-    assert (
-        result.exit_code,
-        result.stderr.count("does not start recipes"),
-    ) == (
-        0,
-        1,
-    )
-    recipe = tmp_path / "r.yaml"
-    document = {
-        "inputs": str(photo),
-        "output": "new",
-        "segmenter": "threshold",
-        "schedule": {"cron": "0 3 * * *"},
-    }
-    recipe.write_text(json.dumps(document))
-    for output in ("new", "out"):
-        result = maskloom("plan", recipe, "--set", f"output={tmp_path / output}")
-        assert (
-            result.exit_code,
-            result.stdout.count("does not start recipes"),
-        ) == (
-            0,
-            1,
-        )

@@ -224,6 +224,11 @@ def test_the_schema_accepts_what_the_recipe_accepts():
     nuclei = {"kind": "watershed", "of": "threshold", "stitch": {"by": "overlap"}}
     for segmenter in (ensemble, nuclei):
         jsonschema.validate({**MINIMAL, "segmenter": segmenter}, schema)
+    for schedule in ({"cron": "0 3 * * *"}, {"interval": "6h", "timezone": "UTC"}):
+        jsonschema.validate({**MINIMAL, "schedule": schedule}, schema)
+    for schedule in ({"timezone": "UTC"}, {"cron": "0 3 * * *", "interval": "6h"}):
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate({**MINIMAL, "schedule": schedule}, schema)
     wrong = {"kind": "kmeans", "cluster": 3}
     for segmenter in (wrong, [wrong], {**nuclei, "stitch": {"over": 0.5}}):
         with pytest.raises(jsonschema.ValidationError):
@@ -242,9 +247,9 @@ def test_prefect_takes_every_schedule_that_is_accepted():
         "0 9 * * 5#2",
     ):
         for zone in ("UTC", "Asia/Ho_Chi_Minh", "America/New_York"):
-            assert make(schedule={"cron": cron, "timezone": zone}).scheduled
+            assert make(schedule={"cron": cron, "timezone": zone}).schedule
             CronSchedule(cron=cron, timezone=zone)
-    assert not make().scheduled
+    assert not make().schedule
     assert make(schedule={"cron": "0 3 * * *"}).work == make().work
 
 
@@ -273,11 +278,20 @@ def test_a_schedule_is_checked_without_prefect():
         ),
         ({"cron": "0 3 * * *", "timezone": ""}, "expected a time zone"),
         (
-            {"cron": "0 3 * * *", "interval": 3600},
-            r"schedule.interval: unknown key\. Known keys: cron, timezone",
+            {"cron": "0 3 * * *", "every": 3600},
+            r"schedule.every: unknown key\. Known keys: cron, interval, timezone",
         ),
-        ({"timezone": "UTC"}, "schedule.cron: this key is required"),
-        ("0 3 * * *", "schedule: expected a mapping with the keys `cron`, `timezone`, got '0 3"),
+        ({"timezone": "UTC"}, "schedule: expected either cron or interval"),
+        ({"cron": "0 3 * * *", "interval": "6h"}, "schedule: expected either cron or interval"),
+        ({"interval": 3600}, "schedule.interval: expected text, got 3600"),
+        ({"interval": "0h"}, r"schedule.interval: expected a whole number and a unit .*'0h'"),
+        ({"interval": "1.5h"}, "schedule.interval: expected a whole number and a unit"),
+        ({"interval": "30s"}, "schedule.interval: expected a whole number and a unit"),
+        ({"interval": "36h"}, "schedule.interval: expected up to 24 hours or whole days"),
+        (
+            "0 3 * * *",
+            "schedule: expected a mapping with the keys `cron`, `interval`, `timezone`, got '0 3",
+        ),
     ],
 )
 def test_a_schedule_that_nothing_can_follow_is_refused(schedule, message):
@@ -322,6 +336,12 @@ def test_a_schedule_that_nothing_can_follow_is_refused(schedule, message):
         (
             {"storage": {"s3": {"oauth": "x"}}},
             r"^storage\.s3\.oauth: secrets are not allowed in recipes\.",
+        ),
+        ({"output": "a\0b"}, r"^output: 'a\\x00b' holds a character that no path can hold\.$"),
+        ({"output": "a\ud800"}, r"^output: 'a\\ud800' holds a character that no path can hold\.$"),
+        (
+            {"output": "x" * 5000},
+            r"^output: '.{1,100}\.\.\.: File name too long\. Name a folder\.$",
         ),
         ({"output": "https://h/out#token=x"}, r"^output: only inputs may have a signed address"),
         (
