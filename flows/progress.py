@@ -33,8 +33,12 @@ if TYPE_CHECKING:
 log = logging.getLogger("maskloom.train")
 
 SECONDS_BETWEEN_LINES = 30.0
-_BESIDE_DETAILS = 22
-"""Columns of a terminal for the shortest bar, the time and what is between them."""
+_NARROW = 60
+"""Columns of a terminal that has no room for a bar beside the text."""
+_BESIDE_DETAILS = 16
+"""Columns for the time, and for the spaces around the details."""
+_SHORTEST_BAR = 6
+"""Columns for the shortest bar, and a space."""
 _WITHOUT_BAR = 80
 """Columns of a terminal that are better used for text than for a longer bar."""
 
@@ -132,10 +136,11 @@ class Bar(Quiet):
         self._console = console
         self._position: Callable[[], Position] | None = None
         self._task: TaskID | None = None
+        bar = BarColumn(bar_width=max(_SHORTEST_BAR - 1, min(40, console.width - _WITHOUT_BAR)))
         self._bar = _Live(
             self.update,
             TextColumn("{task.description}"),
-            BarColumn(bar_width=max(5, min(40, console.width - _WITHOUT_BAR))),
+            *([bar] if console.width >= _NARROW else []),
             TextColumn("{task.fields[detail]}"),
             _Clock(),
             console=console,
@@ -184,7 +189,9 @@ class Bar(Quiet):
 
     def _detail(self, now: Position) -> str:
         """The details that fit into a line, the first ones first."""
-        room = self._console.width - _BESIDE_DETAILS - max(8, len(now.label))
+        width = self._console.width
+        bar = _SHORTEST_BAR if width >= _NARROW else 0
+        room = width - _BESIDE_DETAILS - bar - max(8, len(now.label))
         shown = ""
         for detail in now.details:
             longer = f"{shown}  {detail}" if shown else detail

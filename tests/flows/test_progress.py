@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import time
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -98,6 +99,22 @@ def test_a_bar_follows_a_run_from_pass_to_pass() -> None:
             progress.advance(ImagesJob(SETTINGS, (small,)))
             assert task.completed == 3600
             assert task.fields["detail"].startswith("1/1 images  1/1 tiles  ")
+
+
+@pytest.mark.parametrize("width", [30, 45, 60, 80, 200])
+def test_a_bar_stays_in_its_line_and_tells_what_fits(width: int) -> None:
+    console = Console(file=io.StringIO(), width=width, force_terminal=True, color_system=None)
+    with Bar(console) as bar:
+        progress = RunProgress(bar)
+        progress.start("segment", [image(str(i), 60) for i in range(1200)], SETTINGS)
+        progress.advance(ImagesJob(SETTINGS, (image("0", 60),)))
+        console.file.seek(0)
+        console.file.truncate()
+        bar._bar.refresh()
+        *_, drawn = re.findall(r"segment[^\r\n\x1b]*", console.file.getvalue())
+    assert len(drawn.rstrip()) <= width
+    assert ("1/1,200 images" in drawn) == (width > 40)
+    assert ("/s" in drawn) == (width >= 80)
 
 
 def test_lines_come_by_the_clock_even_when_no_job_ends() -> None:

@@ -28,6 +28,10 @@ SIGNED = f"http://127.0.0.1:9/broken.png?sig={CANARY}"
 """Nobody listens there."""
 pytestmark = pytest.mark.timeout(2 * HANG)
 
+MOSTLY_DEPLOYED = pytest.mark.parametrize(
+    "way", [pytest.param("command", marks=pytest.mark.nightly), "deployment"], indirect=True
+)
+"""Both ways share the code, which is tested by one of them every time."""
 Way = Callable[[dict[str, Any]], None]
 """Runs a recipe's document."""
 
@@ -159,6 +163,7 @@ def test_a_run_in_which_some_fail_is_partial(
     assert (state["name"], state["message"]) == ("Completed", "2 images done, 0 failed, 2.4 kpx")
 
 
+@MOSTLY_DEPLOYED
 def test_a_run_in_which_too_many_fail_has_failed(
     prefect: Prefect, way: Way, document: dict[str, Any]
 ) -> None:
@@ -169,6 +174,7 @@ def test_a_run_in_which_too_many_fail_has_failed(
     assert state["message"].startswith("2 of 3 images done, 1 failed. 1 of 3 images failed, more")
 
 
+@MOSTLY_DEPLOYED
 def test_no_secret_reaches_the_server(
     prefect: Prefect, way: Way, document: dict[str, Any], home: Path
 ) -> None:
@@ -273,6 +279,7 @@ def test_a_log_has_so_many_lines(prefect: Prefect, monkeypatch: pytest.MonkeyPat
     ]
 
 
+@pytest.mark.nightly
 def test_a_server_that_takes_nothing_fails_no_run(
     prefect: Prefect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
