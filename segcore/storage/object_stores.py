@@ -52,12 +52,11 @@ def ways_to_copy(fs: fsspec.AbstractFileSystem) -> list[ConditionalCopies]:
     """The ways in which a store may copy on a condition, the best one first; whether it honours the
     condition must be tried. Empty: none are known.
     """
-    protocols = _protocols(fs)
-    if "s3" in protocols:
+    if is_s3(fs):
         return [_S3Copies(fs), _S3Puts(fs)]
-    if "gs" in protocols:
+    if "gs" in _protocols(fs):
         return [_GoogleCopies(fs)]
-    return [_AzurePuts(fs)] if "abfs" in protocols else []
+    return [_AzurePuts(fs)] if "abfs" in _protocols(fs) else []
 
 
 def is_s3(fs: fsspec.AbstractFileSystem) -> bool:
