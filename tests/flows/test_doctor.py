@@ -9,6 +9,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from prefect.settings import PREFECT_API_URL, temporary_settings
 from typer.testing import CliRunner
 
 from maskloom.flows import doctor
@@ -19,8 +20,9 @@ SECRET = "canary"
 
 
 @pytest.fixture(autouse=True)
-def _without_prefect(monkeypatch):
-    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+def _without_server():
+    with temporary_settings(restore_defaults={PREFECT_API_URL}):
+        yield
 
 
 def recipe(folder: Path, **keys: object) -> Path:
@@ -58,11 +60,12 @@ def test_all_is_well_and_nothing_is_left(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "r.yaml"]
 
 
-def test_it_says_what_is_wrong_with_each_and_goes_on(tmp_path, monkeypatch):
-    monkeypatch.setenv("PREFECT_API_URL", f"http://me:{SECRET}@127.0.0.1:9/api")
+def test_it_says_what_is_wrong_with_each_and_goes_on(tmp_path):
     path = recipe(tmp_path, inputs=["in", "away/*.png", "gone.png"], output="in/a file/out")
     (tmp_path / "in" / "a file").write_text("where a folder should be")
-    code, found = checks(path)
+    # Nobody listens there.
+    with temporary_settings({PREFECT_API_URL: f"http://me:{SECRET}@127.0.0.1:9/api"}):
+        code, found = checks(path)
     assert code == 1
     said = verdicts(found)
     assert said["inputs"] == ["ok", "failed", "failed"]
