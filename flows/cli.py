@@ -13,6 +13,7 @@ from typing import Annotated, NoReturn
 import typer
 
 import maskloom
+from maskloom.flows.commands.checks import doctor
 from maskloom.flows.commands.comparisons import audit, compare, evaluate
 from maskloom.flows.commands.messages import DONE
 from maskloom.flows.commands.outputs import clean, status, verify
@@ -28,7 +29,6 @@ app = typer.Typer(
         "areas. A run can be interrupted and resumed at any moment."
     ),
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
@@ -52,7 +52,9 @@ def main_options(
     """Options before any command."""
 
 
-for command in (run, segment, plan, demo, audit, compare, train, evaluate, status, verify, clean):
+for command in (run, segment, plan, demo, audit, compare, train, evaluate):
+    app.command()(command)
+for command in (status, verify, clean, doctor):
     app.command()(command)
 app.command(name="list")(list_)
 app.command()(schema)

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from functools import partial
 
 from maskloom.flows.inventory import Inventory, notes, take_inventory
 from maskloom.flows.recipes.run import RunRecipe
 from maskloom.flows.terminal import count, failure
 from maskloom.segcore.models.protocols import Fitter
-from maskloom.segcore.pipeline.records import PlannedImage
+from maskloom.segcore.pipeline.jobs import RunSettings
+from maskloom.segcore.pipeline.records import PlannedImage, Shard
 from maskloom.segcore.pipeline.worker import prepare_process
 from maskloom.segcore.storage.filesystems import configure
-from maskloom.tasks.batching import require_tiling
+from maskloom.tasks.clusters.local import LocalCluster
+from maskloom.tasks.clusters.protocol import Cluster
 from maskloom.tasks.clusters.serial import SerialCluster
-from maskloom.tasks.memory import peak_bytes, require_memory
-from maskloom.tasks.plan import describe_sources, identify, make_plan
+from maskloom.tasks.memory import peak_bytes, suitable
+from maskloom.tasks.plan import describe_sources, in_order_of_files, make_shards
+
+_FEW = 5_000
+"""Inputs whose headers this process reads in the seconds that workers need to start."""
 
 
 def dry_run(recipe: RunRecipe) -> str:
@@ -27,47 +34,87 @@ def dry_run(recipe: RunRecipe) -> str:
         done = count(inventory.images_outside(frozenset()), "image is", "images are")
         lines = [f"Nothing to do: {done} done and unchanged."]
     else:
-        lines = list(_planned(recipe, inventory, _pending_images(recipe, inventory)))
+        lines = list(_planned(recipe, inventory))
     return "\n".join([*lines, *notes(recipe, inventory)])
 
 
-def _planned(
-    recipe: RunRecipe, inventory: Inventory, images: Sequence[PlannedImage]
-) -> Iterator[str]:
+def _planned(recipe: RunRecipe, inventory: Inventory) -> Iterator[str]:
     """Lines on the images to do. Raises `RecipeError` if the tiling or the memory does not suit
     them.
     """
-    work, head = recipe.work, inventory.head
-    identity = identify(work, head, inventory.sources)
-    plan = make_plan(work, head, identity, images, inventory.committed)
-    readable = [image for image in images if image.spec is not None]
-    settings = recipe.run_settings(plan.run_id)
-    require_tiling(settings, readable)
-    require_memory(settings, readable, recipe.cluster.worker_memory)
-    grids = [settings.grid(image.spec) for image in readable if image.spec]
-    sizes = dict.fromkeys(" x ".join(map(str, grid.tile)) for grid in grids)
-    unreadable = len(images) - len(readable)
-    passes = 2 if isinstance(recipe.segmenter, Fitter) else 1
-    sizes_of_files = {image.source.location: image.source.size for image in readable}
-    to_read = passes * sum(sizes_of_files.values())
-    yield f"run {plan.run_id}"
-    total = len(images) + inventory.images_outside({source.uri for source in inventory.pending})
-    yield f"images {len(images)} of {total} ({unreadable} unreadable)"
-    yield f"pixels {sum(image.spec.pixels for image in readable if image.spec)}"
-    yield f"tiles {sum(map(len, grids))} of {' or '.join(sizes) or recipe.tiling}"
-    yield f"shards {len(plan.shards)}"
-    yield f"bytes to read {to_read} ({passes} times the files)"
-    yield f"peak memory of a worker {peak_bytes(settings, readable) / 1e6:.0f} MB"
-    for image in images:
-        if image.failure is not None:
-            reason = failure(image.source.uri, image.failure.error_type, image.failure.error)
-            yield f"unreadable: {reason}"
-
-
-def _pending_images(recipe: RunRecipe, inventory: Inventory) -> list[PlannedImage]:
-    """The images to do, described by their headers, which are read in this process."""
+    settings = recipe.run_settings(inventory.run_id)
     prepare = partial(prepare_process, recipe.storage, time_limits=recipe.limits)
-    with SerialCluster().open(prepare, threading.Event()) as fanout:
-        return describe_sources(
-            fanout, inventory.pending, recipe.format, recipe.options, inventory.ids
+    sources = in_order_of_files(inventory.pending, inventory.committed)
+    with _cluster(recipe, len(sources)).opened(prepare, threading.Event()) as fanout:
+        images = suitable(
+            settings,
+            describe_sources(fanout, sources, recipe.format, recipe.options, lambda: inventory.ids),
+            recipe.cluster.worker_memory,
         )
+        apart = recipe.work.apart_by_crs
+        totals = _Totals(settings)
+        totals.take(make_shards(inventory.run_id, images, inventory.committed, apart))
+    passes = 2 if isinstance(recipe.segmenter, Fitter) else 1
+    yield f"run {inventory.run_id}"
+    total = totals.images + inventory.images_outside({each.uri for each in inventory.pending})
+    yield f"images {totals.images} of {total} ({totals.unreadable} unreadable)"
+    yield f"pixels {totals.pixels}"
+    yield f"tiles {sum(totals.tiles.values())} of {' or '.join(totals.tiles) or recipe.tiling}"
+    yield f"shards {len(totals.files)}"
+    yield f"bytes to read {passes * totals.size} ({passes} times the files)"
+    yield f"peak memory of a worker {peak_bytes(settings, totals.kinds.values()) / 1e6:.0f} MB"
+    yield from totals.failures
+
+
+def _cluster(recipe: RunRecipe, sources: int) -> Cluster:
+    """This process for a few headers, and its cores for many, whatever cluster the recipe names: a
+    dry run must not ask for machines.
+    """
+    return SerialCluster() if sources <= _FEW or recipe.cluster.in_process else LocalCluster()
+
+
+@dataclass(slots=True)
+class _Totals:
+    """Sums over the images of a plan, none of which is kept."""
+
+    settings: RunSettings
+    images: int = 0
+    unreadable: int = 0
+    pixels: int = 0
+    size: int = 0
+    """Bytes of the readable files."""
+    tiles: Counter[str] = field(default_factory=Counter)
+    """Number of tiles by their size."""
+    files: set[str] = field(default_factory=set)
+    """Table files of the shards."""
+    kinds: dict[object, PlannedImage] = field(default_factory=dict)
+    """An image for each need of memory."""
+    failures: list[str] = field(default_factory=list)
+    """Lines on unreadable images."""
+
+    def take(self, shards: Iterable[Shard]) -> None:
+        """Add the images of shards."""
+        location = ""
+        for shard in shards:
+            self.files.add(shard.file)
+            for image in shard.images:
+                self.images += 1
+                self._take(image, is_new=image.source.location != location)
+                location = image.source.location
+
+    def _take(self, image: PlannedImage, is_new: bool) -> None:
+        """`is_new`: it is the first of its file."""
+        if image.failure is not None:
+            self.failures.append(
+                "unreadable: "
+                + failure(image.source.uri, image.failure.error_type, image.failure.error)
+            )
+        spec = image.spec
+        if spec is None:
+            self.unreadable += 1
+            return
+        self.pixels += spec.pixels
+        self.size += image.source.size if is_new else 0
+        grid = self.settings.grid(spec)
+        self.tiles[" x ".join(map(str, grid.tile))] += len(grid)
+        self.kinds.setdefault((spec.shape, spec.chunks, spec.channels, spec.dtype), image)

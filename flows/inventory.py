@@ -17,7 +17,7 @@ from maskloom.segcore.raster.source import Source
 from maskloom.segcore.raster.stored import split_part
 from maskloom.segcore.statistics.objects.options import Objects
 from maskloom.segcore.storage.store import Store
-from maskloom.tasks.commits.ledger import Committed, Ledger, rows_by_file
+from maskloom.tasks.commits.ledger import Committed, Ledger, RowsByFile
 from maskloom.tasks.commits.presence import process_folder
 from maskloom.tasks.discovery.discover import discover, passed_over_advice, passed_over_note
 from maskloom.tasks.discovery.series import ReadHeaders, SeriesHeaders
@@ -57,6 +57,8 @@ class Inventory:
     """Whether a run over exactly these inputs was planned and has not finished."""
     replaced: Mapping[str, Set[str]]
     """See `replaced_by_series`."""
+    run_id: str
+    """The id of the run over these inputs that follows the last one."""
 
     @property
     def nothing_to_do(self) -> bool:
@@ -67,7 +69,7 @@ class Inventory:
     def failed_before(self) -> int:
         """Number of inputs that failed in an earlier run and would fail again."""
         waiting = {source.uri for source in self.pending}
-        rows = rows_by_file(self.committed)
+        rows = RowsByFile(self.committed)
         return sum(
             not row.ok
             for source in self.sources
@@ -83,7 +85,7 @@ class Inventory:
 
     def images_outside(self, inputs: Set[str]) -> int:
         """Number of images that are not in these inputs, which are given by URI."""
-        rows = rows_by_file(self.committed)
+        rows = RowsByFile(self.committed)
         others = (source.uri for source in self.sources if source.uri not in inputs)
         return sum(len(rows.get(uri, ())) or 1 for uri in others)
 
@@ -112,7 +114,8 @@ def take_inventory(
     found = discover(recipe.inputs, recipe.output, known, read_headers, recipe.options)
     sources = found.sources
     work, head = recipe.work, read_head(store)
-    interrupted = store.exists(f"runs/{identify(work, head, sources)}/plan.json")
+    run_id = identify(work, head, sources)
+    interrupted = store.exists(f"runs/{run_id}/plan.json")
     waiting = pending(sources, committed, work.fingerprint)
     return Inventory(
         sources,
@@ -123,6 +126,7 @@ def take_inventory(
         waiting,
         interrupted,
         replaced_by_series(store, waiting, sources, committed),
+        run_id,
     )
 
 

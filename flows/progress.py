@@ -7,25 +7,40 @@ position.
 
 from __future__ import annotations
 
+import logging
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self, TextIO
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.console import Console, RenderableType
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn
+from rich.text import Text
 
-from maskloom.flows.terminal import count, escaped, millions
+from maskloom.flows.terminal import count, duration, escaped, millions, pixels
 from maskloom.segcore.pipeline.jobs import FinishJob, ImagesJob, Job, RunSettings, TileRangeJob
 from maskloom.segcore.pipeline.records import PlannedImage
 
 if TYPE_CHECKING:
+    from maskloom.segcore.geometry import Shape
+    from maskloom.segcore.raster.spec import RasterSpec
     from maskloom.segcore.training.checkpoint import TrainingState
     from maskloom.segcore.training.setup import TrainingSetup
 
+log = logging.getLogger("maskloom.train")
+
 SECONDS_BETWEEN_LINES = 30.0
+_NARROW = 60
+"""Columns of a terminal that has no room for a bar beside the text."""
+_BESIDE_DETAILS = 16
+"""Columns for the time, and for the spaces around the details."""
+_SHORTEST_BAR = 6
+"""Columns for the shortest bar, and a space."""
+_WITHOUT_BAR = 80
+"""Columns of a terminal that are better used for text than for a longer bar."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +57,7 @@ class Position:
     seconds_left: float | None = None
 
     def __str__(self) -> str:
-        left = () if self.seconds_left is None else (f"{self.seconds_left:.0f} s left",)
+        left = () if self.seconds_left is None else (f"{duration(self.seconds_left)} left",)
         details = ", ".join((*self.details, *left))
         return f"{self.label}: {details}" if details else self.label
 
@@ -77,7 +92,7 @@ class Lines(Quiet):
         self._stream, self._seconds = stream, seconds
         self._position: Callable[[], Position] | None = None
         self._lock, self._closed = threading.Lock(), threading.Event()
-        self._last = time.monotonic()
+        self._last = self._begun = time.monotonic()
         self._writer = threading.Thread(target=self._write_by_the_clock, daemon=True)
 
     def notice(self, text: str) -> None:
@@ -93,13 +108,17 @@ class Lines(Quiet):
 
     def begin(self, position: Callable[[], Position]) -> None:
         """Begin a pass, whose positions are written from now on."""
-        self._position = position
+        self._position, self._begun = position, time.monotonic()
 
     def _write_by_the_clock(self) -> None:
         # By the clock, not by updates: a job may take minutes, and a silent run seems to hang.
         while not self._closed.wait(max(0.0, self._last + self._seconds - time.monotonic())):
             if time.monotonic() - self._last >= self._seconds:
-                self.notice("starting" if self._position is None else str(self._position()))
+                self.notice("starting" if self._position is None else self._line(self._position()))
+
+    def _line(self, now: Position) -> str:
+        # A step without counts would repeat one line.
+        return str(now) if now.details else f"{now}: {duration(time.monotonic() - self._begun)}"
 
     def __enter__(self) -> Self:
         self._writer.start()
@@ -117,18 +136,20 @@ class Bar(Quiet):
         self._console = console
         self._position: Callable[[], Position] | None = None
         self._task: TaskID | None = None
-        self._bar = Progress(
+        bar = BarColumn(bar_width=max(_SHORTEST_BAR - 1, min(40, console.width - _WITHOUT_BAR)))
+        self._bar = _Live(
+            self.update,
             TextColumn("{task.description}"),
-            BarColumn(),
+            *([bar] if console.width >= _NARROW else []),
             TextColumn("{task.fields[detail]}"),
-            TimeRemainingColumn(),
+            _Clock(),
             console=console,
             transient=True,
         )
 
     def notice(self, text: str) -> None:
         """Show a line above the bar."""
-        self._console.print(escaped(text), highlight=False, markup=False)
+        self._console.print(escaped(text), highlight=False, markup=False, soft_wrap=True)
 
     def report(self, text: str) -> None:
         """Show a line above the bar."""
@@ -136,28 +157,48 @@ class Bar(Quiet):
 
     def begin(self, position: Callable[[], Position]) -> None:
         """Begin a pass with a new bar. What is already done does not count for its speed."""
-        if self._task is not None:
-            self._bar.remove_task(self._task)
+        ended, self._task = self._task, None
+        if ended is not None:
+            self._bar.remove_task(ended)
         now = position()
         self._position = position
         self._task = self._bar.add_task(
             f"{now.label:8}",
             total=now.total,
             completed=int(now.done or 0),
-            detail="  ".join(now.details),
+            detail=self._detail(now),
+            left=now.seconds_left,
         )
 
     def update(self) -> None:
         """Move the bar."""
-        if self._position is not None and self._task is not None:
-            now = self._position()
+        task = self._task
+        if self._position is None or task is None:
+            return
+        now = self._position()
+        # The next pass may just have begun in another thread.
+        with suppress(KeyError):
             self._bar.update(
-                self._task,
+                task,
                 description=f"{now.label:8}",
                 total=now.total,
                 completed=now.done,
-                detail="  ".join(now.details),
+                detail=self._detail(now),
+                left=now.seconds_left,
             )
+
+    def _detail(self, now: Position) -> str:
+        """The details that fit into a line, the first ones first."""
+        width = self._console.width
+        bar = _SHORTEST_BAR if width >= _NARROW else 0
+        room = width - _BESIDE_DETAILS - bar - max(8, len(now.label))
+        shown = ""
+        for detail in now.details:
+            longer = f"{shown}  {detail}" if shown else detail
+            if len(longer) > room:
+                break
+            shown = longer
+        return shown
 
     def __enter__(self) -> Self:
         self._bar.start()
@@ -165,6 +206,64 @@ class Bar(Quiet):
 
     def __exit__(self, *exception: object) -> None:
         self._bar.stop()
+
+
+class _Live(Progress):
+    """A bar that looks at its position whenever it is drawn: a job may take minutes."""
+
+    def __init__(self, look: Callable[[], None], *columns: ProgressColumn, **options: Any) -> None:
+        self._look = look
+        super().__init__(*columns, **options)
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        """What is drawn."""
+        self._look()
+        return super().get_renderables()
+
+
+class _Clock(ProgressColumn):
+    """The time left of a pass; the time that it has taken while that is unknown."""
+
+    max_refresh = None
+
+    def render(self, task: Task) -> Text:
+        """A time."""
+        left = task.fields["left"]
+        if left is not None and not task.finished:
+            return Text(f"{_clock(left)} left", style="progress.remaining")
+        return Text(_clock(task.elapsed or 0.0), style="progress.elapsed")
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
+
+
+class Both(Quiet):
+    """Two displays of one run."""
+
+    def __init__(self, first: Quiet, second: Quiet) -> None:
+        self._displays = (first, second)
+
+    def notice(self, text: str) -> None:
+        """Show a line that users must see in both."""
+        for each in self._displays:
+            each.notice(text)
+
+    def report(self, text: str) -> None:
+        """Show a line in both."""
+        for each in self._displays:
+            each.report(text)
+
+    def begin(self, position: Callable[[], Position]) -> None:
+        """Begin a pass in both."""
+        for each in self._displays:
+            each.begin(position)
+
+    def update(self) -> None:
+        """Show the changed position in both."""
+        for each in self._displays:
+            each.update()
 
 
 def display(quiet: bool) -> Quiet:
@@ -182,11 +281,26 @@ class RunProgress:
         self._display = shown_by
         self._lock = threading.Lock()
         self._counter: Counter | None = None
+        self._passes = 0
 
-    def start(self, stage: str, images: Sequence[PlannedImage], settings: RunSettings) -> None:
-        """Begin a pass over these images."""
+    def begin(self, label: str) -> None:
+        """Begin a step in which nothing is counted."""
         with self._lock:
-            self._counter = Counter(stage, images, settings)
+            self._counter = None
+            self._display.begin(lambda: Position(label))
+
+    def items(self, label: str, items: str, total: int) -> ItemProgress:
+        """Begin a pass over items of equal weight."""
+        with self._lock:
+            self._counter = None
+            return ItemProgress(self._display, label, items, total)
+
+    def start(self, stage: str, images: Collection[PlannedImage], settings: RunSettings) -> None:
+        """Begin a pass over these images. A stage may need several passes."""
+        with self._lock:
+            again = self._counter is not None and self._counter.stage == stage
+            self._passes = self._passes + 1 if again else 1
+            self._counter = Counter(stage, images, settings, self._passes)
             self._display.begin(self._counter.position)
 
     def advance(self, job: Job) -> None:
@@ -196,6 +310,20 @@ class RunProgress:
                 self._counter.add(job)
                 self._display.update()
 
+    def position(self) -> dict[str, Any]:
+        """How far the present pass is, as JSON values; empty before the first."""
+        with self._lock:
+            now = None if self._counter is None else self._counter.position()
+        if now is None:
+            return {}
+        return {
+            "stage": now.label,
+            "details": list(now.details),
+            "pixels_done": now.done,
+            "pixels": now.total,
+            "seconds_left": now.seconds_left,
+        }
+
 
 class ItemProgress:
     """The progress of a pass over items of equal weight; call it with the number of items done."""
@@ -203,7 +331,7 @@ class ItemProgress:
     def __init__(self, shown_by: Quiet, label: str, items: str, total: int) -> None:
         self._display = shown_by
         self._label, self._items, self._total = label, items, total
-        self._done = 0
+        self._done, self._started = 0, time.monotonic()
         shown_by.begin(self._position)
 
     def __call__(self, done: int) -> None:
@@ -212,21 +340,36 @@ class ItemProgress:
         self._display.update()
 
     def _position(self) -> Position:
-        details = (f"{self._done}/{self._total} {self._items}",)
-        return Position(self._label, details, self._done, self._total)
+        counts = f"{self._done:,}/{self._total:,} {self._items}"
+        if not self._done:
+            return Position(self._label, (counts,), 0, self._total)
+        rate = self._done / max(time.monotonic() - self._started, 1e-3)
+        details = (counts, f"{rate:.3g}/s" if rate < 100 else f"{rate:,.0f}/s")
+        left = (self._total - self._done) / rate
+        return Position(self._label, details, self._done, self._total, left)
 
 
 class Counter:
     """Numbers of images, tiles and pixels of one pass: in all, and done."""
 
-    def __init__(self, stage: str, images: Sequence[PlannedImage], settings: RunSettings) -> None:
-        usable = [image.spec for image in images if image.spec is not None]
+    def __init__(
+        self, stage: str, images: Collection[PlannedImage], settings: RunSettings, nth: int = 1
+    ) -> None:
+        """`nth` pass of this stage, from 1."""
         self.stage = stage
+        self.label = stage if nth == 1 else f"{stage}, pass {nth}"
         self.started = time.monotonic()
-        self.images, self.all_images = len(images) - len(usable), len(images)
-        self.tiles, self.all_tiles = 0, sum(len(settings.grid(spec)) for spec in usable)
-        self.pixels, self.all_pixels = 0, sum(spec.pixels for spec in usable)
-        self.unit = millions(spec.shape for spec in usable)
+        specs: dict[Shape, RasterSpec] = {}
+        number: dict[Shape, int] = {}
+        for spec in (image.spec for image in images if image.spec is not None):
+            specs[spec.shape] = spec
+            number[spec.shape] = number.get(spec.shape, 0) + 1
+        self.all_images = len(images)
+        self.images = self.all_images - sum(number.values())
+        self.tiles = self.pixels = 0
+        self.all_tiles = sum(number[shape] * len(settings.grid(specs[shape])) for shape in specs)
+        self.all_pixels = sum(number[shape] * specs[shape].pixels for shape in specs)
+        self.unit = millions(specs)
 
     def add(self, job: Job) -> None:
         """Count a finished job."""
@@ -246,17 +389,19 @@ class Counter:
 
     def position(self) -> Position:
         """The present position of the pass."""
-        seconds = time.monotonic() - self.started
         if not self.all_images:
-            return Position(self.stage, (f"{seconds:.0f} s",), 0, 1)
-        rate = self.pixels / 1e6 / max(seconds, 1e-3)
+            return Position(self.label)
         details = (
-            f"{self.images}/{self.all_images} images",
-            f"{self.tiles}/{self.all_tiles} tiles",
-            f"{rate:.1f} {self.unit}/s",
+            f"{self.images:,}/{self.all_images:,} images",
+            f"{self.tiles:,}/{self.all_tiles:,} tiles",
         )
-        left = (self.all_pixels - self.pixels) / 1e6 / rate if self.pixels else None
-        return Position(self.stage, details, self.pixels, max(self.all_pixels, 1), left)
+        total = max(self.all_pixels, 1)
+        if not self.pixels:
+            return Position(self.label, details, 0, total)
+        rate = self.pixels / max(time.monotonic() - self.started, 1e-3)
+        left = (self.all_pixels - self.pixels) / rate
+        speed = f"{pixels(rate, self.unit)}/s"
+        return Position(self.label, (*details, speed), self.pixels, total, left)
 
 
 class TrainingProgress:
@@ -281,7 +426,7 @@ class TrainingProgress:
         """Report what is trained, and begin a pass at the present state of the training."""
         self._epochs, self._steps = setup.recipe.training.epochs, setup.steps
         self._score_name = score_name
-        self._display.report(introduction(setup, state))
+        self._report(introduction(setup, state))
         done = state.epoch * self._steps + state.step
         self._position = Position("train", (), done, self._epochs * self._steps)
         self._display.begin(lambda: self._position)
@@ -300,7 +445,11 @@ class TrainingProgress:
 
     def epoch(self, record: Mapping[str, Any]) -> None:
         """Report a finished epoch."""
-        self._display.report(epoch_line(record, self._epochs, self._score_name))
+        self._report(epoch_line(record, self._epochs, self._score_name))
+
+    def _report(self, text: str) -> None:
+        log.info("%s", text)
+        self._display.report(text)
 
     def _show(self, position: Position) -> None:
         self._position = position
@@ -329,17 +478,5 @@ def epoch_line(record: Mapping[str, Any], epochs: int, score_name: str) -> str:
     return (
         f"epoch {record['epoch']}/{epochs}: loss {record['loss']:.4f}{validation}, {score_name} "
         f"{record['score']:.4f}, "
-        f"{record['patches_per_second']:.1f} patches/s, {_duration(left)} left"
+        f"{record['patches_per_second']:.1f} patches/s, {duration(left)} left"
     )
-
-
-def _duration(seconds: float) -> str:
-    """A duration in words.
-
-    >>> _duration(5000)
-    '1 h 23 min'
-    """
-    minutes = round(seconds / 60)
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"

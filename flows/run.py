@@ -6,6 +6,7 @@ Independent of the command line: `flows.commands` and `flows.orchestration.flow`
 from __future__ import annotations
 
 import logging
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,21 +15,25 @@ from dataclasses import dataclass
 from functools import partial
 
 from maskloom.flows.inventory import Inventory, Sharing, inventory_to_write, notes
-from maskloom.flows.progress import ItemProgress, RunProgress, display
+from maskloom.flows.progress import ItemProgress, Quiet, RunProgress, display
 from maskloom.flows.recipes.run import RunRecipe
 from maskloom.flows.segment import Outcome, segment
 from maskloom.flows.signals import stop_on_signals
-from maskloom.flows.stages import Orchestrator, Plain
-from maskloom.segcore.models.selection import pending_selections
+from maskloom.flows.stages import Orchestrator, Plain, Stages, Watched
+from maskloom.flows.terminal import count
 from maskloom.segcore.pipeline.worker import prepare_process
+from maskloom.segcore.storage.addresses import redacted
 from maskloom.segcore.storage.filesystems import configure
 from maskloom.segcore.storage.store import Store
 from maskloom.tasks.clean import tidy
 from maskloom.tasks.clusters.protocol import Cluster
+from maskloom.tasks.commits.presence import single_writer_note
 from maskloom.tasks.discovery.series import SeriesHeaders
-from maskloom.tasks.fanout.protocol import Fanout
+from maskloom.tasks.fanout.protocol import GRACE_SECONDS, Fanout
 
 log = logging.getLogger("maskloom.run")
+
+_INPUTS_NAMED = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,12 +46,15 @@ class RunOptions:
     """Allow images of other recipes in the same output."""
     sole_writer: bool = False
     """The user asserts that no other run writes to the output."""
+    break_off: Callable[[], object] | None = None
+    """Called at a second Ctrl-C. None: that raises `KeyboardInterrupt`."""
 
 
 @dataclass(frozen=True, slots=True)
 class RunResult:
     """The result of a run."""
 
+    output: str
     inventory: Inventory
     """The inputs and the output before the run."""
     outcome: Outcome | None
@@ -66,6 +74,16 @@ class RunResult:
         failed = self.outcome.failed if self.outcome is not None else 0
         return bool(failed or self.inventory.failed_before)
 
+    def __str__(self) -> str:
+        """How many images are done, failed and unchanged."""
+        before = self.inventory.failed_before
+        failed_before = f" ({before} of them failed before)" if before else ""
+        if self.outcome is None:
+            images = count(self.unchanged, "image is", "images are")
+            return f"Nothing to do: {images} unchanged{failed_before}"
+        unchanged = f", {self.unchanged} unchanged{failed_before}" if self.unchanged else ""
+        return f"{self.outcome}{unchanged}"
+
 
 def run(
     recipe: RunRecipe,
@@ -84,48 +102,83 @@ def run(
     configure(recipe.storage)
     sharing = Sharing(options.keep_other_recipes, options.sole_writer)
     with ExitStack() as stack:
-        workers = _Workers(recipe, stack)
-        headers = SeriesHeaders(
-            Store(recipe.output), workers.fanout, partial(_shown_files, options.quiet)
-        )
-        inventory = inventory_to_write(recipe, sharing, headers)
-        for line in notes(recipe, inventory):
+        shown = stack.enter_context(display(options.quiet))
+        workers = _Workers(recipe, stack, shown, options.break_off)
+        inventory = _inventory(recipe, sharing, workers, shown)
+        noted = tuple(notes(recipe, inventory))
+        for line in noted:
             note(line)
-        outcome = None
-        if not inventory.nothing_to_do:
-            workers.listen()
+        if inventory.nothing_to_do:
+            result = RunResult(recipe.output, inventory, None, time.monotonic() - started)
+        else:
+            single_writer = single_writer_note(Store(recipe.output))
+            if single_writer is not None:
+                note(single_writer)
+                noted = (*noted, single_writer)
+            stop = workers.listen()
             # The Prefect server and the cluster take seconds; both start in the background.
             stack.enter_context(orchestrator)
             fanout = workers.fanout()
-            progress = RunProgress(stack.enter_context(display(options.quiet)))
-            outcome = orchestrator.flow(
-                recipe.name,
-                lambda stages: segment(recipe, inventory, stages, fanout, progress, sharing),
-            )
+
+            def body(stages: Stages) -> RunResult:
+                progress = RunProgress(stages.shown_by(shown))
+                outcome = segment(recipe, inventory, stages, fanout, progress, sharing)
+                return RunResult(recipe.output, inventory, outcome, time.monotonic() - started)
+
+            result = orchestrator.flow(Watched(recipe.name, recipe.output, stop, noted), body)
     tidy(recipe.output)
-    return RunResult(inventory, outcome, time.monotonic() - started)
+    return result
 
 
-@contextmanager
-def _shown_files(quiet: bool, total: int) -> Iterator[ItemProgress]:
-    with display(quiet) as shown_by:
-        yield ItemProgress(shown_by, "read headers", "files", total)
+def _inventory(recipe: RunRecipe, sharing: Sharing, workers: _Workers, shown: Quiet) -> Inventory:
+    """The inputs and what the output has of them, with progress."""
+    RunProgress(shown).begin("list inputs")
+    named = ", ".join(map(redacted, recipe.inputs[:_INPUTS_NAMED]))
+    more = len(recipe.inputs) - _INPUTS_NAMED
+    shown.report(f"Inputs: {named}{f' and {more} more' if more > 0 else ''}")
+    shown.report(f"Output: {redacted(recipe.output)}")
+
+    @contextmanager
+    def headers_shown(total: int) -> Iterator[ItemProgress]:
+        yield RunProgress(shown).items("read headers", "files", total)
+
+    headers = SeriesHeaders(Store(recipe.output), workers.fanout, headers_shown)
+    inventory = inventory_to_write(recipe, sharing, headers)
+    found = count(len(inventory.sources), "image")
+    shown.report(f"Found {found}, {len(inventory.pending):,} to do")
+    return inventory
 
 
 class _Workers:
     """The workers of a run. They start when first needed: a run without work needs none."""
 
-    def __init__(self, recipe: RunRecipe, stack: ExitStack) -> None:
+    def __init__(
+        self,
+        recipe: RunRecipe,
+        stack: ExitStack,
+        shown: Quiet,
+        break_off: Callable[[], object] | None,
+    ) -> None:
         self._recipe, self._stack = recipe, stack
-        self._stop: threading.Event | None = None
+        self._shown, self._break_off = shown, break_off
+        self._stop = threading.Event()
+        self._hears = self._listens = False
         self._fanout: Fanout | None = None
+        if break_off is not None:
+            self._hear()
 
-    def listen(self) -> threading.Event:
-        """The event that signals set from now on, instead of ending the process."""
-        if self._stop is None:
-            self._stop = threading.Event()
-            self._stack.enter_context(stop_on_signals(self._stop))
-        return self._stop
+    def listen(self) -> Callable[[str], None]:
+        """From now on signals ask the run to stop, instead of ending the process. So does the
+        function that is returned, for a reason.
+        """
+        self._listens = True
+        self._hear()
+        return self._asked_to_stop
+
+    def _hear(self) -> None:
+        if not self._hears:
+            self._hears = True
+            self._stack.enter_context(stop_on_signals(self._stop, self._answer, self._break_off))
 
     def fanout(self) -> Fanout:
         """The fan-out to the workers, until the stack closes."""
@@ -134,12 +187,29 @@ class _Workers:
             prepare = partial(
                 prepare_process, self._recipe.storage, cluster.worker_threads, self._recipe.limits
             )
-            self._fanout = self._stack.enter_context(cluster.opened(prepare, self.listen()))
+            self.listen()
+            self._fanout = self._stack.enter_context(cluster.opened(prepare, self._stop))
         return self._fanout
+
+    def _answer(self, number: signal.Signals) -> None:
+        if not self._listens and self._break_off is not None:
+            # Nothing has begun that would have to be finished.
+            self._break_off()
+            return
+        again = "Ctrl-C again stops at once" if number == signal.SIGINT else "Ctrl-C stops at once"
+        busy = self._fanout.busy if self._fanout is not None else 0
+        jobs = count(busy, "job is", "jobs are")
+        doing = f": {jobs} being finished, for at most {GRACE_SECONDS:.0f} s" if busy else ""
+        self._shown.notice(f"Stopping{doing}. {again}; nothing is lost.")
+
+    def _asked_to_stop(self, reason: str) -> None:
+        if not self._stop.is_set():
+            self._shown.notice(f"Stopping: {reason}.")
+            self._stop.set()
 
 
 def _cluster(recipe: RunRecipe) -> Cluster:
-    """The recipe's cluster, with one worker per GPU for networks whose engine is not selected."""
-    if pending_selections(recipe.segmenter):
+    """The recipe's cluster, with one worker per GPU for networks that use one."""
+    if recipe.segmenter.requirements.device == "gpu":
         return recipe.cluster.with_one_worker_per_gpu()
     return recipe.cluster

@@ -18,30 +18,41 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from maskloom.flows.inventory import Inventory, Sharing
+from maskloom.flows.progress import RunProgress
 from maskloom.flows.recipes.run import RunRecipe
 from maskloom.flows.stages import Stages
-from maskloom.flows.terminal import millions
-from maskloom.segcore.errors import RunError, StoreError, TooManyFailures
+from maskloom.flows.terminal import at, count, millions, pixels
+from maskloom.segcore.errors import RunError, Stopped, StoreError, TooManyFailures
+from maskloom.segcore.ground.amounts import amount
 from maskloom.segcore.models.files import dump_model, model_of
 from maskloom.segcore.models.protocols import Fitter, is_blank
 from maskloom.segcore.models.selection import pending_selections, with_selections
 from maskloom.segcore.pipeline.jobs import RunSettings
-from maskloom.segcore.pipeline.records import Failure, ImageResult, Plan, PlannedImage, Shard
+from maskloom.segcore.pipeline.records import (
+    Failure,
+    ImageResult,
+    ImagesOfShards,
+    Plan,
+    PlannedImage,
+    Shard,
+)
+from maskloom.segcore.storage.records import damaged_record
 from maskloom.segcore.storage.store import STAGING, Store
-from maskloom.tasks.batching import require_tiling
 from maskloom.tasks.commits.presence import is_at_work, process_folder
 from maskloom.tasks.commits.recorded import CHOICES, MODEL, record, recorded, require_model
 from maskloom.tasks.fanout.protocol import Fanout
 from maskloom.tasks.fit import fit
-from maskloom.tasks.memory import WORKER_MEMORY, require_memory, without_room
+from maskloom.tasks.memory import WORKER_MEMORY, suitable, without_room
 from maskloom.tasks.plan import (
     LastRun,
     describe_sources,
-    identify,
-    make_plan,
+    empty_plan,
+    in_order_of_files,
+    make_shards,
     planned_runs,
     read_plan,
     with_addresses,
+    with_changed,
     write_head,
     write_plan,
 )
@@ -73,6 +84,19 @@ _LIBRARIES = (
 
 
 @dataclass(frozen=True, slots=True)
+class ClassRow:
+    """The total area, or volume, of a class."""
+
+    name: str
+    size: str
+    """With its unit."""
+    share: float
+    """Of all classes in this unit."""
+    kind: str
+    """Area or volume."""
+
+
+@dataclass(frozen=True, slots=True)
 class Outcome:
     """How a run ended."""
 
@@ -89,22 +113,53 @@ class Outcome:
     unit: str = "megapixels"
     """The unit for sums of its pixels: megavoxels if all images are volumes."""
 
+    @property
+    def classes(self) -> list[ClassRow]:
+        """The classes that were found, the largest first."""
+        totals: dict[str, float] = {}
+        for (_, unit), size in self.areas.items():
+            totals[unit] = totals.get(unit, 0.0) + size
+        found = sorted(((size, *key) for key, size in self.areas.items() if size), reverse=True)
+        return [
+            ClassRow(
+                name,
+                amount(size, unit),
+                size / totals[unit],
+                "volume" if unit == "mm3" else "area",
+            )
+            for size, name, unit in found
+        ]
+
+    def __str__(self) -> str:
+        """How many images are done and failed, and their size."""
+        size = pixels(self.pixels, self.unit)
+        return f"{count(self.done, 'image')} done, {self.failed} failed, {size}"
+
 
 def segment(
     recipe: RunRecipe,
     inventory: Inventory,
     stages: Stages,
     fanout: Fanout,
-    progress: Progress,
+    progress: RunProgress,
     sharing: Sharing,
 ) -> Outcome:
-    """Bring the output up to date with the inputs. Raises `RunError` if the run cannot continue;
-    the same call resumes it.
+    """Bring the output up to date with the inputs. Raises `RunError` if the run cannot continue,
+    with a note on how far it came; the same call resumes it.
     """
     store = Store(recipe.output)
-    identity = identify(recipe.work, inventory.head, inventory.sources)
-    with process_folder(store, identity, sole_writer=sharing.sole_writer) as folder:
-        plan = stages.stage("plan", _plan, recipe, inventory, fanout)
+    identity = inventory.run_id
+
+    def position() -> Mapping[str, Any]:
+        found = progress.position()
+        if found:
+            log.info("%s", at(found))
+        return found
+
+    with process_folder(store, identity, position, sole_writer=sharing.sole_writer) as folder:
+        plan = stages.stage("plan", _plan, recipe, inventory, fanout, progress, said=_planned)
+        images = sum(len(shard.images) for shard in plan.shards)
+        log.info("run %s: %s", plan.run_id, count(images, "image"))
         tables = Tables(
             inventory.ledger,
             folder,
@@ -115,16 +170,23 @@ def segment(
             inventory.committed,
             inventory.replaced,
         )
-        settings = replace(recipe.run_settings(plan.run_id), results=f"{folder}/results")
-        if pending_selections(settings.model):
-            settings = stages.stage(
-                "choose", _select_engines, settings, plan, inventory, fanout, progress
-            )
-        if recipe.fit == "collection":
-            settings, plan = stages.stage("fit", _fit, settings, plan, inventory, fanout, progress)
-        context = ShardContext(fanout, settings, _class_names(settings), progress)
-        _segment_shards(recipe, plan, tables, context, stages)
-        return stages.stage("publish", _publish, store, plan, tables, inventory.head)
+        try:
+            settings = replace(recipe.run_settings(plan.run_id), results=f"{folder}/results")
+            if pending_selections(settings.model):
+                settings = stages.stage(
+                    "choose", _select_engines, settings, plan, inventory, fanout, progress
+                )
+            if recipe.fit == "collection":
+                settings, plan = stages.stage(
+                    "fit", _fit, settings, plan, inventory, fanout, progress, said=_model_found
+                )
+            context = ShardContext(fanout, settings, _class_names(settings), progress)
+            _segment_shards(recipe, plan, tables, context, stages)
+            progress.begin("publish")
+            return stages.stage("publish", _publish, store, plan, tables, inventory.head, said=str)
+        except RunError as error:
+            error.add_note(_how_far(plan, tables))
+            raise
 
 
 def _segment_shards(
@@ -137,18 +199,45 @@ def _segment_shards(
     """Segment and commit all shards that are left. Raises `TooManyFailures`."""
     tables.refresh()
     left = stages.stage(
-        "resume", lambda: [shard for shard in plan.shards if tables.left(shard).images]
+        "resume",
+        lambda: [shard for shard in plan.shards if tables.left(shard).images],
+        said=lambda left: f"{len(left)} of {count(len(plan.shards), 'shard')} left",
     )
-    images = [image for shard in left for image in tables.left(shard).images]
+    images = ImagesOfShards(tuple(tables.left(shard) for shard in left))
     context.progress.start("segment", images, context.settings)
-    failed = sum(tables.failed(shard) for shard in plan.shards if shard not in left)
-    total = sum(len(shard.images) for shard in plan.shards)
+    files = {shard.file for shard in left}
+    failed = sum(tables.failed(shard) for shard in plan.shards if shard.file not in files)
+    total = len(plan.images)
     _check_failures(failed, total, recipe)
     for failures in stages.each(
-        partial(_do_shard, tables, context), left, lambda shard: shard.file, SHARDS_AT_ONCE
+        partial(_do_shard, tables, context),
+        left,
+        lambda shard: f"segment {count(len(shard.images), 'image')}: {shard.file}",
+        SHARDS_AT_ONCE,
+        lambda shard, failures: (
+            f"{count(len(shard.images) - failures, 'image')} done, {failures} failed"
+        ),
     ):
         failed += failures
         _check_failures(failed, total, recipe)
+
+
+def _planned(plan: Plan) -> str:
+    images = sum(len(shard.images) for shard in plan.shards)
+    return f"{count(images, 'image')} in {count(len(plan.shards), 'shard')}, run {plan.run_id}"
+
+
+def _model_found(fitted: tuple[RunSettings, Plan]) -> str:
+    names = _class_names(fitted[0])
+    return f"{count(len(names), 'class', 'classes')}: {', '.join(names)}"
+
+
+def _how_far(plan: Plan, tables: Tables) -> str:
+    """How many images of the plan are in the tables, as this process knows them."""
+    total = sum(len(shard.images) for shard in plan.shards)
+    left = sum(len(tables.left(shard).images) for shard in plan.shards)
+    failed = sum(tables.failed(shard) for shard in plan.shards)
+    return f"{total - left - failed} of {count(total, 'image')} done, {failed} failed."
 
 
 def _check_failures(failed: int, total: int, recipe: RunRecipe) -> None:
@@ -161,25 +250,27 @@ def _check_failures(failed: int, total: int, recipe: RunRecipe) -> None:
         )
 
 
-def _plan(recipe: RunRecipe, inventory: Inventory, fanout: Fanout) -> Plan:
+def _plan(recipe: RunRecipe, inventory: Inventory, fanout: Fanout, progress: RunProgress) -> Plan:
     """The plan of the interrupted run, or a new one from the headers of the pending images."""
     store, work = Store(recipe.output), recipe.work
     head = inventory.head
-    identity = identify(work, head, inventory.sources)
+    identity = inventory.run_id
     settings, available = recipe.run_settings(identity), recipe.cluster.worker_memory
     interrupted = read_plan(store, identity)
     if interrupted is not None:
-        require_tiling(settings, (image for shard in interrupted.shards for image in shard.images))
-        require_memory(
-            settings, (image for shard in interrupted.shards for image in shard.images), available
-        )
+        for _ in suitable(settings, interrupted.images, available):
+            pass
         return with_addresses(interrupted, inventory.sources)
-    images = describe_sources(
-        fanout, inventory.pending, recipe.format, recipe.options, inventory.ids
+    read = progress.items("read headers", "files", len(inventory.pending))
+    found = describe_sources(
+        fanout,
+        in_order_of_files(inventory.pending, inventory.committed),
+        recipe.format,
+        recipe.options,
+        lambda: inventory.ids,
+        read,
     )
-    require_tiling(settings, images)
-    images = without_room(images, available)
-    require_memory(settings, (image for image in images if image.failure is None), available)
+    images = suitable(settings, without_room(found, available), available)
     passed_over = {"passed_over": dict(inventory.passed_over)} if inventory.passed_over else {}
     recorded_settings = {
         **work.settings,
@@ -189,11 +280,13 @@ def _plan(recipe: RunRecipe, inventory: Inventory, fanout: Fanout) -> Plan:
         "python": platform.python_version(),
         WORKER_MEMORY: available,
     }
-    plan = make_plan(
-        replace(work, settings=recorded_settings), head, identity, images, inventory.committed
-    )
-    write_plan(store, plan)
-    return plan
+    plan = empty_plan(replace(work, settings=recorded_settings), head, identity)
+    shards = make_shards(identity, images, inventory.committed, work.apart_by_crs)
+    write_plan(store, plan, shards)
+    written = read_plan(store, identity)
+    if written is None:
+        raise damaged_record(store, f"runs/{identity}/plan.json")
+    return with_addresses(written, inventory.sources)
 
 
 def _select_engines(
@@ -206,8 +299,7 @@ def _select_engines(
     if model is not None:
         return replace(settings, model=model)
     progress.start("load the network and try engines", [], settings)
-    images = [image for shard in plan.shards for image in shard.images]
-    selections = select_engines(fanout, settings.model, images)
+    selections = select_engines(fanout, settings.model, plan.images)
     if not selections:
         return replace(settings, model=load(selections))
     content = json.dumps(selections, indent=1).encode()
@@ -225,10 +317,9 @@ def _fit(
     if known is not None:
         return replace(settings, model=known), plan
     require_model(store, plan, inventory.committed)
-    images = [image for shard in plan.shards for image in shard.images]
-    if all(image.spec is None for image in images):
+    if all(image.spec is None for image in plan.images):
         return settings, plan
-    fitted = fit(fanout, settings, images, progress)
+    fitted = fit(fanout, settings, plan.images, progress)
     model = fitted.model
     if is_blank(model):
         # Not recorded, so that the next run, whose images may have valid pixels, fits a model.
@@ -237,12 +328,8 @@ def _fit(
         )
     else:
         model = record(store, plan, MODEL, dump_model(model).encode(), model_of)
-    return replace(settings, model=model), replace(
-        plan, shards=tuple(_with_failures(shard, fitted.failures) for shard in plan.shards)
-    )
+    failures = fitted.failures
 
-
-def _with_failures(shard: Shard, failures: Mapping[str, Failure]) -> Shard:
     def marked(image: PlannedImage) -> PlannedImage:
         return (
             replace(image, failure=failures[image.source.uri])
@@ -250,28 +337,38 @@ def _with_failures(shard: Shard, failures: Mapping[str, Failure]) -> Shard:
             else image
         )
 
-    return replace(shard, images=tuple(map(marked, shard.images)))
+    return replace(settings, model=model), with_changed(plan, marked) if failures else plan
 
 
 def _do_shard(tables: Tables, context: ShardContext, shard: Shard) -> int:
     """Segment and commit the images of a shard that are left. Returns the number of its failed
-    images.
+    images. If the run is asked to stop, the images that are finished are committed.
     """
     tables.refresh()
     left = tables.left(shard)
+    by_uri: dict[str, ImageResult] = {}
     try:
-        results = segment_shard(left, context)
-        tables.publish(left, results)
+        try:
+            results = segment_shard(left, context, by_uri)
+        except Stopped:
+            _commit(tables, context, left, list(by_uri.values()))
+            raise
+        _commit(tables, context, left, results)
     except (RunError, StoreError, FileNotFoundError):
         # Another process of the same run may have finished these images and removed the staged
         # files.
         tables.refresh()
         if tables.left(shard).images:
             raise
-    else:
-        clear_staging(results, context)
-        _warn(results)
     return tables.failed(shard)
+
+
+def _commit(
+    tables: Tables, context: ShardContext, shard: Shard, results: Sequence[ImageResult]
+) -> None:
+    tables.publish(shard, results)
+    clear_staging(results, context)
+    _warn(results)
 
 
 def _warn(results: Sequence[ImageResult]) -> None:
@@ -311,7 +408,13 @@ def _publish(store: Store, plan: Plan, tables: Tables, before: LastRun) -> Outco
         # it is at work beside this run.
         if run_id == plan.run_id or (parent != plan.run_id and not is_at_work(store, run_id)):
             store.remove(f"{STAGING}/{run_id}")
-    images = [image for shard in plan.shards for image in shard.images]
+    inputs, shapes = set(), set()
+    for image in plan.images:
+        row = tables.ledger.rows.get(image.source.uri)
+        # Shared with the ledger: a run may have a million.
+        inputs.add(image.source.location if image.source.part or row is None else row.uri)
+        if image.spec is not None:
+            shapes.add(image.spec.shape)
     return Outcome(
         plan.run_id,
         result.done,
@@ -319,8 +422,8 @@ def _publish(store: Store, plan: Plan, tables: Tables, before: LastRun) -> Outco
         result.pixels,
         result.failures,
         result.areas,
-        frozenset(image.source.location for image in images),
-        millions(image.spec.shape for image in images if image.spec is not None),
+        frozenset(inputs),
+        millions(shapes),
     )
 
 

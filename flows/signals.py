@@ -1,15 +1,37 @@
-"""Signals: Ctrl-C and SIGTERM ask a run to stop; a second Ctrl-C aborts it."""
+"""Signals: Ctrl-C and SIGTERM ask a run to stop; a second Ctrl-C breaks it off.
+
+Python calls signal handlers in the main thread, between two instructions, and so late while that
+thread is in native code. A thread of our own therefore listens at the socket to which the
+interpreter writes the number of each signal as it arrives, and answers.
+"""
 
 from __future__ import annotations
 
+import os
 import signal
+import socket
+import sys
 import threading
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+STOPPED = "maskloom: stopped. Nothing is lost: run the same command again to continue."
+"""Said when a run is broken off."""
+_CLEAR = "\r\x1b[K\x1b[?25h"
+"""Clears the line of a progress bar, and shows the cursor that it has hidden."""
+
+_last_acts: list[Callable[[], None]] = []
+_ending = threading.Lock()
+"""Held by the thread that ends the process: the others must not repeat its message."""
+
+
+def _no_answer(_: signal.Signals) -> None:
+    return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,16 +63,105 @@ class Handlers:
 
 
 @contextmanager
-def stop_on_signals(stop: threading.Event) -> Iterator[None]:
-    """During the block, SIGINT and SIGTERM set the event instead of ending the process; a second
-    SIGINT raises `KeyboardInterrupt`.
+def stop_on_signals(
+    stop: threading.Event,
+    answer: Callable[[signal.Signals], None] = _no_answer,
+    break_off: Callable[[], object] | None = None,
+) -> Iterator[None]:
+    """During the block, SIGINT and SIGTERM set the event instead of ending the process.
+
+    `answer` is called with the first signal, in a thread of its own. A SIGINT after that calls
+    `break_off`; without one it raises `KeyboardInterrupt`.
+    """
+    before = Handlers.now()
+    if not before.by_signal:
+        yield
+        return
+    seen, heard = _Signals(stop, break_off), _Signals(stop, break_off or (lambda: None), answer)
+
+    def in_main_thread(number: int, _: object) -> None:
+        seen.arrived(signal.Signals(number))
+
+    with (
+        _listening(heard.arrived),
+        Handlers(tuple((number, in_main_thread) for number, _ in before.by_signal)).installed(),
+    ):
+        yield
+
+
+class _Signals:
+    """The signals that one thread has seen: the handler in the main thread and the listener both
+    get each signal, whichever is first.
     """
 
-    def request_stop(number: int, _: object) -> None:
-        if number == signal.SIGINT and stop.is_set():
-            raise KeyboardInterrupt
-        stop.set()
+    def __init__(
+        self,
+        stop: threading.Event,
+        break_off: Callable[[], object] | None,
+        answer: Callable[[signal.Signals], None] = _no_answer,
+    ) -> None:
+        self._stop, self._break_off, self._answer = stop, break_off, answer
+        self._asked = False
 
-    before = Handlers.now()
-    with Handlers(tuple((number, request_stop) for number, _ in before.by_signal)).installed():
+    def arrived(self, number: signal.Signals) -> None:
+        if self._asked and number == signal.SIGINT:
+            if self._break_off is None:
+                raise KeyboardInterrupt
+            self._break_off()
+        elif not self._asked:
+            self._asked = True
+            self._stop.set()
+            self._answer(number)
+
+
+@contextmanager
+def _listening(arrived: Callable[[signal.Signals], None]) -> Iterator[None]:
+    """Call the function, in a thread of its own, with each SIGINT and SIGTERM during the block."""
+    ours, pythons = socket.socketpair()
+    pythons.setblocking(False)
+
+    def listen() -> None:
+        while numbers := ours.recv(64):
+            for number in numbers:
+                if number in (signal.SIGINT, signal.SIGTERM):
+                    arrived(signal.Signals(number))
+
+    with ours:
+        thread = threading.Thread(target=listen, name="signals", daemon=True)
+        thread.start()
+        before = signal.set_wakeup_fd(pythons.fileno(), warn_on_full_buffer=False)
+        try:
+            yield
+        finally:
+            signal.set_wakeup_fd(before)
+            pythons.close()
+            thread.join()
+
+
+@contextmanager
+def last_act(act: Callable[[], None]) -> Iterator[None]:
+    """Call `act`, which must be quick, if `end_process` ends the process during the block."""
+    _last_acts.append(act)
+    try:
         yield
+    finally:
+        _last_acts.remove(act)
+
+
+def end_process() -> None:
+    """End this process now, whatever its threads are doing. Its child processes notice and end."""
+    if not _ending.acquire(blocking=False):
+        return
+    clear = _CLEAR if os.isatty(sys.stderr.fileno()) else ""
+    _write(f"{clear}{STOPPED}\n")
+    for act in _last_acts:
+        with suppress(Exception):
+            act()
+    # A progress bar may have been drawn again meanwhile.
+    _write(clear)
+    os._exit(1)
+
+
+def _write(text: str) -> None:
+    with suppress(OSError):
+        os.write(sys.stderr.fileno(), text.encode())

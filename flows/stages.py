@@ -9,21 +9,39 @@ from __future__ import annotations
 from collections import deque
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextvars import copy_context
+from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from maskloom.flows.progress import Quiet
+
 T = TypeVar("T")
 Item = TypeVar("Item")
+
+
+def _nothing_said(*_: Any) -> str:
+    return ""
 
 
 class Stages:
     """Calls the stages of a flow, without a record."""
 
-    def stage(self, name: str, function: Callable[..., T], *args: Any) -> T:  # noqa: ARG002
-        """The function's result. Raises its error."""
+    def stage(
+        self,
+        name: str,  # noqa: ARG002
+        function: Callable[..., T],
+        *args: Any,
+        said: Callable[[T], str] = _nothing_said,  # noqa: ARG002
+    ) -> T:
+        """The function's result, which `said` puts into words for a record. Raises its error."""
         return function(*args)
+
+    def shown_by(self, display: Quiet) -> Quiet:
+        """The display of a run whose stages these are."""
+        return display
 
     def each(
         self,
@@ -31,6 +49,7 @@ class Stages:
         items: Sequence[Item],
         name: Callable[[Item], str],
         width: int,
+        said: Callable[[Item, T], str] = _nothing_said,
     ) -> Iterator[T]:
         """The function's results for all items, in order of completion. Each call is a stage; at
         most `width` run at once.
@@ -45,9 +64,10 @@ class Stages:
             while running or (waiting and failure is None):
                 while waiting and failure is None and len(running) < width:
                     item = waiting.popleft()
+                    stage = partial(self.stage, said=partial(said, item))
                     # The record is found by a context variable, which threads do not inherit.
                     call = copy_context().run
-                    running.add(pool.submit(call, self.stage, name(item), function, item))
+                    running.add(pool.submit(call, stage, name(item), function, item))
                 done, running = wait(running, return_when=FIRST_COMPLETED)
                 for future in done:
                     failure = failure or future.exception()
@@ -57,10 +77,23 @@ class Stages:
             raise failure
 
 
+@dataclass(frozen=True, slots=True)
+class Watched:
+    """A run as its record names it, and how it is stopped from there."""
+
+    name: str
+    output: str = ""
+    """Where its results are: a URI, which may hold a secret."""
+    stop: Callable[[str], object] = _nothing_said
+    """Asks the run to stop, for this reason."""
+    notes: tuple[str, ...] = ()
+    """Lines that were said before the record began."""
+
+
 class Orchestrator(Protocol):
     """Runs a flow. Entering the context starts what it needs, in the background."""
 
-    def flow(self, name: str, body: Callable[[Stages], T]) -> T:
+    def flow(self, run: Watched, body: Callable[[Stages], T]) -> T:
         """The result of `body`. Raises its error."""
         ...
 
@@ -70,14 +103,11 @@ class Orchestrator(Protocol):
 
 
 class Plain:
-    """Runs a flow without a record, with the given stages."""
+    """Runs a flow without a record."""
 
-    def __init__(self, stages: Stages | None = None) -> None:
-        self._stages = stages or Stages()
-
-    def flow(self, name: str, body: Callable[[Stages], T]) -> T:  # noqa: ARG002
+    def flow(self, run: Watched, body: Callable[[Stages], T]) -> T:  # noqa: ARG002
         """The result of `body`. Raises its error."""
-        return body(self._stages)
+        return body(Stages())
 
     def __enter__(self) -> Self:
         return self

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from maskloom.segcore.geometry import Shape
 from maskloom.segcore.storage.addresses import redacted
@@ -40,6 +41,34 @@ def failure(uri: str, error_type: str, error: str) -> str:
     return line(f"{uri}: {error_type}: {said}")
 
 
+def at(position: Mapping[str, Any]) -> str:
+    """A position (`tasks.progress.Progress.position`) in words.
+
+    >>> at({"stage": "fit", "details": ["3/8 images"], "seconds_left": 200})
+    'fit: 3/8 images, 3 min left'
+    """
+    left = position.get("seconds_left")
+    details = [*position.get("details", ()), *([] if left is None else [f"{duration(left)} left"])]
+    stage = line(str(position.get("stage", "starting")))
+    return f"{stage}: {line(', '.join(map(str, details)))}" if details else stage
+
+
+def told(error: BaseException) -> str:
+    """An error in words that may be shown and stored: how far the run came, and what happened."""
+    return escaped(redacted(" ".join([*getattr(error, "__notes__", ()), str(error)])))
+
+
+def recordable(value: Any) -> Any:
+    """A JSON value that a server may store: signatures of addresses are masked, and characters that
+    UTF-8 cannot encode are escaped.
+    """
+    if isinstance(value, str):
+        return escaped(redacted(value))
+    if isinstance(value, Mapping):
+        return {key: recordable(item) for key, item in value.items()}
+    return [recordable(item) for item in value] if isinstance(value, list) else value
+
+
 def count(number: int, noun: str, plural: str = "") -> str:
     """A number with its noun.
 
@@ -57,6 +86,39 @@ def millions(shapes: Iterable[Shape]) -> str:
     """
     axes = set(map(len, shapes))
     return "megavoxels" if axes == {len("zyx")} else "megapixels"
+
+
+def pixels(number: float, unit: str) -> str:
+    """A number of pixels, or voxels where the unit is megavoxels, with a prefix.
+
+    >>> pixels(256, "megapixels"), pixels(1_230_000_000, "megapixels")
+    ('256 px', '1.2 Gpx')
+    >>> pixels(34_000_000, "megavoxels")
+    '34 Mvx'
+    """
+    short = "vx" if unit == "megavoxels" else "px"
+    scale, prefix = next(
+        (
+            (scale, prefix)
+            for scale, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
+            if number >= scale
+        ),
+        (1.0, ""),
+    )
+    size = number / scale
+    return f"{size:.1f}".removesuffix(".0") + f" {prefix}{short}"
+
+
+def duration(seconds: float) -> str:
+    """A duration in words.
+
+    >>> duration(12.3), duration(100), duration(5000)
+    ('12 s', '2 min', '1 h 23 min')
+    """
+    minutes = round(seconds / 60)
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
 class EscapingFormatter(logging.Formatter):

@@ -15,7 +15,7 @@ import difflib
 import importlib
 import pkgutil
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, ItemsView, Iterator, Mapping
 from importlib.metadata import entry_points
 from typing import Generic, TypeVar
 
@@ -72,6 +72,10 @@ class Registry(Mapping[str, T], Generic[T]):
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._loaded)
+
+    def items(self) -> ItemsView[str, T]:
+        """Names and items."""
+        return self._loaded.items()
 
     def __len__(self) -> int:
         return len(self._loaded)

@@ -8,7 +8,7 @@ of the interrupted one.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from math import prod
 
 from maskloom.segcore.errors import RecipeError
@@ -48,18 +48,18 @@ def range_pixels(settings: RunSettings) -> int:
 
 
 def whole_images(
-    settings: RunSettings, images: Iterable[PlannedImage], workers: int
+    settings: RunSettings, images: Collection[PlannedImage], workers: int
 ) -> Iterator[ImagesJob]:
     """Jobs of whole images, small enough to keep all workers busy."""
-    small = [
-        image for image in images if image.spec is not None and not is_spread(image.spec, settings)
-    ]
-    total = sum(image.spec.pixels for image in small if image.spec)
+    number = total = 0
+    for image in _small(settings, images):
+        number += 1
+        total += image.spec.pixels if image.spec else 0
     limit = min(range_pixels(settings), max(2**18, total // (4 * workers)))
-    most = max(1, min(BATCH_IMAGES, -(-len(small) // (4 * workers))))
+    most = max(1, min(BATCH_IMAGES, -(-number // (4 * workers))))
     batch: list[PlannedImage] = []
     pixels = 0
-    for image in small:
+    for image in _small(settings, images):
         batch.append(image)
         pixels += image.spec.pixels if image.spec else 0
         if pixels >= limit or len(batch) >= most:
@@ -67,6 +67,13 @@ def whole_images(
             batch, pixels = [], 0
     if batch:
         yield ImagesJob(settings, tuple(batch))
+
+
+def _small(settings: RunSettings, images: Iterable[PlannedImage]) -> Iterator[PlannedImage]:
+    """The readable images that are not spread."""
+    for image in images:
+        if image.spec is not None and not is_spread(image.spec, settings):
+            yield image
 
 
 def tile_ranges(
@@ -84,7 +91,7 @@ def tile_ranges(
 
 
 def fitting_jobs(
-    settings: RunSettings, images: Iterable[PlannedImage], workers: int
+    settings: RunSettings, images: Collection[PlannedImage], workers: int
 ) -> Iterator[ImagesJob | TileRangeJob]:
     """All jobs of one round of fitting, those of large images first, so that none of them runs last
     alone.
@@ -92,7 +99,6 @@ def fitting_jobs(
     Ranges of tiles are larger than for segmentation, since each range sends a state to the driver
     and nothing is staged for a restart.
     """
-    images = list(images)
     for image in images:
         if image.spec is not None and is_spread(image.spec, settings):
             yield from tile_ranges(

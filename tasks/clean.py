@@ -7,8 +7,10 @@
     staging of another run      kept if the next run can resume the run; otherwise it must be idle
     a mask or preview           removed if no image in the tables has it, a run planned it, and all
                                 such runs cannot be resumed and are idle
+    an unfinished upload        removed if it began long enough ago; the file has no other trace
 
 Idle means that nothing of it, nor of its run, has been written for a day by the store's own clock.
+A process at work, on any machine, gives a sign of life there every minute.
 No clock decides about results: a run that pauses for longer and wakes up misses a file, ends with a
 message, and continues when it is started again.
 """
@@ -28,8 +30,9 @@ from maskloom.segcore.storage.atomic import is_writer_alive, remove_temporary
 from maskloom.segcore.storage.filesystems import is_local
 from maskloom.segcore.storage.records import damaged_record, read_json, read_table
 from maskloom.segcore.storage.store import STAGING, Listed, Store
+from maskloom.segcore.storage.uploads import Upload, abort, unfinished_uploads
 from maskloom.tasks.commits.log import IMAGES, incomplete_folder
-from maskloom.tasks.commits.presence import PROCESSES, sweep
+from maskloom.tasks.commits.presence import PROCESSES, processes, sweep
 from maskloom.tasks.plan import read_head
 
 IDLE_HOURS = 24.0
@@ -65,6 +68,8 @@ class Leftover:
     """The path of a temporary file. None: something else."""
     seen: Listed | None = None
     """A mask or preview as it was listed; one that has changed since is not removed."""
+    upload: Upload | None = None
+    """An unfinished upload to an object store."""
 
 
 def require_output(store: Store) -> None:
@@ -144,6 +149,7 @@ def leftovers(output: str, idle_hours: float = IDLE_HOURS) -> list[Leftover]:
         *overtaken.staging_folders(),
         *_process_folders(store, staged, ages),
         *overtaken.unused_files(),
+        *_uploads(store, ages),
     ]
 
 
@@ -152,6 +158,9 @@ def remove(output: str, leftover: Leftover) -> bool:
     store = Store(output)
     if leftover.temporary is not None:
         remove_temporary(leftover.temporary)
+        return True
+    if leftover.upload is not None:
+        abort(store, leftover.upload)
         return True
     if (
         leftover.seen is not None
@@ -242,6 +251,7 @@ class _Overtaken:
             for name, image_id in orphans(store, listed, _masks(store)).items()
             if planners.get(image_id, set()) <= overtaken
         }
+        at_work = [each for each in processes(store) if each.alive is not False]
         written = {
             run: [
                 *(each.modified for each in store.listed(f"runs/{run}").values()),
@@ -251,6 +261,7 @@ class _Overtaken:
                     if name.startswith(f"{STAGING}/{run}/")
                 ),
                 *(listed[name].modified for name, runs in unused.items() if run in runs),
+                *(each.renewed for each in at_work if each.run_id == run),
             ]
             for run in overtaken
         }
@@ -298,6 +309,12 @@ def _temporary_files(store: Store, ages: _Ages) -> Iterator[Leftover]:
                     kept,
                     path,
                 )
+
+
+def _uploads(store: Store, ages: _Ages) -> Iterator[Leftover]:
+    for upload in unfinished_uploads(store):
+        kept = ages.kept([upload.began], "a process that uploads it")
+        yield Leftover(upload.name, "its upload was not finished", kept, upload=upload)
 
 
 def _process_folders(store: Store, staged: Mapping[str, Listed], ages: _Ages) -> Iterator[Leftover]:

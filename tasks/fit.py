@@ -7,8 +7,7 @@ contributes nothing, not even its readable tiles, since those depend on the tili
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Hashable, Sequence
+from collections.abc import Collection, Hashable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -61,7 +60,7 @@ def fit_alone(fanout: Fanout, settings: RunSettings, image: PlannedImage) -> Mod
 
 
 def fit(
-    fanout: Fanout, settings: RunSettings, images: Sequence[PlannedImage], progress: Progress
+    fanout: Fanout, settings: RunSettings, images: Collection[PlannedImage], progress: Progress
 ) -> Fit:
     """Fit the model of the settings to all images together; to a blank model if no pixel is valid.
     Raises `FitError` if the images allow no fit.
@@ -71,9 +70,7 @@ def fit(
     if isinstance(model, Fitter):
         failures = unsuitable(model, images)
     while isinstance(model, Fitter):
-        usable = [
-            image for image in images if image.spec is not None and image.source.uri not in failures
-        ]
+        usable = _Usable(images, frozenset(failures))
         if not usable:
             reason = next(iter(failures.values()), None)
             raise _NoImage(
@@ -89,23 +86,49 @@ def fit(
     return Fit(model, failures)
 
 
-def unsuitable(fitter: Fitter, images: Sequence[PlannedImage]) -> dict[str, Failure]:
+@dataclass(frozen=True, slots=True)
+class _Usable(Collection[PlannedImage]):
+    """The images of a round of fitting."""
+
+    images: Collection[PlannedImage]
+    failed: frozenset[str]
+    """URIs of those that cannot be used."""
+
+    def __iter__(self) -> Iterator[PlannedImage]:
+        return (each for each in self.images if each in self)
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    def __bool__(self) -> bool:
+        return any(True for _ in self)
+
+    def __contains__(self, image: object) -> bool:
+        return (
+            isinstance(image, PlannedImage)
+            and image.spec is not None
+            and image.source.uri not in self.failed
+        )
+
+
+def unsuitable(fitter: Fitter, images: Iterable[PlannedImage]) -> dict[str, Failure]:
     """Images that lack bands, or that differ in kind from most (k-means on colours cannot use a
     grey image). Failures by URI.
     """
     failures: dict[str, Failure] = {}
-    kinds: dict[str, Hashable] = {}
+    of_kind: dict[Hashable, list[str]] = {}
     for image in images:
         if image.spec is not None and image.failure is None:
             try:
-                kinds[image.source.uri] = fitter.kind_of(fitter.select(image.spec))
+                kind = fitter.kind_of(fitter.select(image.spec))
+                of_kind.setdefault(kind, []).append(image.source.uri)
             except ModelMismatch as error:
                 failures[image.source.uri] = Failure.of(error)
-    usual = Counter(kinds.values()).most_common(1)
-    for uri, kind in kinds.items():
-        if kind != usual[0][0]:
+    usual = max(of_kind, key=lambda kind: len(of_kind[kind]), default=None)
+    for kind, uri in ((kind, uri) for kind, uris in of_kind.items() for uri in uris):
+        if kind != usual:
             mismatch = ModelMismatch(
-                f"{uri} has {kind} band(s), most images of the collection have {usual[0][0]}; one "
+                f"{uri} has {kind} band(s), most images of the collection have {usual}; one "
                 "model cannot be fitted to both. Choose `bands` that all images have, set "
                 "`fit: image`, or run them separately."
             )
@@ -114,7 +137,7 @@ def unsuitable(fitter: Fitter, images: Sequence[PlannedImage]) -> dict[str, Fail
 
 
 def _round(
-    fanout: Fanout, settings: RunSettings, images: Sequence[PlannedImage], progress: Progress
+    fanout: Fanout, settings: RunSettings, images: Collection[PlannedImage], progress: Progress
 ) -> tuple[Any, dict[str, Failure]]:
     fitter = settings.model
     if not isinstance(fitter, Fitter):

@@ -23,6 +23,7 @@ from maskloom.tasks.clean import (
     runs_without_manifest,
 )
 from maskloom.tasks.commits.log import COMMITS, IMAGES, Commit, incomplete_folder
+from maskloom.tasks.commits.presence import Process, processes
 from maskloom.tasks.plan import HEAD, read_head
 
 T = TypeVar("T")
@@ -65,6 +66,16 @@ class Status:
     """Masks, and files of the table `areas` with the images in them, that were written and are now
     missing or empty.
     """
+    processes: tuple[Process, ...] = ()
+    """The processes that are at work, or that have shown no sign of life for a while; those of this
+    machine that were killed are not among them.
+    """
+
+    @property
+    def stopped_runs(self) -> tuple[str, ...]:
+        """Runs that have not finished and of which no process is known."""
+        at_work = {process.run_id for process in self.processes}
+        return tuple(run for run in self.open_runs if run not in at_work)
 
 
 def status(output: str) -> Status:
@@ -94,6 +105,7 @@ def status(output: str) -> Status:
         open_runs=tuple(run.run_id for run in open_runs),
         failures=failures,
         lost=tuple(sorted(lost)),
+        processes=tuple(each for each in processes(store) if each.alive is not False),
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -33,8 +33,8 @@ def peak_bytes(settings: RunSettings, images: Iterable[PlannedImage]) -> int:
     """
     peaks = (
         _tile_bytes(settings, image.spec) + _whole_bytes(settings, image.spec)
-        for image in images
-        if image.spec is not None
+        for image, is_first in _firsts(images)
+        if image.spec is not None and is_first
     )
     return WORKER_BYTES + settings.model.requirements.process_bytes + max(peaks, default=0)
 
@@ -61,14 +61,41 @@ def require_memory(
             )
 
 
-def without_room(images: Iterable[PlannedImage], available: int | None) -> list[PlannedImage]:
+def suitable(
+    settings: RunSettings, images: Iterable[PlannedImage], available: int | None
+) -> Iterator[PlannedImage]:
+    """The images, one after the other. Raises `RecipeError` at the first that the tiling does not
+    suit, or one of whose tiles needs more memory than a worker has.
+    """
+    for image, is_first in _firsts(images):
+        if is_first:
+            batching.require_tiling(settings, [image])
+            if image.failure is None:
+                require_memory(settings, [image], available)
+        yield image
+
+
+def _firsts(images: Iterable[PlannedImage]) -> Iterator[tuple[PlannedImage, bool]]:
+    """The images, and whether each is the first of its kind: those of a kind need the same
+    memory.
+    """
+    seen = set()
+    for image in images:
+        spec = image.spec
+        kind = spec and (spec.shape, spec.chunks, spec.channels, spec.dtype, image.failure is None)
+        yield image, kind not in seen
+        seen.add(kind)
+
+
+def without_room(images: Iterable[PlannedImage], available: int | None) -> Iterator[PlannedImage]:
     """The images, where those whose pixels alone need more memory than a worker has, decoded as a
     whole, are marked as failed. `available`: in bytes; None if unknown.
     """
-    return [
-        image if available is None or _fits(image, available) else _refused(image, available)
-        for image in images
-    ]
+    for image in images:
+        if available is None or _fits(image, available):
+            yield image
+        else:
+            yield _refused(image, available)
 
 
 def with_retries(

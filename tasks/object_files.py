@@ -8,11 +8,13 @@ pixels.
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any
+from typing import IO, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -22,6 +24,7 @@ from maskloom.segcore.pipeline.records import ImageResult
 from maskloom.segcore.raster.spec import RasterSpec
 from maskloom.segcore.statistics.objects.geoparquet import nulls
 from maskloom.segcore.statistics.objects.table import geo_metadata, schema
+from maskloom.segcore.storage.parquet import extending, extends
 from maskloom.segcore.storage.records import record_errors
 from maskloom.segcore.storage.store import Store
 from maskloom.tasks.commits.log import Draft
@@ -57,13 +60,34 @@ class ObjectFile:
         other images, without `former` ones. `staged`: files of rows by image id; `specs`: headers
         of all images of the run, whose tables have the same columns.
         """
-        try:
-            content = self.store.read(self.name)
-        except FileNotFoundError:
-            old = None
-        else:
+        with self._opened() as (file, old):
+            self._write(draft, file, old, staged, results, specs, former)
+
+    @contextlib.contextmanager
+    def _opened(self) -> Iterator[tuple[IO[bytes], pq.ParquetFile | None]]:
+        """The present file, and its table, of which a row group at a time is read. None: there is
+        no such file.
+        """
+        with contextlib.ExitStack() as stack:
+            try:
+                file = stack.enter_context(self.store.open(self.name))
+            except FileNotFoundError:
+                yield io.BytesIO(), None
+                return
             with record_errors(self.store, self.name):
-                old = pq.ParquetFile(pa.BufferReader(content))
+                old = stack.enter_context(pq.ParquetFile(file, pre_buffer=False))
+            yield file, old
+
+    def _write(
+        self,
+        draft: Draft,
+        file: IO[bytes],
+        old: pq.ParquetFile | None,
+        staged: Mapping[str, str],
+        results: Sequence[ImageResult],
+        specs: Sequence[RasterSpec],
+        former: Set[str],
+    ) -> None:
         located = {
             result.source.image_id
             for result in results
@@ -77,14 +101,17 @@ class ObjectFile:
         bands += [spec.file_bands for spec in specs]
         axes = [3 if "centroid_z" in names else 2, *(len(spec.shape) for spec in specs)]
         wanted = objects_schema(max(bands), bool(located) or was_located, max(axes))
-        rows = chain(
-            (_conformed(group, wanted, was_located) for group in kept),
-            (
-                _conformed(batch, wanted, image_id in located)
-                for image_id, file in staged.items()
-                for batch in self._staged(image_id, file)
-            ),
+        new = (
+            _conformed(batch, wanted, image_id in located)
+            for image_id, file in staged.items()
+            for batch in self._staged(image_id, file)
         )
+        if old is not None and not self._has(old, replaced) and extends(file, wanted):
+            with draft.table(self.name) as out, extending(file, out, wanted) as writer:
+                for group in _row_groups(new):
+                    writer.write_table(group, row_group_size=ROW_GROUP)
+            return
+        rows = chain((_conformed(group, wanted, was_located) for group in kept), new)
         with (
             draft.table(self.name) as out,
             pq.ParquetWriter(out, wanted, compression="zstd") as writer,
@@ -92,10 +119,16 @@ class ObjectFile:
             for group in _row_groups(rows):
                 writer.write_table(group, row_group_size=ROW_GROUP)
 
+    def _has(self, old: pq.ParquetFile, image_ids: Sequence[str]) -> bool:
+        """Whether the file has rows of one of these images."""
+        with record_errors(self.store, self.name):
+            found = old.read(["image_id"], use_threads=False)["image_id"]
+        return bool(pc.any(pc.is_in(found, value_set=pa.array(image_ids, pa.string()))).as_py())
+
     def _kept(self, old: pq.ParquetFile, replaced: Sequence[str]) -> Iterator[pa.Table]:
         for i in range(old.num_row_groups):
             with record_errors(self.store, self.name):
-                group = old.read_row_group(i)
+                group = old.read_row_group(i, use_threads=False)
                 kept = group.filter(
                     pc.invert(
                         pc.is_in(group["image_id"], value_set=pa.array(replaced, pa.string()))

@@ -8,22 +8,33 @@ sees an image twice; new images go into new files.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import io
 import json
 import logging
+import threading
+from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from types import MappingProxyType
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import accumulate, count
 from typing import Any, cast
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from maskloom.segcore import errors
 from maskloom.segcore.pipeline.jobs import DescribeJob
-from maskloom.segcore.pipeline.records import Failure, Plan, PlannedImage, Shard, run_id
+from maskloom.segcore.pipeline.records import (
+    Failure,
+    Plan,
+    PlannedImage,
+    Shard,
+    StoredImages,
+    run_id,
+)
 from maskloom.segcore.pipeline.worker import describe
 from maskloom.segcore.raster.source import Member, Source
 from maskloom.segcore.raster.spec import load_spec
@@ -31,7 +42,7 @@ from maskloom.segcore.raster.stored import ReadOptions, split_part
 from maskloom.segcore.storage.canonical import canonical, digest
 from maskloom.segcore.storage.records import read_json, read_table, record_errors
 from maskloom.segcore.storage.store import STAGING, Store
-from maskloom.tasks.commits.ledger import Committed, rows_by_file
+from maskloom.tasks.commits.ledger import Committed, RowsByFile
 from maskloom.tasks.fanout.protocol import Fanout
 
 log = logging.getLogger(__name__)
@@ -41,7 +52,9 @@ HEAD = "runs/head.json"
 
 SHARD_PIXELS = 2**29
 SHARD_IMAGES = 500
-DESCRIBE_BATCH = 32
+DESCRIBE_BATCH = 256
+"""Most files whose headers a job reads."""
+_LEAST_BATCH = 32
 _PIXELS_A_BYTE = 100_000
 """No codec packs more pixels into a byte."""
 _SPARSE_NOTE = (
@@ -51,6 +64,24 @@ _SPARSE_NOTE = (
 DEFAULT = ReadOptions()
 _HEADER = tuple(field.name for field in dataclasses.fields(Plan) if field.name != "shards")
 """The fields of a plan in its JSON file."""
+ROW_GROUP = 5_000
+"""Rows of a row group of a plan's table, and at most a shard more."""
+_RECENT = 3
+"""Row groups in memory."""
+_SCHEMA = pa.schema(
+    [
+        ("image_id", pa.string()),
+        ("uri", pa.string()),
+        ("version", pa.string()),
+        ("size", pa.int64()),
+        ("is_folder", pa.bool_()),
+        ("part", pa.string()),
+        ("members", pa.string()),
+        ("shard", pa.string()),
+        ("spec", pa.string()),
+        ("failure", pa.string()),
+    ]
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +153,7 @@ def pending(
     sources: Iterable[Source], committed: Mapping[str, Committed], fingerprint: str
 ) -> list[Source]:
     """The sources that are new or changed, or that failed for a reason that may no longer hold."""
-    parts = rows_by_file(committed)
+    parts = RowsByFile(committed)
 
     def is_done(source: Source) -> bool:
         rows = parts.get(source.uri, ())
@@ -153,11 +184,13 @@ def replaced_by_series(
     for each in series:
         for member in each.members:
             holders[member.uri].add(each.uri)
+    if not holders:
+        return {}
     inputs = {source.uri for source in sources}
-    gone = {place: rows for place, rows in rows_by_file(committed).items() if place not in inputs}
+    gone = {place: rows for place, rows in RowsByFile(committed).items() if place not in inputs}
     found: dict[str, set[str]] = defaultdict(set)
     files = [(place, place) for place in gone]
-    runs = {row.run_id for rows in gone.values() for row in rows} if holders else ()
+    runs = {row.run_id for rows in gone.values() for row in rows}
     for run in sorted(runs):
         files += [(place, file) for place, file in _files_of_series(store, run) if place in gone]
     for place, file in files:
@@ -178,53 +211,93 @@ def _files_of_series(store: Store, identity: str) -> Iterator[tuple[str, str]]:
             yield split_part(row["uri"])[0], file
 
 
+def in_order_of_files(
+    sources: Sequence[Source], committed: Mapping[str, Committed]
+) -> list[Source]:
+    """The sources with rows, by the table file that holds them, and then the others: in this order,
+    shards are made one after the other.
+    """
+    if not committed:
+        return list(sources)
+    # An image that is part of a file has the URI of the file and its own name.
+    files = {split_part(row.uri)[0]: row.file for row in committed.values()}
+    return sorted(sources, key=lambda source: (source.uri not in files, files.get(source.uri, "")))
+
+
 def describe_sources(
     fanout: Fanout,
     sources: Sequence[Source],
     format_name: str | None,
     options: ReadOptions = DEFAULT,
-    known_ids: Mapping[str, str] = MappingProxyType({}),
-) -> list[PlannedImage]:
+    known_ids: Callable[[], Mapping[str, str]] = dict,
+    read: Callable[[int], None] = lambda _: None,
+) -> Iterator[PlannedImage]:
     """The images of all sources with their headers, which the workers read, in the order of the
-    sources. `known_ids`: ids of all images and inputs of the output, by URI.
+    sources. `known_ids` gives the ids of all images and inputs of the output, by URI. `read` is
+    called with the number of sources that are read.
+
+    Only images that arrived before those of earlier sources are in memory.
     """
-    starts = range(0, len(sources), DESCRIBE_BATCH)
-    jobs = [
-        DescribeJob(tuple(sources[i : i + DESCRIBE_BATCH]), format_name, options) for i in starts
-    ]
-    images: dict[str, list[PlannedImage]] = {source.uri: [] for source in sources}
+    batch = min(DESCRIBE_BATCH, max(_LEAST_BATCH, len(sources) // (16 * fanout.workers)))
+    jobs = (
+        DescribeJob(tuple(sources[i : i + batch]), format_name, options)
+        for i in range(0, len(sources), batch)
+    )
+    ids, notes = _OwnIds(known_ids), _Notes()
+    waiting: dict[str, tuple[int, Sequence[PlannedImage]]] = {}
+    next_source = done = 0
     for job, answer in fanout.map(describe, jobs):
+        done += len(job.sources)
+        read(done)
         if isinstance(answer, errors.WorkerDied):
             failure = Failure.of(answer)
             found = tuple(PlannedImage(source, None, failure) for source in job.sources)
         else:
             found = answer
-        for image in found:
-            images[image.source.location].append(image)
-    described = _with_own_ids(
-        [image for source in sources for image in images[source.uri]], known_ids
-    )
-    _log_notes(described)
-    return described
+        waiting[job.sources[0].uri] = len(job.sources), _shared(found, job.sources)
+        while next_source < len(sources) and sources[next_source].uri in waiting:
+            described, images = waiting.pop(sources[next_source].uri)
+            next_source += described
+            for image in images:
+                notes.take(image)
+                yield ids.own(image)
+    notes.log()
 
 
-def _with_own_ids(
-    images: Iterable[PlannedImage], known_ids: Mapping[str, str]
-) -> list[PlannedImage]:
-    """The images, each with an id that no other file has: a part keeps the one of earlier runs, or
-    gets a longer one if the name of another file is equal to it.
+def _shared(images: Iterable[PlannedImage], sources: Iterable[Source]) -> list[PlannedImage]:
+    """The images with the sources that this process has, instead of copies of them."""
+    known = {source.uri: source for source in sources}
+    return [
+        dataclasses.replace(image, source=known.get(image.source.uri, image.source))
+        for image in images
+    ]
+
+
+@dataclass(slots=True)
+class _OwnIds:
+    """Gives each image an id that no other file has: a part keeps the one of earlier runs, or gets
+    a longer one if the name of another file is equal to it.
     """
-    owners = {image_id.casefold(): split_part(uri)[0] for uri, image_id in known_ids.items()}
-    result = []
-    for image in images:
+
+    known_ids: Callable[[], Mapping[str, str]]
+    known: Mapping[str, str] | None = None
+    owners: dict[str, str] = field(default_factory=dict)
+    """The file of each id."""
+
+    def own(self, image: PlannedImage) -> PlannedImage:
+        """The image with such an id."""
         source = image.source
-        if source.part:
-            image_id = known_ids.get(source.uri, source.image_id)
-            if owners.setdefault(image_id.casefold(), source.location) != source.location:
-                image_id = f"{image_id}_{digest(source.uri)[:10]}"
-            source = dataclasses.replace(source, image_id=image_id)
-        result.append(dataclasses.replace(image, source=source))
-    return result
+        if not source.part:
+            return image
+        if self.known is None:
+            self.known = self.known_ids()
+            self.owners = {
+                image_id.casefold(): split_part(uri)[0] for uri, image_id in self.known.items()
+            }
+        image_id = self.known.get(source.uri, source.image_id)
+        if self.owners.setdefault(image_id.casefold(), source.location) != source.location:
+            image_id = f"{image_id}_{digest(source.uri)[:10]}"
+        return dataclasses.replace(image, source=dataclasses.replace(source, image_id=image_id))
 
 
 def _is_nearly_empty(image: PlannedImage) -> bool:
@@ -233,34 +306,55 @@ def _is_nearly_empty(image: PlannedImage) -> bool:
     return source.is_folder and spec is not None and spec.pixels > _PIXELS_A_BYTE * source.size
 
 
-def _log_notes(images: Sequence[PlannedImage]) -> None:
-    """Log the notes of readers on files: one line per note, with the number of files."""
-    about: dict[str, list[str]] = {}
-    for image in images:
+@dataclass(slots=True)
+class _Notes:
+    """The notes of readers on files."""
+
+    about: dict[str, tuple[str, int]] = field(default_factory=dict)
+    """The first file and the number of files, by the note."""
+
+    def take(self, image: PlannedImage) -> None:
+        """Keep the notes on an image."""
         notes = image.spec.notes if image.spec is not None else ()
         for note in (*notes, *([_SPARSE_NOTE] if _is_nearly_empty(image) else [])):
-            about.setdefault(note, []).append(image.source.uri)
-    for note, uris in about.items():
-        log.warning(
-            "%s%s: %s.", uris[0], f" and {len(uris) - 1} more" if len(uris) > 1 else "", note
-        )
+            first, files = self.about.get(note, (image.source.uri, 0))
+            self.about[note] = first, files + 1
+
+    def log(self) -> None:
+        """Log one line per note."""
+        for note, (first, files) in self.about.items():
+            log.warning("%s%s: %s.", first, f" and {files - 1} more" if files > 1 else "", note)
 
 
 def make_plan(
     work: Fingerprint,
     head: LastRun,
     identity: str,
-    images: Sequence[PlannedImage],
+    images: Iterable[PlannedImage],
     committed: Mapping[str, Committed],
 ) -> Plan:
     """The plan of a new run over these images."""
+
+    def file_of(image: PlannedImage) -> tuple[bool, str]:
+        row = committed.get(image.source.uri)
+        return row is None, "" if row is None else row.file
+
+    ordered = sorted(images, key=file_of)
+    empty = empty_plan(work, head, identity)
+    return dataclasses.replace(
+        empty, shards=tuple(make_shards(identity, ordered, committed, work.apart_by_crs))
+    )
+
+
+def empty_plan(work: Fingerprint, head: LastRun, identity: str) -> Plan:
+    """The plan of a new run, without its shards."""
     return Plan(
         run_id=identity,
         parent=head.run_id,
         sequence=head.sequence + 1,
         fingerprint=work.fingerprint,
         settings=work.settings,
-        shards=tuple(_shards(identity, images, committed, work.apart_by_crs)),
+        shards=(),
     )
 
 
@@ -269,38 +363,54 @@ def identify(work: Fingerprint, head: LastRun, sources: Sequence[Source]) -> str
     return run_id(work.name, work.fingerprint, sources, head.run_id)
 
 
-def write_plan(store: Store, plan: Plan) -> None:
-    """Write the plan's files. The JSON file is written last, so it marks a complete plan."""
-    rows = [
-        {
-            "image_id": image.source.image_id,
-            "uri": image.source.uri,
-            "version": image.source.version,
-            "size": image.source.size,
-            "is_folder": image.source.is_folder,
-            "part": image.source.part,
-            "members": _members_json(image.source),
-            "shard": shard.file,
-            "spec": None if image.spec is None else canonical(image.spec),
-            "failure": None if image.failure is None else canonical(image.failure),
-        }
-        for shard in plan.shards
-        for image in shard.images
-    ]
-    types = {"size": pa.int64(), "is_folder": pa.bool_()}
-    schema = pa.schema([(name, types.get(name, pa.string())) for name in rows[0]])
-    buffer = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(rows, schema=schema), buffer, compression="zstd")
-    store.publish(f"runs/{plan.run_id}/plan.parquet", buffer.getvalue())
+def write_plan(store: Store, plan: Plan, shards: Iterable[Shard] | None = None) -> None:
+    """Write the plan's files. `shards`: those of the plan, where they are made while they are
+    written. The JSON file is written last, so it marks a complete plan.
+    """
+    rows = 0
+    with (
+        store.writing(f"runs/{plan.run_id}/plan.parquet") as out,
+        pq.ParquetWriter(out, _SCHEMA, compression="zstd") as writer,
+    ):
+        for table in _row_groups(plan.shards if shards is None else shards):
+            writer.write_table(table)
+            rows += len(table)
     header = {name: getattr(plan, name) for name in _HEADER}
     store.publish_new(
         f"runs/{plan.run_id}/plan.json",
-        json.dumps({**header, "images": len(rows)}, indent=1).encode(),
+        json.dumps({**header, "images": rows}, indent=1).encode(),
     )
 
 
+def _row_groups(shards: Iterable[Shard]) -> Iterator[pa.Table]:
+    """The rows of the plan's table, some thousand at a time."""
+    rows: list[dict[str, Any]] = []
+    for shard in shards:
+        rows += [_row(shard, image) for image in shard.images]
+        if len(rows) >= ROW_GROUP:
+            yield pa.Table.from_pylist(rows, schema=_SCHEMA)
+            rows = []
+    if rows:
+        yield pa.Table.from_pylist(rows, schema=_SCHEMA)
+
+
+def _row(shard: Shard, image: PlannedImage) -> dict[str, Any]:
+    return {
+        "image_id": image.source.image_id,
+        "uri": image.source.uri,
+        "version": image.source.version,
+        "size": image.source.size,
+        "is_folder": image.source.is_folder,
+        "part": image.source.part,
+        "members": _members_json(image.source),
+        "shard": shard.file,
+        "spec": None if image.spec is None else canonical(image.spec),
+        "failure": None if image.failure is None else canonical(image.failure),
+    }
+
+
 def read_plan(store: Store, identity: str) -> Plan | None:
-    """The plan of a run. None: the run has no plan."""
+    """The plan of a run, whose shards read their images when asked. None: the run has no plan."""
     try:
         header = read_json(
             store,
@@ -309,19 +419,65 @@ def read_plan(store: Store, identity: str) -> Plan | None:
         )
     except FileNotFoundError:
         return None
-    name = f"runs/{identity}/plan.parquet"
-    shards: dict[str, list[PlannedImage]] = {}
-    with record_errors(store, name):
-        for row in read_table(store, name).to_pylist():
-            image = PlannedImage(
-                _source(row),
-                None if row["spec"] is None else load_spec(json.loads(row["spec"])),
-                None if row["failure"] is None else Failure(**json.loads(row["failure"])),
+    return Plan(**header, shards=PlanFile(store, f"runs/{identity}/plan.parquet").shards())
+
+
+class PlanFile:
+    """The table of a plan, of which a few row groups are in memory."""
+
+    def __init__(self, store: Store, name: str) -> None:
+        """Raises `DamagedRecord`."""
+        self._store, self._name = store, name
+        self._lock = threading.Lock()
+        self._recent: dict[int, list[dict[str, Any]]] = {}
+        """The last row groups read."""
+        with self._opened() as file:
+            self._metadata = file.metadata
+            sizes = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
+            self._ends = list(accumulate(sizes))
+            column = file.read(columns=["shard"], use_threads=False)["shard"]
+            self._shards = column.combine_chunks().dictionary_encode()
+
+    def shards(self) -> tuple[Shard, ...]:
+        """The shards, in their order."""
+        code = self._shards.indices.to_numpy()
+        order = np.argsort(code, kind="stable")
+        starts = np.flatnonzero(np.diff(code[order], prepend=-1))
+        rows = np.split(order, starts[1:])
+        return tuple(
+            Shard(file, StoredImages(len(those), partial(self.images, those)))
+            for file, those in zip(
+                self._shards.dictionary.to_pylist(), rows, strict=bool(len(code))
             )
-            shards.setdefault(row["shard"], []).append(image)
-    return Plan(
-        **header, shards=tuple(Shard(file, tuple(images)) for file, images in shards.items())
-    )
+        )
+
+    def images(self, rows: Iterable[int]) -> tuple[PlannedImage, ...]:
+        """The images of some rows, given by their numbers in ascending order."""
+        found = []
+        with self._lock, record_errors(self._store, self._name):
+            for row in map(int, rows):
+                group = bisect_right(self._ends, row)
+                first = self._ends[group - 1] if group else 0
+                found.append(_image(self._group(group)[row - first]))
+        return tuple(found)
+
+    def _group(self, number: int) -> list[dict[str, Any]]:
+        if number not in self._recent:
+            with self._opened() as file:
+                rows = file.read_row_group(number, use_threads=False).to_pylist()
+            while len(self._recent) >= _RECENT:
+                self._recent.pop(next(iter(self._recent)))
+            self._recent[number] = rows
+        return self._recent[number]
+
+    @contextlib.contextmanager
+    def _opened(self) -> Iterator[pq.ParquetFile]:
+        with (
+            record_errors(self._store, self._name),
+            self._store.open(self._name) as file,
+            pq.ParquetFile(file, metadata=getattr(self, "_metadata", None)) as table,
+        ):
+            yield table
 
 
 def with_addresses(plan: Plan, sources: Iterable[Source]) -> Plan:
@@ -338,17 +494,32 @@ def with_addresses(plan: Plan, sources: Iterable[Source]) -> Plan:
         source = dataclasses.replace(image.source, address=found.address, members=found.members)
         return dataclasses.replace(image, source=source)
 
-    shards = (
-        dataclasses.replace(shard, images=tuple(map(addressed, shard.images)))
-        for shard in plan.shards
-    )
-    return dataclasses.replace(plan, shards=tuple(shards))
+    return with_changed(plan, addressed)
+
+
+def with_changed(plan: Plan, change: Callable[[PlannedImage], PlannedImage]) -> Plan:
+    """The plan with each image changed when it is read."""
+
+    def changed(shard: Shard) -> Shard:
+        images = shard.images
+        read = StoredImages(len(images), lambda: tuple(map(change, images)))
+        return dataclasses.replace(shard, images=read)
+
+    return dataclasses.replace(plan, shards=tuple(map(changed, plan.shards)))
 
 
 def _members_json(source: Source) -> str | None:
     """The files of a series, without their addresses. None: the source is not a series."""
     members = [(each.uri, each.version, each.size) for each in source.members]
     return json.dumps(members) if members else None
+
+
+def _image(row: Mapping[str, Any]) -> PlannedImage:
+    return PlannedImage(
+        _source(row),
+        None if row["spec"] is None else load_spec(json.loads(row["spec"])),
+        None if row["failure"] is None else Failure(**json.loads(row["failure"])),
+    )
 
 
 def _source(row: Mapping[str, Any]) -> Source:
@@ -379,37 +550,54 @@ def _parent(plan: Mapping[str, Any]) -> str | None:
     return cast("str | None", plan["parent"])
 
 
-def _shards(
+def make_shards(
     identity: str,
-    images: Sequence[PlannedImage],
+    images: Iterable[PlannedImage],
     committed: Mapping[str, Committed],
     apart_by_crs: bool,
 ) -> Iterator[Shard]:
-    rewritten: dict[str, list[PlannedImage]] = {}
-    new: list[PlannedImage] = []
+    """The shards of images that come in the order of `in_order_of_files`, as they fill."""
+    replacing: list[PlannedImage] = []
+    file = ""
+    new = {False: _Group(), True: _Group()}
+    numbers = count()
     for image in images:
         row = committed.get(image.source.uri)
-        (new if row is None else rewritten.setdefault(row.file, [])).append(image)
-    for file, members in sorted(rewritten.items()):
-        yield Shard(file, tuple(members))
-    with_crs: list[PlannedImage] = []
-    rest: list[PlannedImage] = []
-    for image in new:
-        has_crs = image.spec is not None and image.spec.space.crs is not None
-        (with_crs if apart_by_crs and has_crs else rest).append(image)
-    for number, group in enumerate((*_groups(with_crs), *_groups(rest))):
-        yield Shard(f"{identity}-{number:05d}.parquet", tuple(group))
+        if row is None:
+            has_crs = image.spec is not None and image.spec.space.crs is not None
+            full = new[apart_by_crs and has_crs].add(image)
+            if full:
+                yield Shard(_shard_name(identity, next(numbers)), full)
+            continue
+        if row.file != file and replacing:
+            yield Shard(file, tuple(replacing))
+            replacing = []
+        file = row.file
+        replacing.append(image)
+    if replacing:
+        yield Shard(file, tuple(replacing))
+    for group in new.values():
+        if group.images:
+            yield Shard(_shard_name(identity, next(numbers)), tuple(group.images))
 
 
-def _groups(images: Sequence[PlannedImage]) -> Iterator[list[PlannedImage]]:
-    group: list[PlannedImage] = []
-    pixels = 0
-    for image in images:
+def _shard_name(identity: str, number: int) -> str:
+    return f"{identity}-{number:05d}.parquet"
+
+
+@dataclass(slots=True)
+class _Group:
+    """Images that will be a shard."""
+
+    images: list[PlannedImage] = field(default_factory=list)
+    pixels: int = 0
+
+    def add(self, image: PlannedImage) -> tuple[PlannedImage, ...]:
+        """Add an image. Returns those before it if they are a shard; otherwise nothing."""
         size = image.spec.pixels if image.spec else 0
-        if group and (pixels + size > SHARD_PIXELS or len(group) >= SHARD_IMAGES):
-            yield group
-            group, pixels = [], 0
-        group.append(image)
-        pixels += size
-    if group:
-        yield group
+        full: tuple[PlannedImage, ...] = ()
+        if self.images and (self.pixels + size > SHARD_PIXELS or len(self.images) >= SHARD_IMAGES):
+            full, self.images, self.pixels = tuple(self.images), [], 0
+        self.images.append(image)
+        self.pixels += size
+        return full

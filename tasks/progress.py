@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Collection, Mapping
+from typing import Any, Protocol
 
 from maskloom.segcore.pipeline.jobs import Job, RunSettings
 from maskloom.segcore.pipeline.records import PlannedImage
@@ -12,7 +12,7 @@ from maskloom.segcore.pipeline.records import PlannedImage
 class Progress(Protocol):
     """Receives the progress of stages; called from several threads."""
 
-    def start(self, stage: str, images: Sequence[PlannedImage], settings: RunSettings) -> None:
+    def start(self, stage: str, images: Collection[PlannedImage], settings: RunSettings) -> None:
         """A pass over these images begins."""
         ...
 
@@ -20,12 +20,20 @@ class Progress(Protocol):
         """A job of this pass is done."""
         ...
 
+    def position(self) -> Mapping[str, Any]:
+        """How far the present pass is, as JSON values; empty before the first."""
+        ...
+
 
 class Silent:
     """Progress that is not shown."""
 
-    def start(self, stage: str, images: Sequence[PlannedImage], settings: RunSettings) -> None:
+    def start(self, stage: str, images: Collection[PlannedImage], settings: RunSettings) -> None:
         """Nothing is shown."""
 
     def advance(self, job: Job) -> None:
         """Nothing is shown."""
+
+    def position(self) -> Mapping[str, Any]:
+        """Nothing is known."""
+        return {}

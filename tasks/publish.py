@@ -1,18 +1,25 @@
 """Publishes the results of a shard: rows of the tables, committed together with the masks.
 
-Images without rows go into the shard's own file, which has the same name in the folder of each
-table. Images with rows stay in their file, which is rewritten and keeps its other rows. So every
-table has one version of each image, the newest, at any moment. `tasks/commits/log.py` describes how
-several runs do so at the same time.
+Images with rows stay in their file, which is rewritten and keeps its other rows. Images without
+rows go into a file that has room for them, or else into the shard's own file. A file has the same
+name in the folder of each table. So every table has one version of each image, the newest, at any
+moment. `tasks/commits/log.py` describes how several runs do so at the same time.
+
+Files are filled because a daily run of a few images would otherwise leave hundreds of small files a
+year. Small files are never merged afterwards: no store replaces several files in one step, so a
+reader would count images twice or not at all. A file that only gets more rows keeps its bytes and
+grows at its end (`segcore.storage.parquet`), so that readers never notice.
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
 import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import pyarrow as pa
@@ -23,17 +30,26 @@ from maskloom.segcore.errors import RunError
 from maskloom.segcore.masks import beside_endings
 from maskloom.segcore.pipeline.records import Failure, ImageResult, Plan, PlannedImage, Shard
 from maskloom.segcore.raster.source import Source, version_now
+from maskloom.segcore.raster.spec import RasterSpec
 from maskloom.segcore.raster.stored import split_part
 from maskloom.segcore.statistics.objects.options import Objects
 from maskloom.segcore.statistics.protocol import Statistic
-from maskloom.segcore.storage.records import read_table
+from maskloom.segcore.storage.parquet import extending, extends, row_groups
+from maskloom.segcore.storage.records import parse_table, read_table
 from maskloom.segcore.storage.store import Store
 from maskloom.tasks.commits.ledger import Committed, Ledger
 from maskloom.tasks.commits.log import IMAGES, Draft
 from maskloom.tasks.image_rows import IMAGES_SCHEMA, image_row
 from maskloom.tasks.object_files import KEYS, ROW_GROUP, ObjectFile
+from maskloom.tasks.plan import SHARD_IMAGES
 
-_FAILURES_NAMED = 20
+_FAILURES_NAMED = 1000
+FILE_IMAGES = SHARD_IMAGES
+"""Number of images up to which a file takes more."""
+FILE_BYTES = 2**23
+"""Bytes of a file, in all tables together, up to which it takes more images."""
+FILE_PARTS = 32
+"""Number of commits from which a file takes images. Each adds a footer that describes them all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +67,7 @@ class Record:
     """Total area of each class, by its name and the unit."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Tables:
     """The tables of an output, as one run writes them."""
 
@@ -68,14 +84,25 @@ class Tables:
     """The rows from which the plan was made, by URI."""
     replaced: Mapping[str, Set[str]] = field(default_factory=dict)
     """See `replaced_by_series`."""
-    _planned: frozenset[str] = field(init=False)
-    """URIs of all images of the plan, which has all images of each of its files."""
     _lock: threading.Lock = field(default_factory=threading.Lock)
     """Lets this process commit one shard at a time; correctness does not depend on it."""
 
-    def __post_init__(self) -> None:
-        planned = (image.source.uri for shard in self.plan.shards for image in shard.images)
-        object.__setattr__(self, "_planned", frozenset(planned))
+    @cached_property
+    def _planned(self) -> frozenset[str]:
+        """URIs of all images of the plan, which has all images of each of its files."""
+        return frozenset(image.source.uri for image in self.plan.images)
+
+    @cached_property
+    def _widest(self) -> list[RasterSpec]:
+        """The headers that decide the columns of the table of objects: of an image with the most
+        bands, and of one with the most axes.
+        """
+        found: list[RasterSpec] = []
+        for spec in (image.spec for image in self.plan.images if image.spec is not None):
+            bands, axes = found or (spec, spec)
+            bands = max(bands, spec, key=lambda each: each.file_bands)
+            found = [bands, max(axes, spec, key=lambda each: len(each.shape))]
+        return found
 
     @property
     def store(self) -> Store:
@@ -95,7 +122,8 @@ class Tables:
                     return
                 with self.ledger.log.draft(self.plan.run_id, self.folder) as draft:
                     self._fill(draft, shard, ours)
-                    self.ledger.log.claim(draft)
+                    if self.ledger.log.claim(draft):
+                        self._note_sizes(draft)
 
     def refresh(self) -> None:
         """Read what other runs have committed. Raises as `publish`."""
@@ -104,9 +132,9 @@ class Tables:
 
     def left(self, shard: Shard) -> Shard:
         """The shard without the images that this run or a concurrent one has committed."""
-        return replace(
-            shard, images=tuple(image for image in shard.images if not self._is_finished(image))
-        )
+        images = tuple(image for image in shard.images if not self._is_finished(image))
+        # A shard of a stored plan holds no images in memory, so it is kept if all are left.
+        return shard if len(images) == len(shard.images) else replace(shard, images=images)
 
     def failed(self, shard: Shard) -> int:
         """Number of a shard's committed images that failed."""
@@ -120,11 +148,13 @@ class Tables:
             # The manifest already exists if two processes have done the same run.
             if not name.endswith("/manifest.json"):
                 files[name] = hashlib.sha256(self.store.read(name)).hexdigest()
-        uris = self._planned
+        planned: dict[str, set[str]] = {}
+        for image in self.plan.images:
+            found = self.ledger.rows.get(image.source.uri)
+            if found is not None:
+                planned.setdefault(found.file, set()).add(found.uri)
         done, pixels, failures, areas = 0, 0, [], Counter[tuple[str, str]]()
-        for file in sorted(
-            {row.file for uri in uris if (row := self.ledger.rows.get(uri)) is not None}
-        ):
+        for file, uris in sorted(planned.items()):
             columns = ["uri", "image_id", "status", "error", "error_type", "total_pixels"]
             ids = []
             for row in read_table(self.store, f"{IMAGES}/{file}", columns).to_pylist():
@@ -217,14 +247,20 @@ class Tables:
         10. Also rows that its series replaces.
         """
         places = (source.location, *sorted(self.replaced.get(source.location, ())))
-        rows = (row for place in places for row in self.ledger.images_of(place))
-        return [row for row in rows if row.uri not in self._planned]
+        rows = [row for place in places for row in self.ledger.images_of(place)]
+        # The image itself is planned, and mostly the only one.
+        others = [row for row in rows if row.uri != source.uri]
+        return [row for row in others if row.uri not in self._planned]
 
     def _fill(self, draft: Draft, shard: Shard, results: Sequence[ImageResult]) -> None:
         groups: dict[str, list[ImageResult]] = {}
+        new = [result for result in results if result.source.uri not in self.ledger.rows]
+        if new:
+            groups[self._file_for(new, shard)] = new
         for result in results:
             row = self.ledger.rows.get(result.source.uri)
-            groups.setdefault(shard.file if row is None else row.file, []).append(result)
+            if row is not None:
+                groups.setdefault(row.file, []).append(result)
         former = {row.uri: row for each in results for row in self._former(each.source)}
         gone: dict[str, set[str]] = {}
         for row in former.values():
@@ -267,6 +303,38 @@ class Tables:
             )
         )
 
+    def _file_for(self, results: Sequence[ImageResult], shard: Shard) -> str:
+        """The file for images without rows: one with room that holds images of this recipe alone
+        and, if there are objects, the same kind of geometries; or else the shard's own.
+        """
+        located = any(
+            result.spec is not None and result.spec.space.crs is not None for result in results
+        )
+        for file in self.ledger.files_with_room(len(results), FILE_IMAGES, FILE_BYTES):
+            rows = self.ledger.rows_of(file)
+            if (
+                {row.fingerprint for row in rows} == {self.plan.fingerprint}
+                and (self.objects is None or any(row.located for row in rows) == located)
+                and len({row.run_id for row in rows}) < FILE_PARTS
+                and self._commits_of(file) < FILE_PARTS
+            ):
+                return file
+        return shard.file
+
+    def _commits_of(self, file: str) -> int:
+        """Number of commits that have added rows to the file since it was last written anew."""
+        try:
+            return row_groups(self.store.read(f"{IMAGES}/{file}"))
+        except FileNotFoundError:
+            # Somebody has removed it since the ledger was read; the next run heals the output.
+            return FILE_PARTS
+
+    def _note_sizes(self, draft: Draft) -> None:
+        sizes = Counter[str]()
+        for name, artefact in draft.tables.items():
+            sizes[name.rpartition("/")[2]] += artefact.size
+        self.ledger.sizes.update(sizes)
+
     def _outdated(self, results: Sequence[ImageResult]) -> list[Committed]:
         """Rows whose masks the results do not replace: the image fails now, or its new mask has
         another format.
@@ -287,14 +355,8 @@ class Tables:
             for result in results
             if result.tables
         }
-        specs = [
-            image.spec
-            for other in self.plan.shards
-            for image in other.images
-            if image.spec is not None
-        ]
         ObjectFile(self.store, name, self.plan.run_id, self.plan.fingerprint).write(
-            draft, staged, results, specs, former
+            draft, staged, results, self._widest, former
         )
 
     def _keyed(self, result: ImageResult, row: Mapping[str, Any]) -> dict[str, Any]:
@@ -333,16 +395,23 @@ def _write(
     (None: all images), and then `rows`.
     """
     try:
-        old = read_table(store, name)
+        content = store.read(name)
     except FileNotFoundError:
         table = rows
     else:
+        old = parse_table(store, name, content)
         gone = (
             old["image_id"].unique()
             if replaced is None
             else pa.array(sorted(replaced), pa.string())
         )
         kept = old.filter(pc.invert(pc.is_in(old["image_id"], value_set=gone)))
+        present = io.BytesIO(content)
+        if len(kept) == len(old) and extends(present, rows.schema):
+            with draft.table(name) as out, extending(present, out, rows.schema) as writer:
+                if len(rows):
+                    writer.write_table(rows, row_group_size=ROW_GROUP)
+            return
         # A later version of maskloom may have added columns or widened their types.
         table = (
             pa.concat_tables([kept, rows], promote_options="permissive")

@@ -59,14 +59,20 @@ class _Large:
     """First tile of each range and one past its last, in order."""
 
 
-def segment_shard(shard: Shard, context: ShardContext) -> list[ImageResult]:
-    """A result for every image of the shard, in the shard's order."""
-    results = {
-        image.source.uri: _failed(context, image, image.failure)
-        for image in shard.images
+def segment_shard(
+    shard: Shard, context: ShardContext, results: dict[str, ImageResult]
+) -> list[ImageResult]:
+    """A result for every image of the shard, in the shard's order. `results` gets them by URI as
+    they come, so that those of a run that is stopped are known.
+    """
+    # A stored plan reads them each time.
+    images = tuple(shard.images)
+    results.update(
+        (image.source.uri, _failed(context, image, image.failure))
+        for image in images
         if image.failure is not None
-    }
-    usable = [image for image in shard.images if image.failure is None]
+    )
+    usable = [image for image in images if image.failure is None]
     settings_of = _settings_of_large(usable, context, results)
     tile_ranges = (
         job
@@ -91,7 +97,7 @@ def segment_shard(shard: Shard, context: ShardContext) -> list[ImageResult]:
         if each.image.source.uri not in results
     )
     _perform(context, finish, results)
-    return [results[image.source.uri] for image in shard.images]
+    return [results[image.source.uri] for image in images]
 
 
 def _settings_of_large(

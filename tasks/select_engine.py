@@ -6,7 +6,8 @@ on which engine is faster on which machine.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from maskloom.segcore.errors import RunError, TimedOut, WeightsError, WorkerDied
@@ -25,16 +26,15 @@ _DEATHS = 2
 
 
 def select_engines(
-    fanout: Fanout, model: Fitter | Model, images: Sequence[PlannedImage]
+    fanout: Fanout, model: Fitter | Model, images: Iterable[PlannedImage]
 ) -> Selections:
     """Make the pending selections of a model, by trials on the first readable images.
 
     Raises `WeightsError` if no engine suits or a trial hangs, and `RunError` if trials kill their
     workers.
     """
-    readable = tuple(image for image in images if image.spec is not None and image.failure is None)[
-        :_IMAGES_TRIED
-    ]
+    usable = (image for image in images if image.spec is not None and image.failure is None)
+    readable = tuple(islice(usable, _IMAGES_TRIED))
     wanted = pending_selections(model)
     jobs = [SelectEngineJob(selector, readable) for selector in wanted.values()]
     made: dict[str, Mapping[str, Any]] = {}

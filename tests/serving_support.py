@@ -177,6 +177,7 @@ class Server:
 
     folder: Path
     database: PostgreSQL | None = None
+    settings: dict[str, str] = field(default_factory=dict)
     port: int = field(default_factory=free_port)
     process: Process | None = None
 
@@ -192,7 +193,7 @@ class Server:
 
     def start(self) -> None:
         """Start it, and return when it answers."""
-        settings = {"PREFECT_HOME": str(self.folder / "home")}
+        settings = {"PREFECT_HOME": str(self.folder / "home"), **self.settings}
         if self.database is not None:
             settings["PREFECT_API_DATABASE_CONNECTION_URL"] = self.database.url
         prefect = (sys.executable, "-m", "prefect", "server", "start")
@@ -278,10 +279,10 @@ class Server:
 
 
 @contextmanager
-def prefect_server(folder: Path, database: str) -> Iterator[Server]:
+def prefect_server(folder: Path, database: str, **settings: str) -> Iterator[Server]:
     """A Prefect server on a database of the kind sqlite or postgresql."""
     postgresql = PostgreSQL() if database == "postgresql" else None
-    server = Server(folder, postgresql)
+    server = Server(folder, postgresql, settings)
     try:
         server.start()
         yield server

@@ -71,8 +71,8 @@ def assert_same_results(a: Path, b: Path) -> None:
         assert read_table(a, table) == read_table(b, table), f"the table {table} differs"
 
 
-def write_tiff(path: Path, pixels: np.ndarray, **profile: object) -> None:
-    """Write (height, width, bands) as a tiled, compressed TIFF."""
+def write_tiff(path: Path, pixels: np.ndarray, block: int = 256, **profile: object) -> None:
+    """Write (height, width, bands) as a compressed TIFF in blocks of this side."""
     height, width, bands = pixels.shape
     with rasterio.open(
         path,
@@ -83,8 +83,8 @@ def write_tiff(path: Path, pixels: np.ndarray, **profile: object) -> None:
         count=bands,
         dtype=pixels.dtype,
         tiled=True,
-        blockxsize=256,
-        blockysize=256,
+        blockxsize=block,
+        blockysize=block,
         compress="deflate",
         **profile,
     ) as file:

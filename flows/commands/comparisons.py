@@ -18,6 +18,7 @@ from maskloom.flows.commands.options import (
     EvaluationFlags,
     Output,
     RecipePath,
+    segmenter_kinds,
     takes_flags,
 )
 from maskloom.flows.terminal import escaped, line
@@ -61,6 +62,7 @@ Segmenters = Annotated[
             "A kind, or a section of a recipe, e.g. '{kind: kmeans, clusters: 3}'. Repeatable. "
             "Default: all classical ones."
         ),
+        autocompletion=segmenter_kinds,
     ),
 ]
 Truth = Annotated[

@@ -12,6 +12,14 @@ from typing import Annotated, Any
 
 import typer
 
+
+def segmenter_kinds(incomplete: str) -> list[str]:
+    """Kinds of segmenters that begin so, for the completion of shells."""
+    from maskloom.segcore.models.protocols import SEGMENTERS
+
+    return [kind for kind in SEGMENTERS if kind.startswith(incomplete)]
+
+
 RecipePath = Annotated[
     Path,
     typer.Argument(metavar="RECIPE.yaml", help="The recipe: a YAML file (see `maskloom schema`)."),
@@ -136,6 +144,21 @@ Workers = Annotated[
 ]
 
 
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+LogFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--log-file",
+        metavar="PATH",
+        help=(
+            "Append the lines of this command to a file, with time; as JSON lines if its name ends "
+            "with .jsonl."
+        ),
+        show_default=False,
+    ),
+]
+
+
 @dataclass(frozen=True, slots=True)
 class RunFlags:
     """Options of the commands that run a recipe."""
@@ -145,6 +168,7 @@ class RunFlags:
     quiet: QuietFlag = False
     keep_other_recipes: KeepOthers = False
     sole_writer: SoleWriter = False
+    log_file: LogFile = None
 
 
 @dataclass(frozen=True, slots=True)

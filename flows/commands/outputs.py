@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import json
+import time
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from maskloom.flows.commands.messages import CANNOT_CONTINUE, errors_as_messages, location_of
-from maskloom.flows.commands.options import Output
-from maskloom.flows.terminal import failure, line
+from maskloom.flows.commands.options import AsJson, Output
+from maskloom.flows.terminal import at, duration, failure, line
+
+if TYPE_CHECKING:
+    from maskloom.tasks.commits.presence import Process
+    from maskloom.tasks.inspect import Status
+
+_SILENT_SECONDS = 300.0
+"""Age of the last sign of life from which a process is taken for dead: five of them are missing."""
 
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="List what would be removed, and remove nothing.")
@@ -27,12 +36,19 @@ IdleHours = Annotated[
 ]
 
 
-def status(output: Output) -> None:
-    """Show what is done, failed and left in an output."""
+def status(output: Output, as_json: AsJson = False) -> None:
+    """Show what is done, failed and left in an output, and which runs are at work on it, on any
+    machine.
+    """
     from maskloom.tasks.inspect import status as read_status
 
     with errors_as_messages():
         found = read_status(location_of(output))
+        if as_json:
+            typer.echo(json.dumps(_as_json(output, found), indent=2))
+            return
+        for process in found.processes:
+            typer.echo(_at_work(process))
         typer.echo(f"done {found.done}\nfailed {found.failed}\nleft {found.left}")
         for uri, error_type, error in found.failures:
             typer.echo(f"failed: {failure(uri, error_type, error)}")
@@ -40,9 +56,58 @@ def status(output: Output) -> None:
             typer.echo(f"lost: {line(mask)}: missing or empty")
         if found.lost:
             typer.echo("Run the recipe again to make lost files again.", err=True)
-        if found.open_runs:
-            runs = ", ".join(found.open_runs)
+        if found.stopped_runs:
+            runs = ", ".join(found.stopped_runs)
             typer.echo(f"Not finished: {runs}. Run the recipe again to continue.", err=True)
+
+
+def _at_work(process: Process) -> str:
+    """A line on a process: how far it is, and when that was known."""
+    age = _age(process)
+    silent = process.alive is None and age is not None and age > _SILENT_SECONDS
+    since = "" if process.started is None else f" since {process.started}"
+    known = "" if age is None else f" (as of {duration(age)} ago)"
+    advice = (
+        ". It was killed, or its machine has lost the store; if it is gone, run the recipe again."
+        if silent
+        else ""
+    )
+    return line(
+        f"{'no sign of life' if silent else 'at work'}: {process.run_id} on {process.host}, "
+        f"process {process.process},{since}: {at(process.position)}{known}{advice}"
+    )
+
+
+def _as_json(output: str, found: Status) -> dict[str, Any]:
+    return {
+        "output": output,
+        "done": found.done,
+        "failed": found.failed,
+        "left": found.left,
+        "finished_run": found.finished_run,
+        "open_runs": found.open_runs,
+        "failures": [
+            {"uri": uri, "error_type": error_type, "error": error}
+            for uri, error_type, error in found.failures
+        ],
+        "lost": found.lost,
+        "processes": [
+            {
+                "run_id": each.run_id,
+                "host": each.host,
+                "process": each.process,
+                "started": each.started,
+                "seconds_since_sign_of_life": _age(each),
+                **each.position,
+            }
+            for each in found.processes
+        ],
+    }
+
+
+def _age(process: Process) -> float | None:
+    """Seconds since the last sign of life of a process."""
+    return None if process.renewed is None else max(0.0, time.time() - process.renewed)
 
 
 def verify(output: Output) -> None:

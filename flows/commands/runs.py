@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from maskloom.flows.commands.messages import errors_as_messages
+from maskloom.flows.commands.messages import errors_as_messages, first_line
 from maskloom.flows.commands.options import (
     Changes,
     NoPrefect,
     QuietFlag,
     RecipePath,
     RunFlags,
+    segmenter_kinds,
     takes_flags,
 )
 from maskloom.flows.commands.results import run_and_print
@@ -38,7 +39,11 @@ NewOutput = Annotated[
 SegmenterKind = Annotated[
     str,
     typer.Option(
-        "--segmenter", "-s", metavar="KIND", help="Segmenter: see `maskloom list segmenters`."
+        "--segmenter",
+        "-s",
+        metavar="KIND",
+        help="Segmenter: see `maskloom list segmenters`.",
+        autocompletion=segmenter_kinds,
     ),
 ]
 Parameters = Annotated[
@@ -62,11 +67,14 @@ def run(recipe: RecipePath, *, flags: RunFlags) -> None:
     """Segment all images of a recipe, or those that are left. The same command resumes an
     interrupted run and does nothing if all inputs are unchanged.
     """
-    from maskloom.flows.recipes import run as recipes
-
     with errors_as_messages():
-        loaded = recipes.load(recipe, flags.changes or [])
-        run_and_print(loaded, flags, str(recipe.resolve()))
+        first_line(f"Reading {recipe}", flags.quiet)
+        from maskloom.flows.commands.log_file import written_to
+        from maskloom.flows.recipes import run as recipes
+
+        with written_to(flags.log_file, f"run {recipe}"):
+            loaded = recipes.load(recipe, flags.changes or [])
+            run_and_print(loaded, flags, str(recipe.resolve()))
 
 
 @takes_flags(RunFlags)
@@ -80,28 +88,34 @@ def segment(
     flags: RunFlags,
 ) -> None:
     """Segment images without a recipe file. The options make the recipe; the run is the same."""
-    from maskloom.flows.recipes import run as recipes
-
     with errors_as_messages():
-        document = {
-            "name": "segment",
-            "inputs": inputs,
-            "output": output,
-            "segmenter": _segmenter(kind, parameters or []),
-            "fit": fit,
-        }
-        loaded = recipes.make(document, Path.cwd(), flags.changes or [])
-        run_and_print(loaded, flags, {**document, "inputs": _abbreviated(inputs)})
+        first_line(f"Reading {', '.join(_abbreviated(inputs, 3))}", flags.quiet)
+        from maskloom.flows.commands.log_file import written_to
+        from maskloom.flows.recipes import run as recipes
+
+        with written_to(flags.log_file, f"segment -o {output} -s {kind}"):
+            document = {
+                "name": "segment",
+                "inputs": inputs,
+                "output": output,
+                "segmenter": _segmenter(kind, parameters or []),
+                "fit": fit,
+            }
+            loaded = recipes.make(document, Path.cwd(), flags.changes or [])
+            run_and_print(
+                loaded, flags, {**document, "inputs": _abbreviated(inputs, _INPUTS_RECORDED)}
+            )
 
 
 def plan(recipe: RecipePath, changes: Changes = None) -> None:
     """Show what a run would do, without doing it. Reads headers only; shows images, tiles, shards,
     bytes to read, and the estimated peak memory of a worker.
     """
-    from maskloom.flows.dry_run import dry_run
-    from maskloom.flows.recipes import run as recipes
-
     with errors_as_messages():
+        first_line(f"Reading {recipe}")
+        from maskloom.flows.dry_run import dry_run
+        from maskloom.flows.recipes import run as recipes
+
         typer.echo(dry_run(recipes.load(recipe, changes or [])))
 
 
@@ -113,10 +127,11 @@ def demo(
     """Run k-means on nine installed photographs. They come with scikit-image and scikit-learn. The
     last lines name the files to look at.
     """
-    from maskloom.flows.demo import prepare
-    from maskloom.flows.recipes import run as recipes
-
     with errors_as_messages():
+        first_line(f"Making the demo in {output}", quiet)
+        from maskloom.flows.demo import prepare
+        from maskloom.flows.recipes import run as recipes
+
         path = prepare(output)
         recipe = recipes.load(path)
         flags = RunFlags(no_prefect=no_prefect, quiet=quiet)
@@ -139,6 +154,6 @@ def _segmenter(kind: str, parameters: Sequence[str]) -> dict[str, Any]:
     return section
 
 
-def _abbreviated(inputs: list[str]) -> list[str]:
-    more = len(inputs) - _INPUTS_RECORDED
-    return inputs if more <= 0 else [*inputs[:_INPUTS_RECORDED], f"... and {more} more"]
+def _abbreviated(inputs: list[str], kept: int) -> list[str]:
+    more = len(inputs) - kept
+    return inputs if more <= 0 else [*inputs[:kept], f"... and {more} more"]

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 Recipes = Annotated[
     list[Path],
-    typer.Argument(metavar="RECIPE.yaml...", help="Recipes, with or without a `schedule`."),
+    typer.Argument(metavar="RECIPE.yaml", help="Recipes, with or without a `schedule`."),
 ]
 Pool = Annotated[
     str, typer.Option("--pool", metavar="NAME", help="Work pool that executes the runs.")
@@ -107,6 +107,12 @@ def _checked(path: Path, changes: Sequence[str], at: str | None = None) -> Deplo
     from maskloom.flows.recipes import run as recipes
 
     recipe = recipes.load(path, changes)
+    for change in changes:
+        if redacted(change) != change:
+            raise RecipeError(
+                f"--set {redacted(change)}: the server stores changes as plain text, so they must "
+                "hold no signature. Put the address into the recipe."
+            )
     return Deployed(recipe.name, at or str(path.resolve()), tuple(changes), recipe.schedule)
 
 

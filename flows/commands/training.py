@@ -5,19 +5,25 @@ from __future__ import annotations
 import typer
 
 from maskloom.flows.commands.messages import errors_as_messages
-from maskloom.flows.commands.options import Changes, QuietFlag, TrainingPath
+from maskloom.flows.commands.options import Changes, LogFile, QuietFlag, TrainingPath
 
 
-def train(recipe: TrainingPath, changes: Changes = None, quiet: QuietFlag = False) -> None:
+def train(
+    recipe: TrainingPath,
+    changes: Changes = None,
+    quiet: QuietFlag = False,
+    log_file: LogFile = None,
+) -> None:
     """Train a network on images and masks. The same command continues an interrupted training and
     does nothing if it is finished.
 
     A finished training continues if training.epochs is raised or training.patience is changed.
     """
     from maskloom.flows import train as flow
+    from maskloom.flows.commands.log_file import written_to
     from maskloom.flows.recipes import training
 
-    with errors_as_messages():
+    with errors_as_messages(), written_to(log_file, f"train {recipe}"):
         training_run = training.load(recipe, changes or [])
         result = flow.run(training_run, quiet)
         typer.echo(

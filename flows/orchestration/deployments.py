@@ -36,6 +36,14 @@ log = logging.getLogger("maskloom.run")
 
 HEARTBEAT_SECONDS = 30
 """Time between two heartbeats of a run: the shortest that Prefect allows."""
+RUN_ENVIRONMENT = {
+    "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_SECONDS),
+    # A run that ends while the server is away tries for eight minutes to say how it ended. The
+    # server answers 500 while its database is away.
+    "PREFECT_CLIENT_MAX_RETRIES": "8",
+    "PREFECT_CLIENT_RETRY_EXTRA_CODES": "500,504",
+}
+"""Settings of the processes of runs."""
 SILENCE_SECONDS = 90
 """After so long without a heartbeat, a run counts as dead."""
 ARRIVED = "maskloom.objects.arrived"
@@ -79,9 +87,7 @@ class Place:
     @property
     def job_variables(self) -> dict[str, Any]:
         """What the pool's workers need to know."""
-        variables: dict[str, Any] = {
-            "env": {"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_SECONDS)}
-        }
+        variables: dict[str, Any] = {"env": RUN_ENVIRONMENT}
         return variables if self.image is None else {**variables, "image": self.image}
 
 
@@ -212,8 +218,9 @@ def warnings_about(client: SyncPrefectClient) -> list[str]:
         "PREFECT_SERVER_SERVICES_SCHEDULER_ENABLED=true there.": "scheduler" in off,
         "The triggers of the Prefect server are off: no event starts a run, and dead runs are not "
         "found. Set PREFECT_SERVER_SERVICES_TRIGGERS_ENABLED=true there.": "triggers" in off,
-        "The Prefect server keeps its leases in memory: when it restarts, Prefect ends runs that "
-        "are at work. Set PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE="
+        "The Prefect server keeps its leases in memory: a restart of it may leave the slot of a "
+        "run taken for ever, so that no other one starts. Set "
+        "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE="
         "prefect.server.concurrency.lease_storage.filesystem there.": storage.endswith(".memory"),
     }
     return [line for line, true in warnings.items() if true]

@@ -8,20 +8,21 @@ exit, so a flow ends only when the server has the end of all task runs.
 from __future__ import annotations
 
 import logging
+import os
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from maskloom.flows.orchestration.server import EmbeddedServer, import_prefect
 from maskloom.flows.signals import Handlers
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from uuid import UUID
 
-    from maskloom.flows.orchestration.flow import RecordedStages
-    from maskloom.flows.stages import Stages
+    from maskloom.flows.stages import Stages, Watched
 
 T = TypeVar("T")
 
@@ -53,44 +54,48 @@ class Prefect:
         """Start the server and import Prefect in the background. Errors are raised by `flow`."""
         if self._api is not None:
             return
-        self._server = EmbeddedServer()
+        # To ask a child process takes a second; the environment has the last word in any case.
+        configured = os.environ.get("PREFECT_API_URL")
+        self._server = None if configured else EmbeddedServer()
+        address = partial(str, configured) if self._server is None else self._server.url
         pool = ThreadPoolExecutor(1, "prefect")
-        self._api = pool.submit(self._import_and_wait, self._server)
+        self._api = pool.submit(self._import_and_wait, address)
         pool.shutdown(wait=False)
 
     @staticmethod
-    def _import_and_wait(server: EmbeddedServer) -> str:
+    def _import_and_wait(address: Callable[[], str]) -> str:
         """Import Prefect and the flow, which takes seconds. Returns the address of the server."""
         import_prefect()
         import maskloom.flows.orchestration.flow  # noqa: F401 - only to have it imported
 
-        return server.url()
+        return address()
 
-    def flow(self, name: str, body: Callable[[Stages], T]) -> T:
+    def flow(self, run: Watched, body: Callable[[Stages], T]) -> T:
         """The result of `body`. Raises its error, and `RunError` if the run cannot be recorded."""
         self.start()
         assert self._api is not None
         url = self._api.result()
-        from maskloom.flows.orchestration.flow import Call, RecordedStages, run_recipe
+        from maskloom.flows.orchestration.flow import Call, InFlowRun, run_recipe
 
         self.flow_run_id = None
-        stages, handlers = RecordedStages(), Handlers.now()
+        inside, handlers = InFlowRun(), Handlers.now()
 
         def with_our_handlers() -> T:
             self._note_run()
             # Prefect has installed its own handler of SIGTERM, which would abort running jobs.
             with handlers.installed():
-                return body(stages)
+                return inside.flow(run, body)
 
-        with self._recording(url, stages):
-            return Call(name, with_our_handlers).through(
+        with self._recording(url, inside.ended):
+            return Call(run.name, with_our_handlers).through(
                 lambda: run_recipe(**self._parameters, return_state=True)
             )
 
     def close(self) -> None:
         """End the embedded server."""
-        if self._server is not None and self._api is not None:
+        if self._server is not None:
             self._server.close()
+        if self._api is not None:
             self._api.exception()
 
     def __enter__(self) -> Self:
@@ -116,38 +121,44 @@ class Prefect:
         self.run_url = None if self._embedded else url_for("flow-run", self.flow_run_id)
 
     @contextmanager
-    def _recording(self, url: str, stages: RecordedStages) -> Iterator[None]:
+    def _recording(self, url: str, ended: Sequence[str]) -> Iterator[None]:
         """Let Prefect record the block at the server. Returns when the server has the end of every
         task run.
         """
         import httpx
         from prefect.events.clients import PrefectEventsClient
         from prefect.events.worker import EventsWorker
-        from prefect.settings import temporary_settings
 
-        settings: dict[str, Any] = {"api.url": url, "logging.to_api.when_missing_flow": "ignore"}
+        from maskloom.flows.orchestration.settings import changed_settings
+
+        settings: dict[str, Any] = {
+            "api": {"url": url},
+            "logging": {"to_api": {"when_missing_flow": "ignore"}},
+        }
         if self._embedded:
             # Heartbeats are of no use on a server that ends with the run, and they delay its end by
             # a second.
-            settings["flows.heartbeat_frequency"] = None
+            settings["flows"] = {"heartbeat_frequency": None}
             # If an embedded server does not answer, it has died; the usual retries would delay the
             # end by minutes.
-            settings["client.max_retries"] = _RETRIES
+            settings["client"] = {"max_retries": _RETRIES}
             EventsWorker.set_client_override(
                 PrefectEventsClient, api_url=url, reconnection_attempts=1
             )
-        with temporary_settings(settings):
+        with changed_settings(settings):
             try:
                 yield
             finally:
                 try:
-                    self._wait_until_recorded(stages)
+                    self._wait_until_recorded(ended)
                 except (httpx.HTTPError, OSError, RuntimeError) as error:
                     log.warning("Prefect may not have recorded all stages: %s", error)
                 EventsWorker.set_client_override(None)
 
-    def _wait_until_recorded(self, stages: RecordedStages) -> None:
-        """Send pending events and logs, and wait until the server has the end of all task runs."""
+    def _wait_until_recorded(self, names: Sequence[str]) -> None:
+        """Send pending events and logs, and wait until the server has the end of all task runs,
+        whose names these are.
+        """
         from prefect.client.orchestration import get_client
         from prefect.events.worker import EventsWorker
         from prefect.logging.handlers import APILogWorker
@@ -161,7 +172,7 @@ class Prefect:
             "flow_runs": {"id": {"any_": [str(self.flow_run_id)]}},
             "task_runs": {"state": {"type": {"any_": _FINAL_STATES}}},
         }
-        expected = len(stages.ended)
+        expected = len(names)
         with get_client(sync_client=True) as client:
             while client.request("POST", "/task_runs/count", json=ended).json() < expected:
                 if time.monotonic() > deadline:

@@ -118,7 +118,11 @@ class Schedule(pydantic.BaseModel):
     model_config = pydantic.ConfigDict(
         extra="forbid",
         use_attribute_docstrings=True,
-        json_schema_extra={"oneOf": [{"required": ["cron"]}, {"required": ["interval"]}]},
+        json_schema_extra={
+            "if": {"required": ["cron"]},
+            "then": {"not": {"required": ["interval"]}},
+            "else": {"required": ["interval"]},
+        },
     )
 
     cron: str = ""
@@ -215,7 +219,7 @@ class RunFile(pydantic.BaseModel):
     """
     cluster: dict[str, Any] | str = "local"
     """Where jobs run: local (worker processes on this machine), serial (this process), address (an
-    existing Dask cluster).
+    existing Dask cluster), slurm (jobs of SLURM), kubernetes (pods).
     """
     format: str | None = None
     """Format of all inputs, instead of the one that their names suggest. See `maskloom list

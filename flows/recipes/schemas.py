@@ -66,7 +66,9 @@ def build(registry: Mapping[str, Any], value: Any, path: str, folder: Path | Non
         checked = model_of(kind).model_validate(given)
     except pydantic.ValidationError as error:
         raise RecipeError(
-            explain(error, path, [field.name for field in dataclasses.fields(kind)])
+            explain(
+                error, path, [field.name for field in dataclasses.fields(kind)], _sections(kind)
+            )
         ) from None
     try:
         return kind(
@@ -104,8 +106,8 @@ def _kind_and_fields(
 
 
 def _inner(kind: type, name: str, value: Any, path: str, folder: Path | None) -> Any:
-    """The value of a field. Segmenters inside it are built from their sections, and the relative
-    path of a file is put below the folder.
+    """The value of a field. Segmenters inside it are built from their sections, and relative paths
+    of files, also in a section of its own, are put below the folder.
     """
     hint = typing.get_type_hints(kind)[name]
     if hint is SegmenterRecipe:
@@ -115,7 +117,26 @@ def _inner(kind: type, name: str, value: Any, path: str, folder: Path | None) ->
     marker = _path_marker(typing.get_type_hints(kind, include_extras=True)[name])
     if folder is not None and marker is not None and isinstance(value, str):
         return value if marker.unless(value) else below(value, folder)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = [field.name for field in dataclasses.fields(value) if field.init]
+        return dataclasses.replace(
+            value,
+            **{
+                each: _inner(type(value), each, getattr(value, each), f"{path}.{each}", folder)
+                for each in fields
+            },
+        )
     return value
+
+
+def _sections(kind: type) -> dict[str, list[str]]:
+    """The fields of a dataclass that are sections of their own, with their keys."""
+    return {
+        name: [field.name for field in dataclasses.fields(section)]
+        for name, hint in typing.get_type_hints(kind).items()
+        for section in (hint, *typing.get_args(hint))
+        if dataclasses.is_dataclass(section) and isinstance(section, type)
+    }
 
 
 def _path_marker(hint: Any) -> RelativeToRecipe | None:
@@ -317,7 +338,7 @@ def _finding(
 
 def _sentence_on(kind: str, limits: Mapping[str, Any], key: str, known: list[str]) -> str:
     """The sentence on a problem other than an unexpected value; empty for an unexpected value."""
-    if kind == "extra_forbidden":
+    if kind in ("extra_forbidden", "unexpected_keyword_argument"):
         return unknown_key(key, known)
     if kind == "value_error":
         return f"{str(limits['error']).rstrip('.')}.".replace("?.", "?")
@@ -330,7 +351,7 @@ def _expected(kind: str, limits: Mapping[str, Any], inner: Iterable[str]) -> str
     """
     if kind == "literal_error":
         return str(limits["expected"]).replace("'", "")
-    if kind in ("model_type", "model_attributes_type"):
+    if kind in ("model_type", "model_attributes_type", "dataclass_type"):
         return f"a mapping with {_keys(inner)}"
     if kind in _LIMITS:
         return f"{_LIMITS[kind]} {next(iter(limits.values()))}"

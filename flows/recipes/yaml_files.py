@@ -163,13 +163,23 @@ def output_below(location: str, folder: Path) -> str:
     """The output of a recipe; a relative path is below the recipe's folder. Raises `RecipeError` if
     nothing can be written there.
     """
+    try:
+        possible = b"\0" not in os.fsencode(location)
+    except UnicodeEncodeError:
+        possible = False
+    if not possible:
+        raise RecipeError(f"output: {shown(location)} holds a character that no path can hold.")
     output = below(location, folder).rstrip("/")
     if is_web(output):
         raise RecipeError(
             f"output: {redacted(output)} is a web address, where nothing can be written. Name a "
             "folder or a store."
         )
-    if "://" not in output and Path(output).exists() and not Path(output).is_dir():
+    try:
+        is_file = "://" not in output and Path(output).exists() and not Path(output).is_dir()
+    except OSError as error:
+        raise RecipeError(f"output: {shown(output)}: {error.strerror}. Name a folder.") from error
+    if is_file:
         raise RecipeError(f"output: {output} is a file. Name a folder.")
     return output
 

@@ -17,6 +17,7 @@ from maskloom.segcore.formats.content import (
     format_by_content,
     require_kind,
     suffix_of,
+    tail_of,
 )
 from maskloom.segcore.formats.source import StoredFile
 from maskloom.segcore.formats.user_nodata import open_with
@@ -35,6 +36,7 @@ DEFAULT = ReadOptions()
 __all__ = [
     "describe",
     "describe_images",
+    "folder_markers",
     "folder_suffixes",
     "format_of",
     "format_of_folder",
@@ -44,6 +46,7 @@ __all__ = [
     "open_stored",
     "suffix_of",
     "suffixes",
+    "tail_of",
 ]
 
 
@@ -93,16 +96,21 @@ def format_of_folder(location: str, names: Iterable[str], explicit: str | None =
     )
 
 
-def image_folders(paths: Iterable[str]) -> dict[str, list[str]]:
-    """The folders around these files that are one image each, with their files; no folder contains
-    another.
-    """
-    markers = {
+def folder_markers() -> frozenset[str]:
+    """Names of files that make the folder around them one image."""
+    return frozenset(
         marker
         for image_format in FORMATS.values()
         for kind in image_format.kinds
         for marker in kind.markers
-    }
+    )
+
+
+def image_folders(paths: Iterable[str]) -> dict[str, list[str]]:
+    """The folders around these files that are one image each, with their files; no folder contains
+    another.
+    """
+    markers = folder_markers()
     paths = list(paths)
     marked = {
         folder for folder, _, name in (path.rpartition("/") for path in paths) if name in markers

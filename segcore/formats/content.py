@@ -134,6 +134,11 @@ def suffix_of(location: str) -> str:
     return max(suffixes, key=len, default=dot + last if dot else "")
 
 
+def tail_of(location: str) -> str:
+    """What decides the suffix of a location: its name from the first dot on."""
+    return _name(location).partition(".")[2]
+
+
 def require_kind(location: str, head: bytes, image_format: str) -> str:
     """The kind of content. Raises `FormatError` if the format does not read it."""
     found, kinds = kind_of(head), FORMATS[image_format].kinds
@@ -197,12 +202,16 @@ def _matches(head: bytes, signatures: tuple[tuple[int, bytes], ...]) -> bool:
     """Whether content has one of these signatures; markup in upper or lower case, also after white
     space.
     """
-    begin = head.lstrip(b"\xef\xbb\xbf \t\r\n")[:16].lower()
     return any(
         head.startswith(signature, offset)
-        or (signature[:1] == b"<" and begin.startswith(signature.lower()))
+        or (signature[:1] == b"<" and _begin(head).startswith(signature.lower()))
         for offset, signature in signatures
     )
+
+
+def _begin(head: bytes) -> bytes:
+    """The beginning of a text, in lower case."""
+    return head.lstrip(b"\xef\xbb\xbf \t\r\n")[:16].lower()
 
 
 def _first_packed(head: bytes) -> bytes:

@@ -27,7 +27,7 @@ from maskloom.segcore.formats.unpacking import (
     StoredBytes,
     unpacked,
 )
-from maskloom.segcore.ground.space import MILLIMETRES, Frame, Metric, Space
+from maskloom.segcore.ground.space import Frame, Metric, Space, is_plausible
 from maskloom.segcore.raster.readers import NothingToClose
 from maskloom.segcore.raster.spec import RasterSpec
 from maskloom.segcore.raster.stored import ReadOptions, StoredImage, uri_of_part
@@ -41,8 +41,6 @@ if TYPE_CHECKING:
 
 _AT_ONCE = 2**23
 """Bytes that are read at once, if one plane of a box does not need more."""
-_LEAST, _MOST = MILLIMETRES["nm"], MILLIMETRES["m"]
-"""Millimetres between neighbouring voxels that can be true."""
 _FARTHEST = 1e9
 """Millimetres from the origin that can be true."""
 
@@ -210,7 +208,7 @@ def placed(
         return Space(axes=axes), ()
     numbers, spacing = (*frame.affine, *(frame.qform or ())), frame.spacing
     if not all(abs(each) < _FARTHEST for each in numbers) or not all(
-        _LEAST <= each <= _MOST for each in spacing[-len(axes) :]
+        is_plausible(each) for each in spacing[-len(axes) :]
     ):
         note = (
             "its header does not place it: expected distances between voxels from 1 nm to 1 m, "

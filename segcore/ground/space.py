@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from maskloom.segcore.ground.cells import ground_area
+from maskloom.segcore.values import pickled_by_fields
 
 if TYPE_CHECKING:
     import numpy as np
@@ -34,6 +35,15 @@ _UNITS = {
     for unit in (*names, *(f"{name}s" for name in names if len(name) > 2))
 }
 """Symbols of the units of length by all their spellings, in lower case."""
+_OTHER_UNITS = {
+    "pm": 1e-9,
+    "\u00e5": 1e-7,
+    "angstrom": 1e-7,
+    "in": 25.4,
+    "inch": 25.4,
+    "inches": 25.4,
+}
+"""Millimetres in units of length that files may name, but no recipe and no spacing."""
 _NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?"
 _WORD = r"[^\W\d]+"
 _PART = rf"({_NUMBER})\s*({_WORD})?"
@@ -50,12 +60,24 @@ def _require_unit(unit: str) -> None:
         raise ValueError(f"unit: expected one of {', '.join(MILLIMETRES)}; got {unit!r}")
 
 
-def _is_plausible(millimetres: float) -> bool:
+def millimetres_in(unit: str) -> float:
+    """Millimetres in a unit of length in any of its spellings; 0 for other words.
+
+    >>> millimetres_in("Microns"), millimetres_in("pixel")
+    (0.001, 0.0)
+    """
+    word = unit.strip().lower()
+    return MILLIMETRES.get(_UNITS.get(word, ""), _OTHER_UNITS.get(word, 0.0))
+
+
+def is_plausible(millimetres: float) -> bool:
+    """Whether an instrument may have made pixels of this size: 1 nm to 1 m."""
     least, most = PLAUSIBLE
     # Rounding must not exclude 1 nm.
     return least * (1 - _ROUNDING) <= millimetres <= most
 
 
+@pickled_by_fields
 @dataclass(frozen=True, slots=True)
 class Metric:
     """Pixels, or voxels, of one known size."""
@@ -85,7 +107,7 @@ class Metric:
     @property
     def is_plausible(self) -> bool:
         """Whether an instrument may have made such pixels: 1 nm to 1 m."""
-        return all(map(_is_plausible, self.millimetres))
+        return all(map(is_plausible, self.millimetres))
 
     def __str__(self) -> str:
         return f"{' x '.join(f'{distance:g}' for distance in self.spacing)} {self.unit}"
@@ -102,7 +124,7 @@ class PixelSize:
 
     def __post_init__(self) -> None:
         _require_unit(self.unit)
-        if not all(_is_plausible(number * MILLIMETRES[self.unit]) for number in self.spacing):
+        if not all(is_plausible(number * MILLIMETRES[self.unit]) for number in self.spacing):
             raise ValueError("expected sizes from 1 nm to 1 m")
 
     @classmethod
@@ -213,6 +235,7 @@ class Lattice:
     """Unit of each axis, such as micrometer; empty if not stated."""
 
 
+@pickled_by_fields
 @dataclass(frozen=True, slots=True)
 class Space:
     """The position of the pixels of a raster in the world, and their size.

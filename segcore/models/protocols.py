@@ -17,10 +17,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields, is_dataclass
 from enum import Enum
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self, runtime_checkable
 
 from maskloom.segcore.errors import ModelMismatch, NothingToFit
 from maskloom.segcore.registry import Registry
+from maskloom.segcore.values import CheckedOnce
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterable, Mapping, Sequence
@@ -46,7 +47,7 @@ class Exactness(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Requirements:
-    """A model's requirements on tiling and memory."""
+    """A model's requirements on tiling, memory and device."""
 
     halo: int | Shape = 0
     """Pixels that it needs around a tile's core for an exact core: one number for all axes, or one
@@ -66,6 +67,8 @@ class Requirements:
     """Whether it works on single planes: volumes are cut into tiles one plane deep, without a halo
     across planes (`models.planes`).
     """
+    device: Literal["any", "gpu"] = "any"
+    """gpu: it uses a GPU where a worker has one."""
 
 
 class Ready(Protocol):
@@ -100,7 +103,7 @@ class Ready(Protocol):
 
 
 @runtime_checkable
-class Segmenter(Ready, Protocol):
+class Segmenter(Ready, Protocol, metaclass=CheckedOnce):
     """A model that gives every pixel a class."""
 
     def segment(self, block: Block) -> Labels:
@@ -111,7 +114,7 @@ class Segmenter(Ready, Protocol):
 
 
 @runtime_checkable
-class Scorer(Segmenter, Protocol):
+class Scorer(Segmenter, Protocol, metaclass=CheckedOnce):
     """A segmenter that also gives probabilities."""
 
     def scores(self, block: Block) -> NDArray[np.float32]:
@@ -124,7 +127,7 @@ class Scorer(Segmenter, Protocol):
 
 
 @runtime_checkable
-class ObjectSegmenter(Ready, Protocol):
+class ObjectSegmenter(Ready, Protocol, metaclass=CheckedOnce):
     """A model that finds objects. Class 0 is background."""
 
     def fragment(self, block: Block) -> Fragments:
@@ -141,7 +144,7 @@ class ObjectSegmenter(Ready, Protocol):
 
 
 @runtime_checkable
-class Fitter(Protocol):
+class Fitter(Protocol, metaclass=CheckedOnce):
     """A model that must observe data first: a fold over blocks."""
 
     @property
@@ -182,7 +185,7 @@ class Fitter(Protocol):
 
 
 @runtime_checkable
-class EngineSelector(Ready, Protocol):
+class EngineSelector(Ready, Protocol, metaclass=CheckedOnce):
     """A model whose engine and precision are selected once per run, on the machine that runs it.
 
     Until then it runs with defaults that all machines have.
@@ -206,7 +209,7 @@ class EngineSelector(Ready, Protocol):
 
 
 @runtime_checkable
-class Cautious(Ready, Protocol):
+class Cautious(Ready, Protocol, metaclass=CheckedOnce):
     """A model that can warn about its result."""
 
     def caution(self, spec: RasterSpec, shares: Mapping[str, float]) -> str | None:
@@ -296,7 +299,7 @@ def caution_of(
 
 
 @runtime_checkable
-class SegmenterRecipe(Protocol):
+class SegmenterRecipe(Protocol, metaclass=CheckedOnce):
     """The parameters of a segmenter, as users set them: a frozen dataclass. A field of this type
     holds another segmenter.
     """

@@ -100,6 +100,11 @@ class SelectEngineJob:
     selector: EngineSelector
     images: tuple[PlannedImage, ...]
 
+    @property
+    def wants_gpu(self) -> bool:
+        """True: the engine is selected where the network will run."""
+        return True
+
     def split(self) -> tuple[SelectEngineJob, ...]:
         """A selection on each image: an image or the model may kill the worker."""
         return tuple(replace(self, images=(image,)) for image in self.images) or (self,)
@@ -111,6 +116,11 @@ class ImagesJob:
 
     settings: RunSettings
     images: tuple[PlannedImage, ...]
+
+    @property
+    def wants_gpu(self) -> bool:
+        """Whether its model uses a GPU."""
+        return self.settings.model.requirements.device == "gpu"
 
     def split(self) -> tuple[ImagesJob, ...]:
         """A job for each image."""
@@ -125,6 +135,11 @@ class TileRangeJob:
     image: PlannedImage
     first: int
     stop: int
+
+    @property
+    def wants_gpu(self) -> bool:
+        """Whether its model uses a GPU."""
+        return self.settings.model.requirements.device == "gpu"
 
     def split(self) -> tuple[TileRangeJob, ...]:
         """A job for each tile."""

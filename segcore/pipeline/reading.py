@@ -35,6 +35,7 @@ from maskloom.segcore.raster.source import ABSENT, Source, learn_addresses, vers
 from maskloom.segcore.raster.spec import FORMATS, Block, RasterSpec, Reader, SeriesFormat
 from maskloom.segcore.raster.stored import ReadOptions
 from maskloom.segcore.storage.addresses import remember_address
+from maskloom.segcore.storage.failpoints import failpoint
 from maskloom.segcore.storage.filesystems import filesystem, is_local
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ def describe_source(source: Source, job: DescribeJob) -> list[PlannedImage]:
         if source.version == ABSENT:
             raise Missing(f"{source.location} does not exist. Check its name in `inputs`.")
         with _image_failures(source.uri):
+            failpoint("describe", source.uri)
             _require_regular_files(source)
             version = _version(source)
             if is_local(source.location) and version != source.version:
@@ -174,6 +176,7 @@ def open_planned(image: PlannedImage, spec: RasterSpec) -> Iterator[Reader]:
     with _image_failures(planned.location):
         limits.begin_read(prod(planned.chunks))
         _require_unchanged(image)
+        failpoint("open", image.source.uri)
         try:
             with formats.open_image(spec) as reader:
                 yield _AnnouncingReader(reader, prod(planned.chunks))

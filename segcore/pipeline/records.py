@@ -12,15 +12,21 @@ needed.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import hashlib
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Any
 
 from maskloom.segcore.errors import FitError, ImageError
 from maskloom.segcore.raster.source import Source
 from maskloom.segcore.raster.spec import RasterSpec
 from maskloom.segcore.storage.addresses import redacted
-from maskloom.segcore.storage.canonical import digest
+from maskloom.segcore.storage.canonical import canonical
+from maskloom.segcore.values import pickled_by_fields
+
+_HASHED = 1000
+"""Versions of inputs that are hashed at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +45,7 @@ class Failure:
         return cls(type(error).__name__, redacted(str(error)) or type(error).__name__, permanent)
 
 
+@pickled_by_fields
 @dataclass(frozen=True, slots=True)
 class PlannedImage:
     """An image of the plan: its source, and the metadata from its header."""
@@ -58,7 +65,50 @@ class Shard:
     """Name of its files in the tables' folders. An existing file is rewritten with its other rows
     kept.
     """
-    images: tuple[PlannedImage, ...]
+    images: Collection[PlannedImage]
+    """In their order. A plan that was read back reads them from its file each time."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StoredImages(Collection[PlannedImage]):
+    """Images that are read each time, so that a plan of a million holds none of them."""
+
+    count: int
+    read: Callable[[], tuple[PlannedImage, ...]]
+    """Reads all of them."""
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __iter__(self) -> Iterator[PlannedImage]:
+        return iter(self.read())
+
+    def __contains__(self, image: object) -> bool:
+        return image in self.read()
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, StoredImages | tuple):
+            return NotImplemented
+        return self.read() == tuple(other)
+
+    def __hash__(self) -> int:
+        return hash(self.read())
+
+
+@dataclass(frozen=True, slots=True)
+class ImagesOfShards(Collection[PlannedImage]):
+    """All images of some shards, one shard in memory at a time."""
+
+    shards: Sequence[Shard]
+
+    def __len__(self) -> int:
+        return sum(len(shard.images) for shard in self.shards)
+
+    def __iter__(self) -> Iterator[PlannedImage]:
+        return (image for shard in self.shards for image in shard.images)
+
+    def __contains__(self, image: object) -> bool:
+        return any(image in shard.images for shard in self.shards)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +126,13 @@ class Plan:
     """The values that the fingerprint hashes, with the versions of the libraries and the seed."""
     shards: tuple[Shard, ...]
 
+    @property
+    def images(self) -> ImagesOfShards:
+        """All its images."""
+        return ImagesOfShards(self.shards)
 
+
+@pickled_by_fields
 @dataclass(frozen=True, slots=True)
 class ImageResult:
     """The result of one image."""
@@ -107,5 +163,12 @@ class ImageResult:
 
 def run_id(name: str, fingerprint: str, inputs: Sequence[Source], parent: str | None) -> str:
     """The id of the run that processes these inputs after `parent`."""
-    versions = sorted((source.uri, source.version) for source in inputs)
-    return f"{name}-{digest([fingerprint, versions, parent])[:12]}"
+    # As the digest of [fingerprint, versions, parent], without all versions in memory at once.
+    hashed = hashlib.sha256(f"[{canonical(fingerprint)},[".encode())
+    ordered = sorted(inputs, key=attrgetter("uri", "version"))
+    for first in range(0, len(ordered), _HASHED):
+        some = ordered[first : first + _HASHED]
+        text = canonical([(source.uri, source.version) for source in some])[1:-1]
+        hashed.update(f"{',' if first else ''}{text}".encode())
+    hashed.update(f"],{canonical(parent)}]".encode())
+    return f"{name}-{hashed.hexdigest()[:12]}"

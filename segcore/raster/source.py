@@ -16,6 +16,7 @@ from maskloom.segcore.storage.filesystems import (
     store_errors,
     version_of,
 )
+from maskloom.segcore.values import pickled_by_fields
 
 ABSENT = "absent"
 """Version of a listed file that does not exist."""
@@ -23,6 +24,7 @@ _AT_ONCE = 16
 """Concurrent requests to a store."""
 
 
+@pickled_by_fields
 @dataclass(frozen=True, slots=True)
 class Member:
     """One file of an image that has several."""
@@ -36,6 +38,7 @@ class Member:
     """See `Source.address`."""
 
 
+@pickled_by_fields
 @dataclass(frozen=True, slots=True)
 class Source:
     """One input image: a file, a folder, or a series of files."""

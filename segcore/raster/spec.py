@@ -7,20 +7,21 @@ any box). Only readers convert: pixels are channel-last, and `valid` is True whe
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
-
-import numpy as np
 
 from maskloom.segcore.errors import ModelMismatch
 from maskloom.segcore.ground.space import Frame, Lattice, Metric, Space
 from maskloom.segcore.registry import Registry
 from maskloom.segcore.storage.canonical import with_tuples
+from maskloom.segcore.values import CheckedOnce, pickled_by_fields
 
 if TYPE_CHECKING:
     from types import TracebackType
 
+    import numpy as np
     from numpy.typing import NDArray
 
     from maskloom.segcore.geometry import Box, Shape, Tile
@@ -40,6 +41,7 @@ class UserNodata:
     """The bands that must all have it, for colours. Empty: any band that is read."""
 
 
+@pickled_by_fields
 @dataclass(frozen=True, slots=True)
 class RasterSpec:
     """Metadata from an image header."""
@@ -98,7 +100,7 @@ class RasterSpec:
     @property
     def pixels(self) -> int:
         """Number of pixels."""
-        return int(np.prod(self.shape))
+        return int(math.prod(self.shape))
 
     @property
     def plane(self) -> RasterSpec:
@@ -255,7 +257,7 @@ class Format(Protocol):
 
 
 @runtime_checkable
-class ChoiceFormat(Format, Protocol):
+class ChoiceFormat(Format, Protocol, metaclass=CheckedOnce):
     """A format whose masks can be written in other ways, where the user asks for one."""
 
     @property
@@ -265,7 +267,7 @@ class ChoiceFormat(Format, Protocol):
 
 
 @runtime_checkable
-class OptionsFormat(Format, Protocol):
+class OptionsFormat(Format, Protocol, metaclass=CheckedOnce):
     """A format that reads one image in several ways, or whose files may hold several images."""
 
     def parts(self, image: StoredImage, options: ReadOptions) -> Sequence[str]:
@@ -284,7 +286,7 @@ class OptionsFormat(Format, Protocol):
 
 
 @runtime_checkable
-class SeriesFormat(OptionsFormat, Protocol):
+class SeriesFormat(OptionsFormat, Protocol, metaclass=CheckedOnce):
     """A format whose images may consist of several files."""
 
     def headers_version(self, options: ReadOptions) -> str:
@@ -310,7 +312,7 @@ class SeriesFormat(OptionsFormat, Protocol):
 
 
 @runtime_checkable
-class StoredFormat(Format, Protocol):
+class StoredFormat(Format, Protocol, metaclass=CheckedOnce):
     """A format whose `open` may deliver other numbers than those stored, such as colours for
     palette indices.
     """

@@ -75,5 +75,7 @@ def split_part(uri: str) -> tuple[str, str, int]:
     >>> split_part("scans/a.nii.gz#part=t0003/12"), split_part("scans/b#1.png")
     (('scans/a.nii.gz', 't0003', 12), ('scans/b#1.png', '', 1))
     """
+    if "#part=" not in uri:
+        return uri, "", 1
     found = _PART.search(uri)
     return (uri[: found.start()], found[1], int(found[2])) if found else (uri, "", 1)

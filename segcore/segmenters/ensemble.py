@@ -324,6 +324,7 @@ def _total_requirements(members: Sequence[Member]) -> Requirements:
         time,
         sum(each.process_bytes for each in requirements),
         planar=all(each.planar for each in requirements),
+        device="gpu" if any(each.device == "gpu" for each in requirements) else "any",
     )
 
 

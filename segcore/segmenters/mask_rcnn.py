@@ -176,7 +176,9 @@ class MaskRcnnModel:
         network = (
             LIBRARY_BYTES + 4 * self.card.parameters + lattice.window**2 * self.card.bytes_per_pixel
         )
-        return Requirements(lattice.tile_halo, _BYTES_PER_PIXEL, _COST, network, planar=True)
+        return Requirements(
+            lattice.tile_halo, _BYTES_PER_PIXEL, _COST, network, planar=True, device="gpu"
+        )
 
     def select(self, spec: RasterSpec) -> RasterSpec:
         """Return the image with the network's bands. Raises `ModelMismatch` if it has others."""

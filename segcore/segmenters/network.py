@@ -286,13 +286,17 @@ class NetworkModel:
 
     @property
     def requirements(self) -> Requirements:
-        """Halo of the patches; memory per pixel, and for libraries, weights and one patch."""
+        """Halo of the patches; memory per pixel, and for libraries, weights and one patch; a GPU
+        for TensorFlow, or while the engine is not selected.
+        """
         layout = self.layout
         # Weights are in memory as read, in the engine, and in a second precision.
         pixels = math.prod(_length(layout, axis) for axis in range(self.card.dimensions))
         fixed = LIBRARY_BYTES + 12 * self.card.parameters + self.card.bytes_per_pixel * pixels
         planar = self.card.dimensions == 2
-        return Requirements(layout.halo, 16 + 8 * self.card.channels, 200, fixed, planar)
+        engine = self.engine if self.choice is None else self.choice.engine
+        device: Literal["any", "gpu"] = "gpu" if engine in ("auto", "tensorflow") else "any"
+        return Requirements(layout.halo, 16 + 8 * self.card.channels, 200, fixed, planar, device)
 
     @property
     def pending_selection(self) -> str | None:

@@ -19,6 +19,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from maskloom.segcore.errors import StoreError
+from maskloom.segcore.storage.failpoints import failpoint
 
 _HOST = platform.node() or "host"
 TEMPORARY = re.compile(
@@ -93,6 +94,7 @@ def link_new(staging: Path, target: Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         target.parent.mkdir(parents=True, exist_ok=True)
+        failpoint("write", str(target))
         try:
             target.hardlink_to(temporary)
         except OSError as error:
@@ -100,6 +102,7 @@ def link_new(staging: Path, target: Path, content: bytes) -> None:
                 raise
             _rename_new(temporary, target)
         sync_folder(target.parent)
+        failpoint("written", str(target))
     finally:
         temporary.unlink(missing_ok=True)
 

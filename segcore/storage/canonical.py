@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from functools import cache
 from typing import Any
 
 
@@ -23,9 +24,7 @@ def canonical(value: Any) -> str:
 
     Raises `TypeError` if the value contains anything else that JSON lacks.
     """
-    return json.dumps(
-        value, sort_keys=True, separators=(",", ":"), default=_to_json, ensure_ascii=False
-    )
+    return _ENCODER.encode(value)
 
 
 def with_tuples(value: Any) -> Any:
@@ -35,7 +34,19 @@ def with_tuples(value: Any) -> Any:
     return value
 
 
+@cache
+def _names(kind: type) -> tuple[str, ...]:
+    """The fields of a dataclass, sorted."""
+    return tuple(sorted(field.name for field in dataclasses.fields(kind)))
+
+
 def _to_json(value: Any) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return dataclasses.asdict(value)
+        # Nested dataclasses come here too, so nothing need be copied.
+        return {name: getattr(value, name) for name in _names(type(value))}
     raise TypeError(f"{type(value).__name__} has no place in a record")
+
+
+_ENCODER = json.JSONEncoder(
+    sort_keys=True, separators=(",", ":"), default=_to_json, ensure_ascii=False
+)

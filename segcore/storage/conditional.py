@@ -7,20 +7,21 @@ one must not restore a file that a later commit has replaced:
 
 - On a local disk a move is a rename. It consumes its source, so a second rename finds nothing to
   move.
-- On S3 a move writes the target on condition that it has not changed since the commit was drafted
-  (`If-Match`, `If-None-Match`), then removes the source. Servers that honour the condition for
-  copies copy the object themselves; for others the bytes pass through this process.
-- Other stores, and S3 servers that ignore conditions, offer neither. `conditions_of` probes this.
+- In an object store a move is a copy on condition that the target has not changed since the commit
+  was drafted (`segcore/storage/object_stores.py`), then the removal of the source.
+- Stores that ignore such conditions take one writer at a time. `conditions_of` finds out by trying.
+
+Replies are judged by their HTTP status: their words differ from server to server.
 """
 
 from __future__ import annotations
 
 import contextlib
-import tempfile
 import uuid
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,20 +29,24 @@ from fsspec.implementations.local import LocalFileSystem
 
 from maskloom.segcore.errors import StoreError
 from maskloom.segcore.storage.atomic import sync_folder
+from maskloom.segcore.storage.failpoints import failpoint
 from maskloom.segcore.storage.filesystems import current_version, filesystem, remedy, store_errors
-from maskloom.segcore.storage.store import STAGING, Store
+from maskloom.segcore.storage.object_stores import (
+    NOT_FOUND,
+    PRECONDITION_FAILED,
+    ConditionalCopies,
+    status_of,
+    ways_to_copy,
+)
+from maskloom.segcore.storage.store import STAGING, Store, retry_on_conflict
 
 T = TypeVar("T")
 Item = TypeVar("Item")
-_Target = dict[str, str]
-"""Bucket and key, or conditions, as request arguments."""
 
 _AT_ONCE = 16
 """Concurrent requests to an object store."""
-LARGEST_OBJECT = 5 * 2**30
-"""Maximum size in bytes of one conditional request to S3."""
-_CONFLICTS = 5
-"""Number of attempts for a write that conflicts with a concurrent one (HTTP 409)."""
+_UNKNOWN_HEADER = (400, 501)
+"""HTTP: replies of servers that do not know the header of a condition."""
 _PROBED: dict[str, Conditions] = {}
 
 
@@ -66,9 +71,9 @@ class Conditions:
     create: bool
     """Write only if the name is free."""
     replace: bool
-    """Write only if the file has not changed since it was looked up."""
-    copy: bool = False
-    """The same for copies made by the server."""
+    """Replace a file only if it has not changed since it was looked up."""
+    copies: ConditionalCopies | None = None
+    """How files of an object store are replaced on this condition."""
 
     @property
     def several_writers(self) -> bool:
@@ -77,21 +82,13 @@ class Conditions:
 
 
 def conditions_of(store: Store) -> Conditions:
-    """The conditions that a store honours, probed with a file under `staging/`. Cached by process
-    and root.
+    """The conditional writes that a store honours, found out by trying them in files under
+    `staging/`. Cached by process and root.
 
     Raises `StoreError`.
     """
     if store.root not in _PROBED:
-        fs, _ = filesystem(store.root)
-        if isinstance(fs, LocalFileSystem):
-            _PROBED[store.root] = Conditions(create=True, replace=True)
-        elif not _is_s3(fs):
-            # Clients of other stores can require a free name, but none can require a version of the
-            # file to be replaced.
-            _PROBED[store.root] = Conditions(create=True, replace=False)
-        else:
-            _PROBED[store.root] = _probe(fs, store)
+        _PROBED[store.root] = _probe(store)
     return _PROBED[store.root]
 
 
@@ -99,24 +96,25 @@ def versions_of(store: Store, names: Sequence[str]) -> list[str | None]:
     """The version of each file, as `Move.base` needs it. None: the file is absent, or the store
     does not use versions.
     """
-    fs, _ = filesystem(store.root)
-    if not _is_s3(fs):
+    copies = conditions_of(store).copies
+    if copies is None:
         return [None] * len(names)
-    return _map_concurrently(lambda name: _version(fs, store, name), names)
+    return _map_concurrently(lambda name: _version(copies, store, name), names)
 
 
 def require_movable(store: Store, folders: Sequence[str]) -> None:
     """Raise `StoreError` if a file staged in these folders is too large to move; its commit could
     never be carried out.
     """
-    if not _is_s3(filesystem(store.root)[0]):
+    copies = conditions_of(store).copies
+    if copies is None or copies.largest is None:
         return
     for name, found in (each for folder in folders for each in store.listed(folder).items()):
-        if found.size > LARGEST_OBJECT:
+        if found.size > copies.largest:
             raise StoreError(
                 f"{store.uri(name)} has {found.size / 2**30:.1f} GiB, more than S3 takes in one "
-                "conditional write "
-                f"({LARGEST_OBJECT / 2**30:g} GiB). Leave the image out, or write to a local disk."
+                f"conditional write ({copies.largest / 2**30:g} GiB). Leave the image out, or "
+                "write to a local disk."
             )
 
 
@@ -130,8 +128,10 @@ def move(store: Store, moves: Iterable[Move]) -> None:
     fs, root = filesystem(store.root)
     if isinstance(fs, LocalFileSystem):
         _rename(Path(root), moves)
-    elif _is_s3(fs) and conditions_of(store).replace:
-        _map_concurrently(lambda each: _move_conditionally(fs, store, each), moves)
+        return
+    copies = conditions_of(store).copies
+    if copies is not None:
+        _map_concurrently(lambda each: _move_conditionally(fs, copies, store, each), moves)
     else:
         _map_concurrently(lambda each: _overwrite(fs, store, each), moves)
 
@@ -144,8 +144,10 @@ def _remove(store: Store, each: Move) -> None:
     with contextlib.suppress(FileNotFoundError), store_errors(f"remove {uri}"):
         if current_version(uri) == each.base:
             fs, path = filesystem(uri)
+            failpoint("remove", path)
             fs.rm_file(path)
             fs.invalidate_cache(path)
+            failpoint("removed", path)
 
 
 def _rename(root: Path, moves: Sequence[Move]) -> None:
@@ -154,161 +156,126 @@ def _rename(root: Path, moves: Sequence[Move]) -> None:
         for folder in folders:
             folder.mkdir(parents=True, exist_ok=True)
         for each in moves:
+            failpoint("move", str(root / each.name))
             try:
                 (root / str(each.staged)).replace(root / each.name)
             except FileNotFoundError:
                 # Already moved by another process that carries out the same commit.
                 continue
+            failpoint("moved", str(root / each.name))
         for folder in folders:
             sync_folder(folder)
     except OSError as error:
         raise StoreError(f"Cannot move results into {root}: {error}. {remedy(error)}") from error
 
 
-def _is_s3(fs: Any) -> bool:
-    return "s3" in ((fs.protocol,) if isinstance(fs.protocol, str) else fs.protocol)
-
-
-def _version(fs: Any, store: Store, name: str) -> str | None:
+def _version(copies: ConditionalCopies, store: Store, name: str) -> str | None:
     with store_errors(f"look for {store.uri(name)}"):
         try:
-            fs.invalidate_cache(filesystem(store.uri(name))[1])
-            return str(fs.info(filesystem(store.uri(name))[1])["ETag"])
+            return copies.version(filesystem(store.uri(name))[1])
         except FileNotFoundError:
             return None
 
 
-def _move_conditionally(fs: Any, store: Store, each: Move) -> None:
-    """Write the target if it is still its base. Any other content was written by this commit or by
-    a later one.
+def _move_conditionally(fs: Any, copies: ConditionalCopies, store: Store, each: Move) -> None:
+    """Replace the target if it is still its base. Any other content was written by this commit or
+    by a later one.
     """
-    source = filesystem(store.uri(str(each.staged)))[1]
+    source, target = (filesystem(store.uri(name))[1] for name in (str(each.staged), each.name))
     with store_errors(f"write {store.uri(each.name)}"):
+        failpoint("move", each.name)
         try:
-            if conditions_of(store).copy:
-                _conditional(
-                    fs, store, each, lambda condition, key: _copy(fs, source, key, condition)
-                )
-            else:
-                with tempfile.NamedTemporaryFile() as content:
-                    fs.get_file(source, content.name)
-                    _conditional(
-                        fs,
-                        store,
-                        each,
-                        lambda condition, key: _put(fs, content.name, key, condition),
-                    )
+            _copy_to_base(copies, store, each, source, target)
         except FileNotFoundError:
+            # Already moved by another process that carries out the same commit.
             return
-        fs.rm_file(source)
+        failpoint("moved", each.name)
+        _remove_staged(fs, source)
 
 
-def _conditional(
-    fs: Any, store: Store, each: Move, write: Callable[[_Target, _Target], None]
+def _copy_to_base(
+    copies: ConditionalCopies, store: Store, each: Move, source: str, target: str
 ) -> None:
-    bucket, key, _ = fs.split_path(filesystem(store.uri(each.name))[1])
-    base = each.base
-    for attempt in range(_CONFLICTS):
-        condition = {"IfNoneMatch": "*"} if base is None else {"IfMatch": base}
+    def copy(base: str | None) -> None:
         try:
-            write(condition, {"Bucket": bucket, "Key": key})
-            break
-        # s3fs turns a 412 into FileExistsError or OSError, depending on the condition, so use the
-        # code of the reply.
-        except OSError as error:
-            code = _code(error)
-            if code == "PreconditionFailed":
-                break
-            if (
-                code in {"NoSuchKey", "404"}
-                and base is not None
-                and _version(fs, store, each.name) is None
-            ):
-                # The file has been removed since; nothing can be lost.
-                base = None
-            elif code not in {"ConditionalRequestConflict", "409"} or attempt == _CONFLICTS - 1:
+            copies.copy(source, target, base)
+        # The errors of clients have no common base class.
+        except Exception as error:
+            status = status_of(error)
+            if status not in {NOT_FOUND, PRECONDITION_FAILED}:
                 raise
-    fs.invalidate_cache(filesystem(store.uri(each.name))[1])
+            if base is not None and _version(copies, store, each.name) is None:
+                # The file has been removed since; nothing can be lost.
+                copy(None)
+            elif status == NOT_FOUND:
+                raise FileNotFoundError(source) from error
 
-
-def _copy(fs: Any, source: str, target: _Target, condition: _Target) -> None:
-    bucket, key, _ = fs.split_path(source)
-    fs.call_s3("copy_object", CopySource={"Bucket": bucket, "Key": key}, **target, **condition)
-
-
-def _put(fs: Any, content: str, target: _Target, condition: _Target) -> None:
-    with Path(content).open("rb") as body:
-        fs.call_s3("put_object", Body=body, **target, **condition)
-
-
-def _code(error: BaseException | None) -> str:
-    """The code of a store's reply, from the error that s3fs raised."""
-    while error is not None:
-        response = getattr(error, "response", None)
-        if isinstance(response, dict):
-            return str(response.get("Error", {}).get("Code", ""))
-        error = error.__cause__ or error.__context__
-    return ""
+    retry_on_conflict(lambda: copy(each.base))
 
 
 def _overwrite(fs: Any, store: Store, each: Move) -> None:
     source, target = (filesystem(store.uri(name))[1] for name in (str(each.staged), each.name))
     with store_errors(f"write {store.uri(each.name)}"):
+        failpoint("move", each.name)
         try:
             fs.cp_file(source, target)
         except FileNotFoundError:
             return
+        failpoint("moved", each.name)
+        _remove_staged(fs, source)
+
+
+def _remove_staged(fs: Any, source: str) -> None:
+    fs.invalidate_cache()
+    # Another process may carry out the same commit.
+    with contextlib.suppress(FileNotFoundError):
         fs.rm_file(source)
-        fs.invalidate_cache()
 
 
-def _probe(fs: Any, store: Store) -> Conditions:
+def _probe(store: Store) -> Conditions:
     """Try each kind of condition in a case where it must fail. A server that ignores it accepts the
     write.
     """
-    name = f"{STAGING}/probe-{uuid.uuid4().hex}"
-    path = filesystem(store.uri(name))[1]
-    bucket, key, _ = fs.split_path(path)
-    target = {"Bucket": bucket, "Key": key}
-    other = {"IfMatch": '"' + "0" * 32 + '"'}
-    with store_errors(f"write {store.uri(name)}"):
-        fs.pipe_file(path, b"probe")
+    fs, _ = filesystem(store.root)
+    if isinstance(fs, LocalFileSystem):
+        return Conditions(create=True, replace=True)
+    names = [f"{STAGING}/probe-{uuid.uuid4().hex}" for _ in range(2)]
+    there, other = (filesystem(store.uri(name))[1] for name in names)
+    with store_errors(f"write {store.uri(names[0])}"):
         try:
-            return Conditions(
-                create=_is_honoured(
-                    lambda: fs.call_s3("put_object", Body=b"again", IfNoneMatch="*", **target)
-                ),
-                replace=_is_honoured(
-                    lambda: fs.call_s3("put_object", Body=b"again", **other, **target)
-                ),
-                copy=_is_honoured(
-                    lambda: fs.call_s3(
-                        "copy_object",
-                        CopySource=dict(target),
-                        MetadataDirective="REPLACE",
-                        **other,
-                        **target,
-                    )
-                ),
-            )
+            for path in (there, other):
+                fs.pipe_file(path, b"probe")
+            create = _is_honoured(lambda: fs.pipe_file(there, b"again", mode="create"))
+            for copies in ways_to_copy(fs):
+                if all(
+                    _is_honoured(partial(copies.copy, other, there, base))
+                    for base in (None, copies.impossible)
+                ):
+                    return Conditions(create, replace=True, copies=copies)
+            return Conditions(create, replace=False)
         finally:
-            fs.rm_file(path)
+            for path in (there, other):
+                with contextlib.suppress(FileNotFoundError):
+                    fs.rm_file(path)
 
 
 def _is_honoured(write: Callable[[], object]) -> bool:
     """Whether the server honoured a condition that does not hold. A server without conditions
     writes, or rejects the header as unknown.
     """
-    try:
-        write()
-    except OSError as error:
-        code = _code(error)
-        if code == "PreconditionFailed":
-            return True
-        if code in {"NotImplemented", "InvalidRequest", "InvalidArgument"}:
-            return False
-        raise
-    return False
+
+    def attempt() -> bool:
+        try:
+            write()
+        # The errors of clients have no common base class.
+        except Exception as error:
+            status = status_of(error)
+            if status != PRECONDITION_FAILED and status not in _UNKNOWN_HEADER:
+                raise
+            return status == PRECONDITION_FAILED
+        return False
+
+    return retry_on_conflict(attempt)
 
 
 def _map_concurrently(function: Callable[[Item], T], items: Sequence[Item]) -> list[T]:

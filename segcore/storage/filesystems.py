@@ -6,8 +6,9 @@ import contextlib
 import difflib
 import errno
 from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
@@ -34,15 +35,28 @@ def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
     """
     if "://" not in uri:
         # fsspec itself would read "::" in a file name as a chain of stores.
-        return LocalFileSystem(), str(Path(address_of(uri)).absolute())
+        return _local(), _absolute(address_of(uri))
     try:
         fs, path = fsspec.core.url_to_fs(address_of(uri))
-    # Some packages raise an AttributeError for a protocol that they no longer support.
-    except (ValueError, ImportError, AttributeError) as error:
+    # Some packages raise an AttributeError for a protocol that they no longer support, or a
+    # TypeError for one that needs options.
+    except (ValueError, ImportError, AttributeError, TypeError) as error:
         raise StoreError(
             f"Cannot use the location {redacted(uri)!r}: {_remedy(uri, error)}"
         ) from error
     return fs, str(path)
+
+
+@cache
+def _local() -> LocalFileSystem:
+    return LocalFileSystem()
+
+
+def _absolute(path: str) -> str:
+    if path[:1] == "/" and path[-1:] != "/" and "//" not in path and "/." not in path:
+        # This is called some ten times an image, and pathlib takes 10 microseconds.
+        return path
+    return str(Path(path).absolute())
 
 
 def _remedy(uri: str, error: Exception) -> str:
@@ -84,10 +98,13 @@ def store_errors(what: str) -> Iterator[None]:
     # The errors of clients (botocore, aiohttp, google ...) have no common base class.
     except Exception as error:
         reason = redacted(str(error)).rstrip(".") or type(error).__name__
-        raise StoreError(
-            f"Cannot {redacted(what)}: {reason}. Check the location, your access to it and the "
-            "room in it, then run the same command again."
-        ) from error
+        advice = (
+            remedy(error)
+            if isinstance(error, OSError) and error.errno in _FULL
+            else "Check the location, your access to it and the room in it, then run the same "
+            "command again."
+        )
+        raise StoreError(f"Cannot {redacted(what)}: {reason}. {advice}") from error
 
 
 def remedy(error: OSError) -> str:
@@ -132,6 +149,15 @@ def version_of(info: Mapping[str, Any]) -> str:
     return f"{info.get('size', 0) or 0:x}-{stamp}"
 
 
+def fresh_info(fs: fsspec.AbstractFileSystem, path: str) -> Mapping[str, Any]:
+    """What the store says of a file now. Raises `FileNotFoundError`, and the client's errors."""
+    # Otherwise clients answer from earlier listings. That of Azure forgets no more than the listing
+    # that it is told to forget.
+    fs.invalidate_cache(path)
+    fs.invalidate_cache(path.rpartition("/")[0])
+    return cast("Mapping[str, Any]", fs.info(path))
+
+
 def current_version(uri: str) -> str:
     """The present version of a file in its store.
 
@@ -139,6 +165,4 @@ def current_version(uri: str) -> str:
     """
     fs, path = filesystem(uri)
     with store_errors(f"look at {uri}"):
-        # Otherwise fsspec answers from an earlier listing of the folder.
-        fs.invalidate_cache(path)
-        return version_of(fs.info(path))
+        return version_of(fresh_info(fs, path))

@@ -16,11 +16,11 @@ import posixpath
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import IO, Any, Protocol, TypeVar, cast
 
 import fsspec
@@ -35,14 +35,15 @@ from maskloom.segcore.storage.atomic import (
     remove_temporary,
     rename_into_place,
 )
+from maskloom.segcore.storage.failpoints import failpoint
 from maskloom.segcore.storage.filesystems import filesystem, is_local, remedy, store_errors
+from maskloom.segcore.storage.object_stores import CONFLICT, PRECONDITION_FAILED, status_of
 
 STAGING = "staging"
 """Folder below a store's root for files that are not yet, or no longer, results."""
 _CHUNK = 2**22
 """Bytes that are read at a time."""
-_CONFLICTS = (409, 412)
-"""HTTP: conflict with a concurrent request for the same object, or failed precondition."""
+_CONFLICTS = (CONFLICT, PRECONDITION_FAILED)
 _TRIES, _FIRST_PAUSE = 4, 0.2
 """Number of attempts for a put that meets a conflict, and seconds before the second one. The pause
 doubles with each attempt.
@@ -80,10 +81,16 @@ class Artefact:
     """Digest of its bytes, in hexadecimal."""
 
 
-def not_empty(listed: Mapping[str, Listed]) -> set[str]:
+def not_empty(listed: Mapping[str, Listed] | Iterable[tuple[str, Listed]]) -> set[str]:
     """Names of the listed files that are not empty, and of the folders around them."""
-    names = {name for name, found in listed.items() if found.size}
-    return names | {str(folder) for name in names for folder in PurePosixPath(name).parents}
+    pairs = listed.items() if isinstance(listed, Mapping) else listed
+    names = set()
+    for name, found in pairs:
+        if found.size:
+            names.add(name)
+            while (name := name.rpartition("/")[0] or ".") not in names:
+                names.add(name)
+    return names
 
 
 def combined_digest(digests: Mapping[str, str]) -> str:
@@ -132,6 +139,8 @@ class Store:
         """Open a published file for reading. Raises as `read`."""
         fs, path = filesystem(self.uri(name))
         with store_errors(f"read {self.uri(name)}"):
+            # A cached listing may give the size of a file that has been replaced.
+            fs.invalidate_cache(path)
             return cast("IO[bytes]", fs.open(path, "rb"))
 
     def sha256(self, name: str) -> str:
@@ -164,18 +173,30 @@ class Store:
         """All files below a folder by name, from the store's listing, without opening any. An
         absent folder is empty. Raises `StoreError`.
         """
+        return dict(self.scanned(folder))
+
+    def scanned(self, folder: str) -> Iterator[tuple[str, Listed]]:
+        """As `listed`, one file at a time, since a folder may hold a million."""
         fs, path = filesystem(self.uri(folder))
         root = filesystem(self.root)[1].rstrip("/")
         try:
             with store_errors(f"list {self.uri(folder)}"):
                 fs.invalidate_cache()
-                found = fs.find(path, detail=True)
+                if isinstance(fs, LocalFileSystem):
+                    found = _local_files(path)
+                else:
+                    listing = fs.find(path, detail=True)
+                    if not isinstance(listing, Mapping):
+                        # adlfs lists a single file without its details.
+                        listing = {name: fs.info(name) for name in listing}
+                    found = iter(listing.items())
+                for name, info in found:
+                    # SeaweedFS keeps empty folders.
+                    if info.get("type") != "directory":
+                        listed = Listed(int(info.get("size") or 0), _modified_at(info))
+                        yield name[len(root) + 1 :], listed
         except FileNotFoundError:
-            return {}
-        return {
-            name[len(root) + 1 :]: Listed(int(info.get("size") or 0), _modified_at(info))
-            for name, info in found.items()
-        }
+            return
 
     def remove(self, folder: str) -> None:
         """Remove a folder and all files below it. An absent folder is no error. Raises
@@ -183,15 +204,17 @@ class Store:
         """
         fs, path = filesystem(self.uri(folder))
         with contextlib.suppress(FileNotFoundError), store_errors(f"remove {self.uri(folder)}"):
+            failpoint("remove", path)
             # A cached listing may be incomplete.
             fs.invalidate_cache()
             if isinstance(fs, LocalFileSystem) or not fsspec.core.has_magic(path):
-                _retry_on_conflict(lambda: fs.rm(path, recursive=True))
+                retry_on_conflict(lambda: fs.rm(path, recursive=True))
             else:
                 # fsspec would treat brackets in a folder's name as a pattern and remove other
                 # files.
                 for found in fs.find(path):
-                    _retry_on_conflict(partial(fs.rm_file, found))
+                    retry_on_conflict(partial(fs.rm_file, found))
+            failpoint("removed", path)
 
     def publish(self, name: str, content: bytes) -> Artefact:
         """Put bytes under a name in one step, replacing any existing file. Raises `StoreError`."""
@@ -206,7 +229,10 @@ class Store:
         fs, path = filesystem(self.uri(name))
         with store_errors(f"write {self.uri(name)}"):
             if not isinstance(fs, LocalFileSystem):
-                return _retry_on_conflict(lambda: _put_new(fs, path, content))
+                failpoint("write", path)
+                is_ours = retry_on_conflict(lambda: _put_new(fs, path, content))
+                failpoint("written", path)
+                return is_ours
             try:
                 link_new(self._staging(), Path(path), content)
             except FileExistsError:
@@ -267,11 +293,13 @@ class Store:
                     file.flush()
                     if local:
                         os.fsync(file.fileno())
+                failpoint("write", path)
                 if local:
                     rename_into_place(temporary, Path(path))
                 else:
                     with store_errors(f"write {self.uri(name)}"):
-                        _retry_on_conflict(lambda: fs.put_file(str(temporary), path))
+                        retry_on_conflict(lambda: fs.put_file(str(temporary), path))
+                failpoint("written", path)
         except StoreError:
             raise
         except OSError as error:
@@ -311,6 +339,26 @@ class Publication:
         return Artefact(self._name, self._size, self._digest.hexdigest())
 
 
+def _local_files(path: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """The files below a local folder, or the file at a path, as `LocalFileSystem.find` lists
+    them. A folder that is being removed is listed as far as it is there.
+    """
+    if not Path(path).is_dir():
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            yield path, LocalFileSystem().info(path)
+        return
+    waiting = [path]
+    while waiting:
+        with contextlib.suppress(FileNotFoundError), os.scandir(waiting.pop()) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    waiting.append(entry.path)
+                    continue
+                with contextlib.suppress(FileNotFoundError):
+                    found = entry.stat()
+                    yield entry.path, {"size": found.st_size, "mtime": found.st_mtime}
+
+
 def _modified_at(info: Mapping[str, Any]) -> float | None:
     """Time of the last write of a listed file in seconds, by the store's clock."""
     found = next(
@@ -329,7 +377,7 @@ def _modified_at(info: Mapping[str, Any]) -> float | None:
     return float(found) if isinstance(found, int | float) else None
 
 
-def _retry_on_conflict(put: Callable[[], T]) -> T:
+def retry_on_conflict(put: Callable[[], T]) -> T:
     """The result of a request to a store, repeated if it conflicts with a concurrent request for
     the same object (the client itself repeats requests to a busy store).
     """
@@ -338,7 +386,7 @@ def _retry_on_conflict(put: Callable[[], T]) -> T:
             return put()
         # The errors of clients have no common base class.
         except Exception as error:
-            if _status(error) not in _CONFLICTS:
+            if status_of(error) not in _CONFLICTS:
                 raise
             time.sleep(_FIRST_PAUSE * 2 ** (number - 1))
     return put()
@@ -354,27 +402,10 @@ def _put_new(fs: fsspec.AbstractFileSystem, path: str, content: bytes) -> bool:
         fs.pipe_file(path, content, mode="create")
     except Exception as error:
         # If the reply to a put is lost, the client repeats it and then meets its own bytes.
-        if not isinstance(error, FileExistsError) and _status(error) not in _CONFLICTS:
+        if status_of(error) not in _CONFLICTS:
             raise
         fs.invalidate_cache()
         if not fs.exists(path):
             raise OSError(f"{error}, but there is no such object") from error
         return bool(fs.cat_file(path) == content)
     return True
-
-
-def _status(error: BaseException) -> int | None:
-    """The HTTP status in a client's error, wherever the client stores it (botocore, gcsfs, Azure,
-    aiohttp).
-    """
-    met: BaseException | None = error
-    while met is not None:
-        response = getattr(met, "response", None)
-        if isinstance(response, Mapping):
-            return cast("int | None", response.get("ResponseMetadata", {}).get("HTTPStatusCode"))
-        for name in ("status_code", "status", "code"):
-            found = getattr(met, name, None)
-            if isinstance(found, int) or (isinstance(found, str) and found.isdecimal()):
-                return int(found)
-        met = met.__cause__
-    return None

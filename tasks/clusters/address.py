@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from maskloom.segcore.errors import RunError
+from maskloom.segcore.errors import RecipeError
+from maskloom.tasks.clusters.joining import Wait, joined
 from maskloom.tasks.clusters.protocol import CLUSTERS, Cluster
+from maskloom.tasks.clusters.tls import Tls, is_loopback, security_for
 from maskloom.tasks.fanout import client as dask_client
 from maskloom.tasks.fanout.dask import Dask
-from maskloom.tasks.fanout.versions import require_same, worker_versions
 
 if TYPE_CHECKING:
     import threading
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
 
 @CLUSTERS.register("address")
@@ -24,64 +24,35 @@ class ExistingCluster(Cluster):
     """An existing Dask cluster with maskloom installed on its workers."""
 
     address: str
-    """Address of its scheduler, e.g. tcp://host:8786."""
+    """Address of its scheduler, e.g. tls://host:8786, or tcp://127.0.0.1:8786."""
+    tls: Tls | None = None
+    """Certificates for an address that begins with tls://: the files `ca`, `cert` and `key`. None:
+    as Dask is configured on this machine.
+    """
+    insecure: bool = False
+    """Allow an address beyond this machine that is not encrypted. Whoever reaches its port can run
+    code there and here.
+    """
+    gpu: bool = False
+    """Networks run on workers that offer a GPU (dask worker --resources GPU=1), one for each GPU;
+    the other work runs on any worker.
+    """
+
+    def __post_init__(self) -> None:
+        encrypted = self.address.startswith("tls://")
+        if not (encrypted or self.insecure or is_loopback(self.address)):
+            raise RecipeError(
+                f"address: {self.address} is beyond this machine and not encrypted: whoever "
+                "reaches that port can run code on the cluster and on this machine. Write tls:// "
+                "and name certificates by `tls`, or add insecure: true if the network keeps "
+                "everybody else out."
+            )
 
     def open(self, prepare: Callable[[], None], stop: threading.Event) -> Dask:
-        """A fan-out on its workers, which continue after the run."""
-        return Dask(partial(joined, self.address), prepare, stop)
-
-
-@contextmanager
-def joined(address: str) -> Iterator[dask_client.Client]:
-    """A client of the scheduler at `address`, whose workers are ready and run the same maskloom;
-    they continue after the block.
-
-    Raises `RunError` if the scheduler does not answer, has no workers, or its workers run another
-    version.
-    """
-    distributed = dask_client.import_distributed()
-    seconds = dask_client.CONNECT_SECONDS
-    try:
-        client = distributed.Client(address, timeout=seconds, set_as_default=False)
-    except (OSError, ValueError) as error:
-        raise RunError(
-            f"No Dask scheduler answered at {address} within {seconds:.0f} s ({error}). Start it, "
-            "correct cluster.address, or use cluster: {kind: local}."
-        ) from error
-    with client:
-        require_same_code(client, address)
-        yield client
-
-
-def require_same_code(client: dask_client.Client, address: str) -> None:
-    """Raise `RunError` unless the scheduler and one worker run the driver's code. Other workers are
-    asked when they get a job.
-    """
-    here = worker_versions()
-    try:
-        # The scheduler is checked too, since it unpickles jobs.
-        scheduler = client.run_on_scheduler(worker_versions)
-    except Exception as error:
-        raise RunError(
-            f"The Dask scheduler at {address} cannot load maskloom: {error}. Install the same "
-            "maskloom there."
-        ) from error
-    require_same(f"The Dask scheduler at {address}", tuple(scheduler), here)
-    # A task is submitted, since an adaptive cluster starts workers only for tasks.
-    future = client.submit(worker_versions, pure=False)
-    seconds = dask_client.WORKERS_SECONDS
-    try:
-        there = future.result(timeout=seconds)
-    except TimeoutError as error:
-        raise RunError(
-            f"The Dask scheduler at {address} had no worker free within {seconds:.0f} s. Start "
-            "workers, then run again."
-        ) from error
-    except (ImportError, RuntimeError) as error:
-        raise RunError(
-            f"A worker of the Dask cluster at {address} cannot run maskloom: {error}. Install the "
-            "same maskloom on all workers."
-        ) from error
-    finally:
-        future.release()
-    require_same(f"A worker of the Dask cluster at {address}", tuple(there), here)
+        """A fan-out on its workers, which continue after the run. Raises `RecipeError` if the
+        certificates cannot be used.
+        """
+        security = security_for(self.address, self.tls)
+        wait = Wait(dask_client.WORKERS_SECONDS, stop)
+        connect = partial(joined, self.address, security, self.tls, self.gpu, wait)
+        return Dask(connect, prepare, stop, gpu=self.gpu)

@@ -18,48 +18,17 @@ from typing import TYPE_CHECKING, Any, Self
 from maskloom.segcore.errors import RecipeError, RunError
 from maskloom.tasks.clusters import machine
 from maskloom.tasks.clusters.protocol import CLUSTERS, Cluster, parse_bytes
+from maskloom.tasks.clusters.scheduler import extensions
+from maskloom.tasks.clusters.settings import ONE_THREAD, SCHEDULER, WORKER
 from maskloom.tasks.fanout.client import Client, import_distributed
 from maskloom.tasks.fanout.dask import Dask
 
 if TYPE_CHECKING:
     import threading
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
 _START_SECONDS = 90.0
 """How long the worker processes may take to start."""
-_ONE_THREAD = (
-    "OMP_NUM_THREADS",
-    "OPENBLAS_NUM_THREADS",
-    "MKL_NUM_THREADS",
-    "NUMEXPR_NUM_THREADS",
-    "NUMBA_NUM_THREADS",
-    "GDAL_NUM_THREADS",
-    "TF_NUM_INTRAOP_THREADS",
-    "TF_NUM_INTEROP_THREADS",
-)
-_SETTINGS: dict[str, Any] = {
-    # A job that loses two workers is split; more restarts would only cost time.
-    "distributed.scheduler.allowed-failures": 1,
-    # By default a worker that has not registered again 15 s after a death is never restarted.
-    "distributed.deploy.lost-worker-timeout": "1000 days",
-    # Native code may hold the interpreter for minutes; the death of a local process is seen at once
-    # without heartbeats.
-    "distributed.scheduler.worker-ttl": None,
-    # One heap for the one thread that works: with several, their leftovers add up and the peak
-    # grows with the image.
-    "distributed.nanny.pre-spawn-environ": {
-        **dict.fromkeys(_ONE_THREAD, "1"),
-        "MALLOC_ARENA_MAX": "1",
-    },
-    # Results are tiny, so there is nothing to spill, and a paused worker might never wake.
-    "distributed.worker.memory.target": False,
-    "distributed.worker.memory.spill": False,
-    "distributed.worker.memory.pause": False,
-    "distributed.worker.memory.terminate": 0.95,
-    "distributed.worker.profile.enabled": False,
-    "distributed.worker.http.routes": [],
-    "distributed.scheduler.http.routes": [],
-}
 
 
 @CLUSTERS.register("local")
@@ -101,19 +70,19 @@ class LocalCluster(Cluster):
         """One worker for each GPU of this machine, unless the recipe names a number or there is no
         GPU.
         """
-        gpus = machine.gpu_count()
-        return replace(self, workers=gpus) if self.workers is None and gpus else self
+        gpus = machine.gpus()
+        return replace(self, workers=len(gpus)) if self.workers is None and gpus else self
 
     def open(self, prepare: Callable[[], None], stop: threading.Event) -> Dask:
         """A fan-out on worker processes, which end with it."""
-        connect = partial(started, self.worker_count, self.worker_memory)
+        connect = partial(started, self.worker_count, self.worker_memory, machine.gpus())
         return Dask(connect, prepare, stop, own_workers=self.worker_count)
 
 
 @contextmanager
-def started(workers: int, memory: int) -> Iterator[Client]:
+def started(workers: int, memory: int, gpus: Sequence[str] = ()) -> Iterator[Client]:
     """A client of `workers` processes on this machine with `memory` bytes each, which end with the
-    block. Raises `RunError` if they cannot be started.
+    block. Each sees one of the `gpus`, in turn. Raises `RunError` if they cannot be started.
     """
     import dask
 
@@ -121,7 +90,7 @@ def started(workers: int, memory: int) -> Iterator[Client]:
     # sets.
     distributed = import_distributed()
     with ExitStack() as stack:
-        stack.enter_context(dask.config.set(_SETTINGS))
+        stack.enter_context(dask.config.set(_settings()))
         try:
             with _interrupts_blocked():
                 cluster = distributed.LocalCluster(
@@ -131,10 +100,15 @@ def started(workers: int, memory: int) -> Iterator[Client]:
                     host="127.0.0.1",
                     dashboard_address=None,
                     # Without this it serves HTTP at port 8787, or warns that the port is taken.
-                    scheduler_kwargs={"dashboard": False, "dashboard_address": "127.0.0.1:0"},
+                    scheduler_kwargs={
+                        "dashboard": False,
+                        "dashboard_address": "127.0.0.1:0",
+                        "extensions": extensions(),
+                    },
                     memory_limit=memory,
                     silence_logs=logging.CRITICAL,
                     death_timeout=_START_SECONDS,
+                    worker_class=_nanny(gpus) if gpus else None,
                 )
         except (OSError, RuntimeError) as error:
             raise RunError(
@@ -145,6 +119,29 @@ def started(workers: int, memory: int) -> Iterator[Client]:
         yield stack.enter_context(
             distributed.Client(cluster, set_as_default=False, direct_to_workers=True)
         )
+
+
+def _nanny(gpus: Sequence[str]) -> Any:
+    """A class of worker processes, the first of which sees the first GPU alone, and so on."""
+    nanny: Any = import_distributed().Nanny
+
+    class OneGpu(nanny):  # type: ignore[misc]
+        """A worker process that sees one GPU, also after it was started again."""
+
+        def __init__(self, *arguments: Any, name: int, **options: Any) -> None:
+            gpu = {"CUDA_VISIBLE_DEVICES": gpus[name % len(gpus)]}
+            super().__init__(*arguments, name=name, env=gpu, **options)
+
+    return OneGpu
+
+
+def _settings() -> dict[str, Any]:
+    """Settings of Dask for the scheduler, and for the workers that inherit them."""
+    return {
+        **SCHEDULER,
+        **WORKER,
+        "distributed.nanny.pre-spawn-environ": dict(ONE_THREAD),
+    }
 
 
 @contextmanager

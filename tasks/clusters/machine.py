@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from maskloom.tasks.fanout.client import import_distributed
@@ -19,6 +20,12 @@ def memory_limit() -> int:
     return int(import_distributed().system.MEMORY_LIMIT)
 
 
-def gpu_count() -> int:
-    """NVIDIA GPUs of this machine."""
-    return len(list(Path("/dev").glob("nvidia[0-9]*")))
+def gpus() -> tuple[str, ...]:
+    """The NVIDIA GPUs of this machine that this process may use, as `CUDA_VISIBLE_DEVICES` names
+    them.
+    """
+    allowed = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if allowed is not None:
+        return tuple(name for name in map(str.strip, allowed.split(",")) if name not in ("", "-1"))
+    devices = Path("/dev").glob("nvidia[0-9]*")
+    return tuple(sorted((each.name.removeprefix("nvidia") for each in devices), key=int))

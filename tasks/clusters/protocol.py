@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import re
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from maskloom.segcore.errors import MaskloomError, RecipeError, RunError
 from maskloom.segcore.registry import Registry
@@ -76,6 +77,16 @@ class Cluster(ABC):
 
 CLUSTERS: Registry[type[Cluster]] = Registry("cluster", "maskloom.tasks.clusters")
 """Kinds of clusters by the name that recipes use."""
+
+
+def import_extra(module: str, extra: str) -> Any:
+    """A module that a kind of cluster needs. Raises `RunError` with the command to install it."""
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        raise RunError(
+            f"cluster.kind {extra} needs the package {error.name}: pip install 'maskloom[{extra}]'."
+        ) from error
 
 
 def parse_bytes(text: str) -> int:

@@ -7,13 +7,18 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from maskloom.segcore import errors
 from maskloom.segcore.raster.stored import split_part
 from maskloom.segcore.storage.records import read_table
 from maskloom.segcore.storage.store import Store, not_empty
 from maskloom.tasks.commits.log import IMAGES, CommitLog
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+_ROWS_AT_ONCE = 1000
 
 _COLUMNS = [
     "uri",
@@ -24,7 +29,7 @@ _COLUMNS = [
     "status",
     "error_type",
     "mask_uri",
-    "mask_sha256",
+    "crs",
 ]
 
 
@@ -42,20 +47,42 @@ class Committed:
     """The image is done, or failed in a way that the same bytes would repeat."""
     file: str
     """Name of the table file that contains the row."""
-    mask: str | None = None
-    """SHA-256 of the mask. None: no mask."""
     mask_uri: str | None = None
     """Name of the mask below the output. None: no mask."""
     error_type: str | None = None
     """Class name of the error. None: the image has not failed."""
+    located: bool = False
+    """Whether the image has a CRS."""
 
 
-def rows_by_file(rows: Mapping[str, Committed]) -> dict[str, list[Committed]]:
-    """Rows by the URI of the file, folder or series that each image is in."""
-    found: dict[str, list[Committed]] = {}
-    for row in rows.values():
-        found.setdefault(split_part(row.uri)[0], []).append(row)
-    return found
+class RowsByFile(Mapping[str, Sequence[Committed]]):
+    """Rows by the URI of the file, folder or series that each image is in. Only those of parts are
+    listed: most files are one image, and there may be a million.
+    """
+
+    def __init__(self, rows: Mapping[str, Committed]) -> None:
+        """`rows` by URI."""
+        self._rows = rows
+        self._parts: dict[str, list[Committed]] = {}
+        for row in rows.values():
+            place, part, _ = split_part(row.uri)
+            if part:
+                self._parts.setdefault(place, []).append(row)
+
+    def __getitem__(self, place: str) -> Sequence[Committed]:
+        whole, parts = self._rows.get(place), self._parts.get(place, ())
+        if whole is None and not parts:
+            raise KeyError(place)
+        return (*([] if whole is None else [whole]), *parts)
+
+    def __iter__(self) -> Iterator[str]:
+        for place in self._rows:
+            if not split_part(place)[1]:
+                yield place
+        yield from (place for place in self._parts if place not in self._rows)
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
 
 
 class Ledger:
@@ -68,10 +95,15 @@ class Ledger:
         self.store = store
         self.log = CommitLog(store)
         self._of_file: dict[str, tuple[Committed, ...]] = {}
+        self._words: dict[str | None, str | None] = {}
         self.rows: dict[str, Committed] = {}
         """By URI."""
         self.uris: dict[str, str] = {}
         """URI of each image id."""
+        self.sizes: dict[str, int] = {}
+        """Bytes of the files of all tables together, by file name. Files that other runs have
+        written since the ledger was read are missing or have their former size.
+        """
         self._parts: dict[str, set[str]] = defaultdict(set)
         """URIs of the parts of each file that holds several images, of past and present ones."""
         self.superseded: dict[str, set[str] | None] = {}
@@ -88,8 +120,12 @@ class Ledger:
         """
         ledger = cls(store)
         # An empty mask counts as removed.
-        masks = not_empty(store.listed("masks"))
-        whole = {name for name, found in store.listed("tables").items() if found.size}
+        masks = not_empty(store.scanned("masks"))
+        listed = store.listed("tables")
+        whole = {name for name, found in listed.items() if found.size}
+        for name, found in listed.items():
+            file = name.rpartition("/")[2]
+            ledger.sizes[file] = ledger.sizes.get(file, 0) + found.size
         for name in store.names(IMAGES, ".parquet"):
             file = name.rpartition("/")[2]
             lacking = any(f"tables/{table}/{file}" not in whole for table in tables)
@@ -127,10 +163,7 @@ class Ledger:
             if self.rows.get(row.uri) == row:
                 del self.rows[row.uri]
         try:
-            found = tuple(
-                _committed(row, file, masks)
-                for row in read_table(self.store, name, _COLUMNS).to_pylist()
-            )
+            found = tuple(self._read_rows(read_table(self.store, name, _COLUMNS), file, masks))
         except FileNotFoundError:
             found = ()
         self._of_file[file] = found
@@ -142,27 +175,61 @@ class Ledger:
                 self._parts[place].add(row.uri)
         return found
 
+    def files_with_room(self, images: int, most: int, size: int) -> Iterator[str]:
+        """Names of the table files that may take so many more images, the fullest first: they then
+        have at most `most`, and now have at most `size` bytes in all tables together.
+        """
+        held = {file: len(rows) for file, rows in self._of_file.items()}
+        yield from sorted(
+            (
+                file
+                for file, number in held.items()
+                if 0 < number <= most - images and self.sizes.get(file, size + 1) <= size
+            ),
+            key=lambda file: (-held[file], file),
+        )
+
+    def rows_of(self, file: str) -> tuple[Committed, ...]:
+        """The rows of a file of the table `images`."""
+        return self._of_file.get(file, ())
+
+    def _read_rows(self, table: pa.Table, file: str, masks: set[str] | None) -> Iterator[Committed]:
+        for batch in table.to_batches(_ROWS_AT_ONCE):
+            for row in batch.to_pylist():
+                # The same in most rows, so in memory once.
+                for name in ("run_id", "fingerprint", "error_type"):
+                    row[name] = self._words.setdefault(row[name], row[name])
+                yield _committed(row, file, masks)
+
     def images_of(self, place: str) -> list[Committed]:
         """The rows of a file, folder or series: of it as one image, and of its parts."""
         uris = (place, *sorted(self._parts.get(place, ())))
         return [self.rows[uri] for uri in uris if uri in self.rows]
 
+    def _all_rows(self) -> Iterator[Committed]:
+        return (row for of_file in self._of_file.values() for row in of_file)
+
     def find_superseded(self) -> None:
         """Find rows without an image, and images with rows in several files. Of an image's rows,
         the one that matches the mask is kept, or the newest if none does.
         """
-        rows_by_image = defaultdict(list)
-        for of_file in self._of_file.values():
-            for row in of_file:
-                rows_by_image[row.image_id].append(row)
+        # Hardly ever is there one, so rows are listed by image only where there are several.
+        once: set[str] = set()
+        several: dict[str, list[Committed]] = {}
+        for row in self._all_rows():
+            if row.image_id in once:
+                several[row.image_id] = []
+            once.add(row.image_id)
+        for row in self._all_rows() if several else ():
+            if row.image_id in several:
+                several[row.image_id].append(row)
         superseded: dict[str, set[str]] = {}
-        for same in rows_by_image.values():
-            if len(same) > 1:
-                kept = _best(self.store, same)
-                self.rows[kept.uri] = kept
-                for row in same:
-                    if row.file != kept.file:
-                        superseded.setdefault(row.file, set()).add(row.image_id)
+        for same in several.values():
+            kept = _best(self.store, same)
+            self.rows[kept.uri] = kept
+            for row in same:
+                if row.file != kept.file:
+                    superseded.setdefault(row.file, set()).add(row.image_id)
         # A copied file, or a file that the table `images` has lost, belongs to no image.
         stray = {
             name.rpartition("/")[2] for name in self.store.names("tables", ".parquet")
@@ -184,18 +251,30 @@ def _committed(row: Mapping[str, Any], file: str, masks: set[str] | None) -> Com
         if ok
         else bool(getattr(getattr(errors, row["error_type"] or "", None), "permanent", False)),
         file,
-        row["mask_sha256"],
         row["mask_uri"],
         row["error_type"],
+        row["crs"] is not None,
     )
 
 
 def _best(store: Store, rows: list[Committed]) -> Committed:
     ranked = sorted(rows, key=lambda row: (row.ok, row.run_id, row.file))
-    if len({row.mask for row in rows}) == 1:
+    masks = {row.file: _recorded_digest(store, row) for row in ranked}
+    if len(set(masks.values())) == 1:
         return ranked[-1]
-    fitting = [row for row in ranked if row.mask in set(_digests(store, row.image_id))]
+    found = set(_digests(store, ranked[-1].image_id))
+    fitting = [row for row in ranked if masks[row.file] in found]
     return (fitting or ranked)[-1]
+
+
+def _recorded_digest(store: Store, row: Committed) -> str | None:
+    """SHA-256 of the mask of a row. None: no mask."""
+    columns = ["image_id", "mask_sha256"]
+    table = read_table(store, f"{IMAGES}/{row.file}", columns)
+    found: dict[str, str | None] = dict(
+        zip(*(table[name].to_pylist() for name in columns), strict=True)
+    )
+    return found.get(row.image_id)
 
 
 def _digests(store: Store, image_id: str) -> Iterator[str]:

@@ -7,7 +7,8 @@ at a time:
    complete it (step 5). Earlier commits are complete, since every run does so.
 2. Read the tables. Images that another run has committed meanwhile leave the shard.
 3. Draft: stage the new content of each table file that changes. An image with rows keeps its file,
-   and a new one goes into the shard's own file, so no two files hold the same image.
+   and a new one goes into a file that has room or into the shard's own, so no two files hold the
+   same image.
 4. Claim: write record N+1, which must not exist. If it exists, another run was faster: drop the
    draft and begin again at 1.
 5. Complete: move masks and previews, then the tables, `images` last, to their final names, each at

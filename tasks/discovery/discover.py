@@ -138,7 +138,8 @@ def _sources(search: Search, known: Mapping[str, str]) -> list[Source]:
     ids = image_ids(uris, sorted(search.folders), known)
     sources = []
     for uri in uris:
-        found = search.found[uri]
+        # What is a source need not stay in memory twice.
+        found = search.found.pop(uri)
         source = Source(
             uri,
             ids[uri],

@@ -17,6 +17,8 @@ from maskloom.segcore.formats.dicom.grouping import is_series
 
 _FOLDER_SUFFIX = re.compile(r"\.(\w+)/")
 _UNSAFE = re.compile(r"[^\w.\-]")
+_SAFE = re.compile(r"[A-Za-z0-9_\-][\w.\-]*(?:/[A-Za-z0-9_\-][\w.\-]*)*", re.ASCII)
+"""Paths that are safe as they are."""
 _LONGEST_NAME = 150
 """Bytes of one part of a path; file systems allow 255, and suffixes are added."""
 
@@ -39,6 +41,8 @@ def image_ids(
     root = _common_folder(folders)
     ids = {uri: known[uri] for uri in uris if uri in known}
     taken = {image_id.casefold() for image_id in known.values()}
+    root = root.rstrip("/")
+    suffixes: dict[str, str] = {}
     for uri in uris:
         if uri in ids:
             continue
@@ -47,28 +51,35 @@ def image_ids(
         if is_series(uri):
             # Dots in the UID of a series begin no suffix.
             stem, suffix = path, ""
-        # Only the formats know suffixes with two dots.
-        elif (claimed := formats.suffix_of(uri)).count(".") > 1 and path.lower().endswith(claimed):
-            stem, suffix = path[: -len(claimed)], path[-len(claimed) :]
+        else:
+            # Only the formats know suffixes with two dots. Most names end alike.
+            tail = formats.tail_of(uri)
+            if tail not in suffixes:
+                suffixes[tail] = formats.suffix_of(uri)
+            claimed = suffixes[tail]
+            if claimed.count(".") > 1 and path.lower().endswith(claimed):
+                stem, suffix = path[: -len(claimed)], path[-len(claimed) :]
         # A folder that is named like an image must not get the name of that image's mask.
         folder, _, name = stem.rpartition("/")
-        plain = safe_name(_FOLDER_SUFFIX.sub(r"_\1/", f"{folder}/") + name)
-        candidates = (
-            plain,
-            f"{plain}_{safe_name(suffix[1:])}" if suffix else plain,
-            f"{plain}_{hashlib.sha256(uri.encode()).hexdigest()[:10]}",
-        )
+        plain = safe_name(_FOLDER_SUFFIX.sub(r"_\1/", f"{folder}/") + name if folder else name)
+        image_id = plain
         # Some file systems ignore case.
-        ids[uri] = next(name for name in candidates if name.casefold() not in taken)
-        taken.add(ids[uri].casefold())
+        if image_id.casefold() in taken:
+            candidates = (
+                f"{plain}_{safe_name(suffix[1:])}" if suffix else plain,
+                f"{plain}_{hashlib.sha256(uri.encode()).hexdigest()[:10]}",
+            )
+            image_id = next(name for name in candidates if name.casefold() not in taken)
+        folded = image_id.casefold()
+        ids[uri] = image_id
+        # Mostly the same string, which is then in memory once.
+        taken.add(image_id if folded == image_id else folded)
     return ids
 
 
 def _below(path: str, root: str) -> str:
     return (
-        path[len(root) :].lstrip("/")
-        if root and path.startswith(root.rstrip("/") + "/")
-        else path.lstrip("/")
+        path[len(root) :].lstrip("/") if root and path.startswith(f"{root}/") else path.lstrip("/")
     )
 
 
@@ -79,6 +90,8 @@ def safe_name(path: str) -> str:
     >>> safe_name("a b/../ü:x")
     'a_b/_./ü_x'
     """
+    if _SAFE.fullmatch(path) and len(path) <= _LONGEST_NAME:
+        return path
     parts = [
         _UNSAFE.sub("_", unicodedata.normalize("NFC", part)) for part in path.split("/") if part
     ]

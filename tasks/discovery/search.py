@@ -6,14 +6,17 @@ as one image is one source, and so are files that a format groups into a series.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import posixpath
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
+
+from fsspec.implementations.local import LocalFileSystem
 
 from maskloom.segcore import formats
 from maskloom.segcore.errors import RecipeError, StoreError
@@ -94,6 +97,7 @@ class Search:
         self._named: set[str] = set()
         """Files that an input, or a list, names."""
         self._stored_folders: set[str] = set()
+        self._last_folder: tuple[Any, str] | None = None
 
     def add(self, entry: str, chain: tuple[str, ...] = ()) -> None:
         """Add the images of an input; `chain` are the lists that led to it."""
@@ -104,13 +108,15 @@ class Search:
                 f"inputs: the list {entry!r} names itself ({' -> '.join((*chain, path))}). Take it "
                 "out of its list."
             )
-        key = str(fs.unstrip_protocol(path))
+        key = _uri(fs, path)
         if key in self._visited:
             return
-        self._visited.add(key)
         fs.invalidate_cache()
         with store_errors(f"list the input {entry!r}"):
             named = self._list(fs, path)
+        if named is None or lists.is_list(path):
+            # A list may name a million files; what is found once is known by `found`.
+            self._visited.add(key)
         if named is not None and lists.is_list(path):
             self._read_list(fs, path, entry, named, chain)
         elif named is not None:
@@ -149,20 +155,51 @@ class Search:
 
     def _search_folder(self, fs: Any, folder: str) -> None:
         suffixes = image_suffixes()
+        if isinstance(fs, LocalFileSystem):
+            for name, info in self._walk(fs, folder):
+                self._consider(fs, folder, name, info, suffixes)
+            return
         found = fs.find(folder, detail=True)
         images = self._take_folders(fs, found, folder)
         for name, info in found.items():
-            below = name[len(folder) :]
-            if name.startswith(images) or (_is_hidden(below) and not _STORED_FOLDER.search(name)):
+            if not name.startswith(images):
+                self._consider(fs, folder, name, info, suffixes)
+
+    def _walk(self, fs: Any, folder: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+        """The files below a local folder, one at a time: it may hold a million. Folders that are
+        one image are added, without their files.
+        """
+        markers = formats.folder_markers()
+        waiting = [folder]
+        while waiting:
+            current = waiting.pop()
+            if any(posixpath.isfile(f"{current}/{marker}") for marker in markers):
+                self._take_folders(fs, fs.find(current, detail=True), folder)
                 continue
-            if below.lower().endswith(suffixes):
-                self._take(fs, folder, name, info)
-            elif not _uri(fs, name).startswith(self._own_outputs):
-                if _is_sniffed(name):
-                    uri, file = _found(fs, name, info)
-                    self.unclaimed[uri] = (_written_uri(fs, folder), name, file)
-                else:
-                    self._pass_over(name)
+            # As fsspec does, folders that cannot be read are left out.
+            with contextlib.suppress(OSError), os.scandir(current) as entries:
+                for entry in entries:
+                    info = fs.info(entry)
+                    if info["type"] == "directory":
+                        waiting.append(info["name"])
+                    else:
+                        yield info["name"], info
+
+    def _consider(
+        self, fs: Any, folder: str, name: str, info: Mapping[str, Any], suffixes: tuple[str, ...]
+    ) -> None:
+        """Add a file in a folder if it is an image by its name, or may be one by its content."""
+        below = name[len(folder) :]
+        if _is_hidden(below) and not _STORED_FOLDER.search(name):
+            return
+        if below.lower().endswith(suffixes):
+            self._take(fs, folder, name, info)
+        elif not _uri(fs, name).startswith(self._own_outputs):
+            if _is_sniffed(name):
+                uri, file = _found(fs, name, info)
+                self.unclaimed[uri] = (_written_uri(fs, folder), name, file)
+            else:
+                self._pass_over(name)
 
     def _take_folders(
         self, fs: Any, found: Mapping[str, Mapping[str, Any]], root: str
@@ -211,13 +248,17 @@ class Search:
             )
         with store_errors(f"read the list {entry!r}"):
             content = fs.cat_file(path)
-        for name in lists.read_list(redacted(entry), content):
-            self.add(_existing(lists.absolute(name, entry)), (*chain, path))
+        names, within = lists.read_list(redacted(entry), content), (*chain, path)
+        del content
+        for name in names:
+            self.add(_existing(lists.absolute(name, entry)), within)
 
     def _take(self, fs: Any, folder: str, name: str, info: Mapping[str, Any]) -> str:
         """Add a file; returns its URI."""
         uri, file = _found(fs, name, info)
-        self.folders.add(_written_uri(fs, folder))
+        if (fs, folder) != self._last_folder:
+            self._last_folder = fs, folder
+            self.folders.add(_written_uri(fs, folder))
         if uri.startswith(self._own_outputs):
             return uri
         if self.found.setdefault(uri, file).address != file.address:
@@ -266,18 +307,25 @@ class Search:
         """The files that may belong to series of a format, in the order of their URIs."""
         claimed = formats.suffixes(name)
         sniffed = any(kind.sniffed for kind in FORMATS[name].kinds)
-        files = dict(self.found)
+
+        def may_belong(uri: str, file: FoundImage) -> bool:
+            path = without_query(uri)
+            return (
+                file.version != ABSENT
+                and not file.is_folder
+                and (
+                    path.lower().endswith(claimed)
+                    or (sniffed and _SNIFFED_NAME.search(path) is not None)
+                )
+            )
+
+        files = {uri: file for uri, file in self.found.items() if may_belong(uri, file)}
         if sniffed:
-            files.update((uri, file) for uri, (*_, file) in self.unclaimed.items())
+            unclaimed = ((uri, file) for uri, (*_, file) in self.unclaimed.items())
+            files.update((uri, file) for uri, file in unclaimed if may_belong(uri, file))
         return tuple(
             Member(uri, file.version, file.size, file.address)
             for uri, file in sorted(files.items())
-            if file.version != ABSENT
-            and not file.is_folder
-            and (
-                (path := without_query(uri)).lower().endswith(claimed)
-                or (sniffed and _SNIFFED_NAME.search(path))
-            )
         )
 
 
@@ -315,6 +363,8 @@ def _place(entry: str) -> tuple[Any, str]:
 
 
 def _refuse_secrets(entry: str, chain: tuple[str, ...]) -> None:
+    if "://" not in entry:
+        return
     where = f"inputs: {redacted(entry)!r}" + (f" in the list {chain[-1]!r}" if chain else "")
     require_no_password(entry, where)
     if is_signed(entry) and not is_web(entry):

@@ -17,6 +17,8 @@ CONNECT_SECONDS = 15.0
 """How long a scheduler may take to answer."""
 WORKERS_SECONDS = 60.0
 """How long a cluster may be without any worker."""
+ONE_GPU = {"GPU": 1.0}
+"""What a worker with a GPU offers, and a job that wants one takes, in Dask's resources."""
 _LOGGERS = (
     "distributed",
     "distributed.client",
@@ -48,13 +50,17 @@ class _Demoted(logging.Handler):
         log.debug("%s: %s", record.name, record.getMessage(), exc_info=record.exc_info)
 
 
-def thread_count(client: Client) -> int:
-    """Threads of all workers known to the scheduler now; 0 if it does not answer."""
+def thread_count(client: Client, gpu: bool = False) -> int:
+    """Threads of all workers known to the scheduler now; 0 if it does not answer. `gpu`: 0 also if
+    no worker offers a GPU.
+    """
     try:
         identity = client.sync(
-            client.scheduler.identity, n_workers=0, callback_timeout=CONNECT_SECONDS
+            client.scheduler.identity, n_workers=-1 if gpu else 0, callback_timeout=CONNECT_SECONDS
         )
     except OSError:
+        return 0
+    if gpu and not any(each["resources"].get("GPU") for each in identity["workers"].values()):
         return 0
     return int(identity["total_threads"])
 

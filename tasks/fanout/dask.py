@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, Self
 
-from maskloom.segcore.errors import RunError, WorkerDied
+from maskloom.segcore.errors import MaskloomError, RunError, WorkerDied
 from maskloom.tasks.fanout import client as dask_client
 from maskloom.tasks.fanout.background import Background
 from maskloom.tasks.fanout.client import Client
@@ -57,6 +57,11 @@ class InFlightLimit:
             self._taken += 1
             return True
 
+    @property
+    def taken(self) -> int:
+        """Slots in use."""
+        return self._taken
+
     def give(self) -> None:
         """Return a slot."""
         with self._lock:
@@ -74,17 +79,28 @@ class Dask:
         prepare: Callable[[], None],
         stop: threading.Event,
         own_workers: int | None = None,
+        *,
+        gpu: bool = False,
+        expect_workers: Callable[[], bool] | None = None,
     ) -> None:
         """`connect` opens a client, in a background thread.
 
         `own_workers` is the number of one-thread workers that `connect` starts for this run; they
         are prepared while the driver still plans. None: the workers belong to an existing cluster.
+
+        `gpu`: jobs that want a GPU run on workers that offer one.
+
+        `expect_workers` is called every few seconds, to replace workers that are lost for good. It
+        returns whether there is a reason to wait where there are none, and raises `RunError` if
+        there will never be any.
         """
         self.prepare = pickle.dumps(partial(prepare_if_same, worker_versions(), prepare))
         self.stop = stop
         self.in_flight = InFlightLimit()
         self._connect_client = connect
         self._own_workers = own_workers
+        self._gpu = gpu
+        self._expect_workers = expect_workers
         self._connection = Background(self._connect)
         self._open = ExitStack()
         self._counting = threading.Lock()
@@ -98,6 +114,11 @@ class Dask:
             return self._own_workers
         self._connection.result()
         return self._threads
+
+    @property
+    def busy(self) -> int:
+        """Jobs in flight that the workers can run at once; some may just be on their way."""
+        return min(self.in_flight.taken, self._threads)
 
     @property
     def client(self) -> Client:
@@ -115,7 +136,8 @@ class Dask:
             for address in client.nthreads():
                 future = client.submit(prepare_process, self.prepare, workers=[address], pure=False)
                 self._open.callback(future.release)
-        self._note_threads(dask_client.thread_count(client))
+        self._last_seen = time.monotonic()
+        self._note_threads(dask_client.thread_count(client, self._gpu))
         return client
 
     def map(
@@ -131,14 +153,22 @@ class Dask:
         with self._counting:
             if time.monotonic() - self._last_counted < _COUNT_SECONDS:
                 return
-            self._note_threads(dask_client.thread_count(self.client))
+            self._note_threads(dask_client.thread_count(self.client, self._gpu))
+            if self._expect_workers is not None and self._expect_workers():
+                return
             missing = time.monotonic() - self._last_seen
             if missing > dask_client.WORKERS_SECONDS:
                 raise RunError(
-                    f"The Dask cluster has had no worker for {missing:.0f} s: all died and none "
-                    "was restarted. Look for a lack of memory (cluster.memory, tiling.tile), then "
-                    "run the same command again to continue."
+                    f"The Dask cluster has had no worker{' with a GPU' * self._gpu} for "
+                    f"{missing:.0f} s: all died and none was restarted. Look for a lack of memory "
+                    "(cluster.memory, tiling.tile), then run the same command again to continue."
                 )
+
+    def needs(self, job: object) -> dict[str, Any]:
+        """What a worker must have for a job, as arguments of `Client.submit`."""
+        if self._gpu and getattr(job, "wants_gpu", False):
+            return {"resources": dask_client.ONE_GPU}
+        return {}
 
     def _note_threads(self, threads: int) -> None:
         """Record how many worker threads there are now, and adapt the limit."""
@@ -230,14 +260,15 @@ class _MapCall(Generic[JobType, ResultType]):
         client, prepare = self.dask.client, self.dask.prepare
         if self.suspects:
             part = self.suspects.popleft()
-            future = client.submit(run_isolated, prepare, self.function, part, pure=False)
+            needs = self.dask.needs(part)
+            future = client.submit(run_isolated, prepare, self.function, part, pure=False, **needs)
             return _Submitted(part, True, future)
         job = next(self.jobs, None)
         if job is None:
             return None
-        return _Submitted(
-            job, False, client.submit(run_job, prepare, self.function, job, pure=False)
-        )
+        needs = self.dask.needs(job)
+        future = client.submit(run_job, prepare, self.function, job, pure=False, **needs)
+        return _Submitted(job, False, future)
 
     def _fetch(self, future: Any) -> None:
         """Fetch a result, in the callback thread, and make the scheduler forget its future."""
@@ -255,10 +286,11 @@ class _MapCall(Generic[JobType, ResultType]):
 
     def _receive(self) -> Iterator[tuple[JobType, ResultType | WorkerDied]]:
         """Wait briefly for one job to finish."""
+        # Also while results arrive: workers may be lost, or have joined.
+        self.dask.require_workers()
         try:
             submitted, result, error = self.finished.get(timeout=_POLL_SECONDS)
         except queue.Empty:
-            self.dask.require_workers()
             return
         self.waiting_for -= 1
         if isinstance(result, Raised):
@@ -266,7 +298,7 @@ class _MapCall(Generic[JobType, ResultType]):
         if error is None:
             yield submitted.job, result
         elif not dask_client.is_death(error):
-            raise error
+            raise error if isinstance(error, MaskloomError) else _broken(error)
         elif submitted.isolated:
             yield (
                 submitted.job,
@@ -297,6 +329,16 @@ class _MapCall(Generic[JobType, ResultType]):
             self.dask.in_flight.give()
             self.waiting_for -= 1
             submitted.future.release()
+
+
+def _broken(error: BaseException) -> RunError:
+    """The error of a job that did not run at all, since errors of functions come as values."""
+    broken = RunError(
+        f"A worker of the Dask cluster cannot run maskloom ({type(error).__name__}: {error}). "
+        "Install the same maskloom on all workers, then run the same command again to continue."
+    )
+    broken.__cause__ = error
+    return broken
 
 
 def _connection_lost(error: BaseException) -> RunError:

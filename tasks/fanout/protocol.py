@@ -21,7 +21,11 @@ GRACE_SECONDS = 20.0
 
 
 class Job(Protocol):
-    """Work for one call of a function: small, frozen, picklable."""
+    """Work for one call of a function: small, frozen, picklable.
+
+    A job with the attribute `wants_gpu` true goes to a worker that offers a GPU, if the cluster has
+    such workers.
+    """
 
     def split(self) -> Sequence[Self]:
         """The parts of a batch, in order. A job that cannot be divided returns itself alone."""
@@ -38,6 +42,11 @@ class Fanout(Protocol):
     @property
     def workers(self) -> int:
         """Jobs that can run at the same time."""
+        ...
+
+    @property
+    def busy(self) -> int:
+        """Jobs that run now, as far as the driver knows."""
         ...
 
     def start(self) -> None:

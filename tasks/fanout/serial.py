@@ -33,6 +33,11 @@ class Serial:
         self._turn = threading.Lock()
         self._prepared = Background(prepare)
 
+    @property
+    def busy(self) -> int:
+        """Whether a job runs now: 0 or 1."""
+        return int(self._turn.locked())
+
     def start(self) -> None:
         """Start preparing this process."""
         self._prepared.start()

@@ -6,6 +6,8 @@ import contextlib
 import faulthandler
 import os
 import pickle
+import signal
+import sys
 import threading
 import time
 from dataclasses import dataclass
@@ -94,12 +96,15 @@ class Raised:
 class Watchdog:
     """Ends this process when a step of any of its jobs exceeds its time limit.
 
-    A thread that hangs in a library cannot be ended, and may hold the interpreter's lock:
-    `faulthandler` needs neither.
+    A thread that hangs in a library cannot be ended, and may hold the interpreter's lock: the
+    kernel's timer and `faulthandler` need neither. The timer costs a microsecond a step,
+    `faulthandler`, which starts a thread and writes where the process hangs, a hundred.
     """
 
-    def __init__(self, stream: IO[str]) -> None:
+    def __init__(self, stream: IO[str], *, silent: bool = False) -> None:
+        """`silent`: write nothing to the stream."""
         self._stream = stream
+        self._silent = silent and sys.platform != "win32"
         self._lock = threading.Lock()
         self._deadlines: dict[int, float] = {}
 
@@ -122,16 +127,28 @@ class Watchdog:
             if deadline is not None:
                 self._deadlines[thread] = deadline
             if self._deadlines:
-                left = min(self._deadlines.values()) - time.monotonic()
-                faulthandler.dump_traceback_later(max(left, 0.001), exit=True, file=self._stream)
+                self._arm(max(min(self._deadlines.values()) - time.monotonic(), 0.001))
             else:
-                faulthandler.cancel_dump_traceback_later()
+                self._disarm()
+
+    def _arm(self, seconds: float) -> None:
+        if self._silent:
+            # Its signal ends the process, unless a handler is set.
+            signal.setitimer(signal.ITIMER_REAL, seconds)
+        else:
+            faulthandler.dump_traceback_later(seconds, exit=True, file=self._stream)
+
+    def _disarm(self) -> None:
+        if self._silent:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        else:
+            faulthandler.cancel_dump_traceback_later()
 
 
 @cache
 def _watchdog() -> Watchdog:
     """The watchdog of a Dask worker, silent: a traceback would reach the user's terminal."""
-    return Watchdog(Path(os.devnull).open("w"))
+    return Watchdog(Path(os.devnull).open("w"), silent=True)
 
 
 def run_job(

@@ -1,13 +1,15 @@
 """Drills: runs that overlap on one output: one in a process of its own that waits at a chosen step,
 and those in this process that come meanwhile. Every image ends in the tables once.
 
-A process that is told to wait writes `at-<step>` and goes on when `go-<step>` is there; nothing
-depends on how quick the machine is.
+A process that is told to wait stops itself at a fail-point until it is continued; nothing depends
+on how quick the machine is.
 """
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -15,7 +17,9 @@ from pathlib import Path
 
 import duckdb
 import fsspec
+import psutil
 import pytest
+from drills_support import STARTED
 from PIL import Image
 from tests_support import assert_same_results, photograph
 from typer.testing import CliRunner
@@ -24,22 +28,8 @@ from maskloom.flows.cli import app
 
 HANG = 240
 pytestmark = pytest.mark.timeout(3 * HANG)
-STEPS = {"claim": "claim", "moves": "_complete"}
-PROGRAM = """
-import pathlib, sys, time
-from maskloom.tasks.commits.log import CommitLog
-step, method = {step!r}, {method!r}
-original = getattr(CommitLog, method, None)
-def waiting(self, *arguments):
-    pathlib.Path("at-" + step).touch()
-    while not pathlib.Path("go-" + step).exists():
-        time.sleep(0.01)
-    return original(self, *arguments)
-if original is not None:
-    setattr(CommitLog, method, waiting)
-from maskloom.flows.cli import main
-main()
-"""
+STEPS = {"claim": "write:runs/commits/*", "moves": "written:runs/commits/*"}
+"""Fail-points: before the claim of a commit, and after it."""
 
 
 @pytest.fixture
@@ -66,13 +56,16 @@ def run(*arguments: str, kind: str = "kmeans", output: str = "out") -> tuple[int
 
 def start(wait_at: str = "", output: str = "out") -> subprocess.Popen[str]:
     """A run in a process of its own."""
-    program = PROGRAM.format(step=wait_at, method=STEPS[wait_at] if wait_at else "")
-    return subprocess.Popen(
-        [sys.executable, "-c", program, *command(output=output)],
+    fault = {"MASKLOOM_FAIL": f"{STEPS[wait_at]}:kill=STOP@1"} if wait_at else {}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "maskloom.flows.cli", *command(output=output)],
+        env=os.environ | fault,
         stderr=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
     )
+    STARTED.append(process)
+    return process
 
 
 def ended(process: subprocess.Popen[str]) -> tuple[int, str]:
@@ -81,9 +74,11 @@ def ended(process: subprocess.Popen[str]) -> tuple[int, str]:
     return process.returncode, said
 
 
-def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
+def wait_for(process: subprocess.Popen[str]) -> None:
+    """Wait until the process has stopped itself."""
+    status = psutil.Process(process.pid).status
     deadline = time.monotonic() + HANG
-    while not path.exists():
+    while status() != psutil.STATUS_STOPPED:
         assert process.poll() is None, ended(process)
         assert time.monotonic() < deadline
         time.sleep(0.01)
@@ -108,10 +103,10 @@ def test_a_run_that_starts_again_while_the_first_works_and_an_image_has_come(fol
     ends.
     """
     first = start("claim")
-    wait_for(folder / "at-claim", first)
+    wait_for(first)
     shutil.copy(folder / "images" / "a0.png", folder / "images" / "new.png")
     assert run()[0] == 0
-    (folder / "go-claim").touch()
+    first.send_signal(signal.SIGCONT)
     assert ended(first)[0] == 0
     assert_once(folder / "out", 6)
     assert "Nothing to do" in run()[1]
@@ -119,13 +114,14 @@ def test_a_run_that_starts_again_while_the_first_works_and_an_image_has_come(fol
     assert len(models) == 1, "both runs use the model that was fitted first"
 
 
+@pytest.mark.nightly
 def test_the_same_on_s3(folder, s3_bucket):
     output = f"{s3_bucket}/overlap"
     first = start("claim", output)
-    wait_for(folder / "at-claim", first)
+    wait_for(first)
     shutil.copy(folder / "images" / "a0.png", folder / "images" / "new.png")
     assert run(output=output)[0] == 0
-    (folder / "go-claim").touch()
+    first.send_signal(signal.SIGCONT)
     assert ended(first)[0] == 0
     fsspec.filesystem("s3").get(output, str(folder / "fetched"), recursive=True)
     assert_once(folder / "fetched", 6)
@@ -135,13 +131,13 @@ def test_a_run_that_sleeps_in_the_midst_of_its_commit_is_helped_and_does_no_harm
     folder,
 ):
     first = start("moves")
-    wait_for(folder / "at-moves", first)
+    wait_for(first)
     assert not (folder / "out" / "masks").exists()
     assert "Nothing to do" not in run()[1], "the second finishes what the first has claimed"
     assert_once(folder / "out", 5)
     Image.fromarray(photograph(140, 140)).save(folder / "images" / "a0.png")
     assert run()[0] == 0
-    (folder / "go-moves").touch()
+    first.send_signal(signal.SIGCONT)
     assert ended(first)[0] == 0
     assert_once(folder / "out", 5)
     sizes = duckdb.sql(
@@ -153,7 +149,7 @@ def test_a_run_that_sleeps_in_the_midst_of_its_commit_is_helped_and_does_no_harm
 def test_a_run_that_was_killed_between_claim_and_moves_is_finished_by_the_next(folder):
     assert run(output="undisturbed")[0] == 0
     first = start("moves")
-    wait_for(folder / "at-moves", first)
+    wait_for(first)
     first.kill()
     first.communicate()
     assert run()[0] == 0
@@ -164,9 +160,9 @@ def test_a_run_that_was_killed_between_claim_and_moves_is_finished_by_the_next(f
 
 def test_a_run_of_another_recipe_ends_with_a_message_where_it_finds_the_first_ones_images(folder):
     first = start("claim")
-    wait_for(folder / "at-claim", first)
+    wait_for(first)
     assert run(kind="threshold")[0] == 0
-    (folder / "go-claim").touch()
+    first.send_signal(signal.SIGCONT)
     code, said = ended(first)
     assert code == 1
     assert "of another recipe has committed" in said

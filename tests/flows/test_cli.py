@@ -53,3 +53,21 @@ def test_help_needs_none_of_the_large_libraries() -> None:
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, check=False)
     assert result.returncode == 0, result.stderr
     assert b"segment" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "completed"),
+    [("st", {"status"}), ("segment in -s mi", {"mixture"}), ("run --log", {"--log-file"})],
+)
+def test_shells_complete_commands_options_and_segmenters(words: str, completed: set[str]) -> None:
+    found = CliRunner().invoke(
+        app,
+        [],
+        env={
+            "_MASKLOOM_COMPLETE": "complete_bash",
+            "COMP_WORDS": f"maskloom {words}",
+            "COMP_CWORD": str(len(words.split())),
+        },
+        prog_name="maskloom",
+    )
+    assert set(found.stdout.split()) == completed

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import time
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -76,13 +77,15 @@ def test_a_pass_ends_with_all_images_tiles_and_pixels_counted() -> None:
     position = counter.position()
     assert (position.done, position.total) == (43_600, 43_600)
     assert str(position).startswith("segment: 3/3 images, 17/17 tiles, ")
-    assert str(position).endswith(" megapixels/s, 0 s left")
+    assert str(position).endswith("px/s, 0 s left")
 
 
 def test_volumes_have_voxels() -> None:
     volumes = [image("volume", 60, 60, 60)]
-    for images, unit in ((volumes, "megavoxels"), ([*volumes, image("a", 9)], "megapixels")):
-        assert f", 0.0 {unit}/s" in str(Counter("fit", images, SETTINGS).position())
+    for images, unit in ((volumes, "vx"), ([*volumes, image("a", 9)], "px")):
+        counter = Counter("fit", images, SETTINGS)
+        counter.add(ImagesJob(SETTINGS, (images[0],)))
+        assert f"{unit}/s, " in str(counter.position())
 
 
 def test_a_bar_follows_a_run_from_pass_to_pass() -> None:
@@ -96,6 +99,22 @@ def test_a_bar_follows_a_run_from_pass_to_pass() -> None:
             progress.advance(ImagesJob(SETTINGS, (small,)))
             assert task.completed == 3600
             assert task.fields["detail"].startswith("1/1 images  1/1 tiles  ")
+
+
+@pytest.mark.parametrize("width", [30, 45, 60, 80, 200])
+def test_a_bar_stays_in_its_line_and_tells_what_fits(width: int) -> None:
+    console = Console(file=io.StringIO(), width=width, force_terminal=True, color_system=None)
+    with Bar(console) as bar:
+        progress = RunProgress(bar)
+        progress.start("segment", [image(str(i), 60) for i in range(1200)], SETTINGS)
+        progress.advance(ImagesJob(SETTINGS, (image("0", 60),)))
+        console.file.seek(0)
+        console.file.truncate()
+        bar._bar.refresh()
+        *_, drawn = re.findall(r"segment[^\r\n\x1b]*", console.file.getvalue())
+    assert len(drawn.rstrip()) <= width
+    assert ("1/1,200 images" in drawn) == (width > 40)
+    assert ("/s" in drawn) == (width >= 80)
 
 
 def test_lines_come_by_the_clock_even_when_no_job_ends() -> None:
@@ -188,4 +207,7 @@ def test_items_of_equal_weight_are_counted() -> None:
     progress = ItemProgress(Display(), "evaluate", "images", 3)
     progress(1)
     progress(3)
-    assert seen == [f"evaluate: {done}/3 images" for done in (0, 1, 3)]
+    assert [text.split(",")[0] for text in seen] == [
+        f"evaluate: {done}/3 images" for done in (0, 1, 3)
+    ]
+    assert seen[-1].endswith("/s, 0 s left")

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 from PIL import Image
-from tests_support import photograph
+from tests_support import assert_same_results, photograph
 
+from maskloom.flows.progress import Both, Position, Quiet
 from maskloom.flows.recipes.run import make
 from maskloom.flows.run import RunOptions, run
-from maskloom.segcore.errors import RecipeError
+from maskloom.flows.stages import Plain, Stages, Watched
+from maskloom.segcore.errors import RecipeError, Stopped
+
+T = TypeVar("T")
 
 
 @pytest.fixture
@@ -41,8 +47,7 @@ def test_a_run_gives_what_it_did_and_the_next_one_that_nothing_is_left(
     assert first.some_failed
     assert first.unchanged == 0
     assert {mask.name for mask in (tmp_path / "out" / "masks").iterdir()} == {"a.png", "b.png"}
-    assert [note.partition(":")[0] for note in notes[:1]] == ["schedule"]
-    assert ".xyz" in notes[1]
+    assert ".xyz" in notes[0]
 
     again = run(recipe, options, note=notes.append)
 
@@ -64,3 +69,49 @@ def test_another_recipe_in_the_same_output_is_refused_unless_asked_for(
     assert result.outcome is not None
     assert result.outcome.done == 1
     assert result.inventory.removed == 1
+
+
+class StopsAfterAJob(Plain):
+    """Asks the run to stop when its first job of segmenting is done."""
+
+    def flow(self, run: Watched, body: Callable[[Stages], T]) -> T:
+        class Stopping(Quiet):
+            def begin(self, position: Callable[[], Position]) -> None:
+                self.segments = position().label == "segment"
+
+            def update(self) -> None:
+                if self.segments:
+                    run.stop("enough")
+
+        class Watching(Stages):
+            def shown_by(self, display: Quiet) -> Quiet:
+                return Both(display, Stopping())
+
+        return body(Watching())
+
+
+def test_a_stopped_run_commits_what_is_finished(tmp_path: Path) -> None:
+    for i in range(8):
+        Image.linear_gradient("L").rotate(45 * i).save(tmp_path / f"{i}.png")
+    document = {
+        "inputs": str(tmp_path / "*.png"),
+        "output": "out",
+        "segmenter": {"kind": "kmeans", "clusters": 2},
+        "cluster": "serial",
+    }
+    recipe = make(document, tmp_path)
+    with pytest.raises(Stopped) as stopped:
+        run(recipe, RunOptions(quiet=True), StopsAfterAJob())
+    (note,) = stopped.value.__notes__
+    done = int(note.removesuffix(" of 8 images done, 0 failed."))
+    assert 0 < done < 8
+    assert len(list((tmp_path / "out" / "masks").iterdir())) == done
+    made = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "masks").iterdir()}
+
+    result = run(recipe, RunOptions(quiet=True))
+    assert result.outcome is not None
+    assert (result.outcome.done, result.outcome.failed) == (8, 0)
+    assert {path: path.stat().st_mtime_ns for path in made} == made, "done again"
+    undisturbed = make({**document, "output": "whole"}, tmp_path)
+    run(undisturbed, RunOptions(quiet=True))
+    assert_same_results(tmp_path / "out", tmp_path / "whole")

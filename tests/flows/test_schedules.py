@@ -1,4 +1,6 @@
-"""Schedules of recipes as a Prefect server counts them, also on the days when clocks change."""
+"""Schedules of recipes as a Prefect server counts them, also on the days when clocks change; and
+what is said where no server can be reached.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +10,12 @@ from itertools import pairwise
 from zoneinfo import ZoneInfo
 
 import pytest
+from typer.testing import CliRunner
 
-from maskloom.flows.orchestration.deployments import when
+from maskloom.flows.cli import app
+from maskloom.flows.orchestration.deployments import connected, when
 from maskloom.flows.recipes.run_file import Schedule
+from maskloom.segcore.errors import RunError
 
 ZURICH = ZoneInfo("Europe/Zurich")
 SPRING, AUTUMN = "2026-03-29", "2026-10-25"
@@ -66,3 +71,38 @@ def test_intervals_are_counted_from_midnight_whenever_the_service_starts():
         f"12 {hour:02}:00 +0100" for hour in (0, 6, 12, 18)
     ]
     assert runs("2026-01-12", "2026-01-19", interval="1w") == ["12 00:00 +0100", "19 00:00 +0100"]
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        (None, "No Prefect server is configured.*PREFECT_API_URL"),
+        ("http://127.0.0.1:9/api", r"127\.0\.0\.1:9/api does not answer.*PREFECT_API_URL"),
+    ],
+)
+def test_a_server_that_cannot_be_reached_is_said(url, message):
+    from prefect.settings import temporary_settings
+
+    with (
+        temporary_settings({"api.url": url}),
+        pytest.raises(RunError, match=message),
+        connected(),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("command", [("serve",), ("deploy", "--pool", "machines")])
+def test_recipes_are_checked_before_the_server_is_asked(command, tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("inputs: in\noutput: out\nsegmenter: threshold\nschedule: {interval: 36h}\n")
+    said = CliRunner().invoke(app, [*command, str(recipe)])
+    assert said.exit_code == 2
+    assert "schedule.interval: expected up to 24 hours or whole days, got '36h'" in said.stderr
+    recipe.write_text("inputs: in\noutput: out\nsegmenter: threshold\n")
+    if command == ("serve",):
+        said = CliRunner().invoke(app, ["serve", str(recipe), str(recipe)])
+        assert (said.exit_code, "Two recipes are named recipe" in said.stderr) == (2, True)
+    signed = "inputs=https://host/a.tif?X-Amz-Signature=c0ffee"
+    said = CliRunner().invoke(app, [*command, str(recipe), "--set", signed])
+    assert (said.exit_code, "c0ffee" in said.stderr) == (2, False)
+    assert "stores changes as plain text" in said.stderr

@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from maskloom.flows.commands.results import print_result, recordable
+from maskloom.flows.commands.results import print_result
 from maskloom.flows.run import RunResult
-from maskloom.flows.terminal import EscapingFormatter, count, escaped, failure, line
+from maskloom.flows.segment import Outcome
+from maskloom.flows.terminal import EscapingFormatter, count, escaped, failure, line, recordable
 
 HOSTILE = [
     "\x1b]0;pwned\x07evil.png",
@@ -82,29 +83,51 @@ def test_a_record_of_a_run_holds_no_secrets_and_is_utf_8() -> None:
     json.dumps(recorded, ensure_ascii=False).encode()
 
 
+def result(done: int, failed: int, areas: dict[tuple[str, str], float]) -> RunResult:
+    """The result of a run over so many of 30 images; two failed in earlier runs."""
+    inputs = frozenset(str(i) for i in range(done + failed))
+    inventory = SimpleNamespace(
+        images_outside=lambda inputs: 30 - len(inputs),
+        removed=0,
+        failed_before=2 if len(inputs) < 30 else 0,
+    )
+    outcome = Outcome("run", done, failed, 1_000_000, areas=areas, inputs=inputs)
+    return RunResult("out", inventory, outcome, 1.0)  # type: ignore[arg-type]  # a stand-in
+
+
 @pytest.mark.parametrize(
     ("done", "failed", "words"),
-    [(30, 0, "30 images done, 0 failed, "), (20, 1, "20 images done, 1 failed, 9 unchanged, ")],
+    [
+        (30, 0, "30 images done, 0 failed, 1 Mpx in 1 s."),
+        (
+            20,
+            1,
+            "20 images done, 1 failed, 1 Mpx, 9 unchanged (2 of them failed before) in 1 s.",
+        ),
+    ],
 )
 def test_unchanged_is_what_a_run_neither_did_nor_failed(
     done: int, failed: int, words: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    inventory = SimpleNamespace(
-        images_outside=lambda inputs: 30 - len(inputs), removed=0, failed_before=0
-    )
-    inputs = {str(i) for i in range(done + failed)}
-    outcome = SimpleNamespace(
-        done=done,
-        failed=failed,
-        failures=(),
-        pixels=1e6,
-        inputs=inputs,
-        areas={},
-        unit="megapixels",
-    )
-    result = RunResult(inventory, outcome, 1.0)  # type: ignore[arg-type]  # stand-ins
-    print_result(SimpleNamespace(output="out"), result)  # type: ignore[arg-type]
-    assert capsys.readouterr().out.startswith(f"{words}1.0 megapixels")
+    print_result(result(done, failed, {}))
+    assert capsys.readouterr().out.splitlines()[0] == words
+
+
+def test_the_result_is_a_table_of_classes_and_ends_with_the_place(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    areas = {("sea\x1b[2J", "m2"): 3e6, ("land", "m2"): 1e6, ("none", "m2"): 0.0}
+    areas |= {("land", "px"): 40.0}
+    print_result(result(29, 1, areas))
+    head, *classes, _, last = capsys.readouterr().out.splitlines()
+    assert head.split() == ["class", "area", "share"]
+    assert [row.split() for row in classes] == [
+        ["sea\\x1b[2J", "3", "km²", "75.0%"],
+        ["land", "1", "km²", "25.0%"],
+        ["land", "40", "px", "100.0%"],
+    ]
+    assert len({len(row) for row in (head, *classes)}) == 1
+    assert last.startswith("Results: out (why images failed: maskloom status out)")
 
 
 def test_one_is_no_plural() -> None:

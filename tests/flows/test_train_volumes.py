@@ -186,7 +186,7 @@ def test_patches_that_do_not_fit_are_refused_with_those_that_do(folder, changes,
 
 
 @pytest.mark.parametrize("changes", CASES)
-def test_models_are_used_in_any_tiling_by_any_workers(folder, changes, monkeypatch):
+def test_models_are_used_in_any_tiling_by_any_workers(folder, changes, monkeypatch, two_workers):
     """The command prints how to use the model; tiles and workers change no voxel."""
     run = CliRunner().invoke
     recipe = folder / "train.yaml"
@@ -220,7 +220,7 @@ def test_models_are_used_in_any_tiling_by_any_workers(folder, changes, monkeypat
         assert run(app, ["run", str(use), *SERIAL, "--set", "output=alone"]).exit_code == 0
     tiles = "[4, 16, 12]" if of_volumes else "16"
     tiled = ["--set", f"tiling.tile={tiles}", "--set", "output=tiled"]
-    workers = ["--no-prefect", "--quiet", "--set", "cluster.workers=2", *tiled]
+    workers = ["--no-prefect", "--quiet", "--set", f"cluster={two_workers}", *tiled]
     assert run(app, ["run", str(use), *workers]).exit_code == 0
     assert_same_results(folder / ("alone" if of_volumes else "whole"), folder / "tiled")
     audit = run(app, ["audit", str(use), "--tile", "16"])

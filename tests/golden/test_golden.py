@@ -38,8 +38,8 @@ _TOLERANCE = 0.001
 
 
 def runs() -> list[Any]:
-    """Every case with both tiles, with one and with two workers. Two workers with large tiles, and
-    two that load TensorFlow, are for the night.
+    """Every case with both tiles, with one and with two workers. Large tiles, and two workers that
+    load TensorFlow, are for the night.
     """
     return [
         pytest.param(
@@ -47,7 +47,7 @@ def runs() -> list[Any]:
             tile,
             workers,
             id=f"{case.name}-{tile}-{workers}",
-            marks=[pytest.mark.nightly] * (workers == 2 and (tile > 256 or bool(case.network))),
+            marks=[pytest.mark.nightly] * (tile > 256 or (workers == 2 and bool(case.network))),
         )
         for case in CASES
         for tile in TILES

@@ -7,6 +7,7 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -194,3 +195,11 @@ def go_on_when_left_behind(job: Mark) -> str:
         raise
     Path(job.folder, "went on").touch()
     return job.name
+
+
+def squares_or_hoard_in_a_child(job: Numbers) -> tuple[int, ...]:
+    """For a negative number a child process takes 3 GB, which no nanny watches."""
+    if min(job.items) < 0:
+        program = "import time; taken = b'1' * 3_000_000_000; time.sleep(600)"
+        subprocess.run([sys.executable, "-c", program], check=True)
+    return squares(job)

@@ -5,13 +5,21 @@ from __future__ import annotations
 import os
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 from tests_support import assert_same_results, photograph
 
+from maskloom.segcore.storage import atomic
+from maskloom.segcore.storage.filesystems import filesystem
 from maskloom.segcore.storage.store import Store
+from maskloom.segcore.storage.uploads import unfinished_uploads
+from maskloom.tasks.clean import leftovers, remove
+from maskloom.tasks.commits import presence
 from maskloom.tasks.publish import Tables
 
 WELL = "All masks, tables and sums are as they were written."
@@ -128,8 +136,6 @@ def test_the_mask_of_an_image_that_has_failed_since(collection, recipe, maskloom
 
 
 def test_a_mask_that_is_written_anew_meanwhile_stays(collection, recipe, maskloom):
-    from maskloom.tasks.clean import leftovers, remove
-
     failed_since(collection, recipe, maskloom)
     found = leftovers(str(collection.output))
     (collection.output / "masks" / "b.png").write_bytes(b"new")
@@ -186,3 +192,97 @@ def test_a_folder_that_is_no_output_is_left_alone(tmp_path, maskloom):
     assert result.exit_code == 2
     assert "is not an output of maskloom" in result.output
     assert names(tmp_path) == {"masks/a.png"}
+
+
+@pytest.fixture(params=["disk", pytest.param("s3", marks=pytest.mark.nightly)])
+def store(request, tmp_path) -> Store:
+    """An output without runs, on a disk and in an object store."""
+    if request.param == "disk":
+        return Store(str(tmp_path / "out"))
+    return Store(f"{request.getfixturevalue('s3_bucket')}/clean-{tmp_path.name}")
+
+
+def test_a_run_of_another_machine_is_left_alone_for_as_long_as_it_gives_signs_of_life(
+    store, monkeypatch
+):
+    """Two processes of another machine: one at work, though all that it has staged is old, and one
+    that was killed two days ago. Also a killed one of this machine.
+    """
+    now = store.now()
+    monkeypatch.setattr(presence, "RENEWED_SECONDS", 0.05)
+    store.publish("runs/a/plan.json", b'{"parent": "overtaken", "fingerprint": "f"}')
+    rows = {"image_id": ["x"], "uri": ["x"], "version": ["1"], "shard": ["a.parquet"]}
+    with store.writing("runs/a/plan.parquet") as out:
+        pq.write_table(pa.table(rows), out)
+    store.publish("staging/a/x/0.part", b"part")
+
+    def named(machine: str, process: int = 7) -> str:
+        return f"maskloom-host-{process}-{machine}-{process:032x}.tmp"
+
+    mark = b'{"run_id": "a", "host": "elsewhere", "process": 7}'
+    store.publish(f"{presence.PROCESSES}/{named('0' * 12)}/process.json", mark)
+    mine = atomic._machine()
+    store.publish(f"{presence.PROCESSES}/{named(mine, 999999999)}/process.json", mark)
+    # The other machine's clock of files: everything is two days old from now on.
+    monkeypatch.setattr(Store, "now", lambda _: now + DAYS)
+    monkeypatch.setattr(presence, "temporary_name", lambda: named("1" * 12, 8))
+    listed = Store.listed
+    renewed = []
+
+    def aged(self: Store, folder: str):
+        """What the live process writes is new by the clock of the store."""
+        return {
+            name: replace(found, modified=now + DAYS if "-8-" in name else found.modified)
+            for name, found in listed(self, folder).items()
+        }
+
+    monkeypatch.setattr(Store, "listed", aged)
+    with presence.process_folder(store, "a", lambda: renewed.append(1) or {"stage": "fit"}):
+        while len(renewed) < 3:
+            time.sleep(0.01)
+        found = {each.name.rpartition("/")[2]: each for each in leftovers(store.root)}
+        kept = {name for name, each in found.items() if each.kept is not None}
+        assert kept == {named("1" * 12, 8), "a"}
+        assert found.keys() - kept == {named("0" * 12), named(mine, 999999999)}
+        for each in found.values():
+            if each.kept is None:
+                assert remove(store.root, each)
+        (left,) = presence.processes(store)
+        assert (left.run_id, left.position, left.alive) == ("a", {"stage": "fit"}, None)
+    # It has ended, so what it staged may go, since another run has overtaken it.
+    (rest,) = leftovers(store.root)
+    assert (rest.name, rest.kept) == ("staging/a", None)
+    assert remove(store.root, rest)
+    assert store.names("staging", "") == []
+    assert leftovers(store.root) == []
+
+
+def test_an_upload_that_was_never_finished_goes_when_it_is_old(s3_bucket, monkeypatch):
+    store = Store(f"{s3_bucket}/uploads")
+    store.publish("runs/a/plan.json", b'{"parent": null, "fingerprint": "f"}')
+    with store.writing("runs/a/plan.parquet") as out:
+        pq.write_table(
+            pa.table({name: [] for name in ("image_id", "uri", "version", "shard")}), out
+        )
+    fs, path = filesystem(store.uri("staging/processes/p/results/mask"))
+    bucket, key, _ = fs.split_path(path)
+    begun = fs.call_s3("create_multipart_upload", Bucket=bucket, Key=key)
+    fs.call_s3(
+        "upload_part",
+        Bucket=bucket,
+        Key=key,
+        UploadId=begun["UploadId"],
+        PartNumber=1,
+        Body=b"part",
+    )
+    # The test server says of every upload that it began in 2010.
+    (upload,) = unfinished_uploads(store)
+    monkeypatch.setattr(Store, "now", lambda _: upload.began + 3600)
+    (young,) = leftovers(store.root)
+    assert young.name == "staging/processes/p/results/mask"
+    assert "1.0 hours ago" in (young.kept or "")
+    monkeypatch.setattr(Store, "now", lambda _: upload.began + DAYS)
+    (old,) = leftovers(store.root)
+    assert old.kept is None
+    assert remove(store.root, old)
+    assert leftovers(store.root) == []

@@ -29,7 +29,7 @@ import fanout_jobs as jobs
 from fanout_jobs import Mark, Numbers
 
 from maskloom.segcore.errors import OutOfMemory, RunError, Stopped, StoreError, TimedOut, WorkerDied
-from maskloom.tasks.clusters import address as address_cluster
+from maskloom.tasks.clusters import joining
 from maskloom.tasks.clusters.address import ExistingCluster
 from maskloom.tasks.clusters.local import LocalCluster
 from maskloom.tasks.fanout import client as dask_client
@@ -52,6 +52,8 @@ pytestmark = pytest.mark.timeout(5 * HANG)
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Dask]:
     with LocalCluster(workers=2).open(jobs.prepare, threading.Event()) as dask:
+        # Jobs given to the first worker would wait there for each other.
+        dask.client.wait_for_workers(2)
         yield dask
 
 
@@ -405,7 +407,7 @@ def test_workers_with_other_code_are_refused_whenever_they_come(tmp_path: Path) 
                 jobs.prepare, threading.Event()
             ) as late:
                 with pytest.MonkeyPatch.context() as patch:
-                    patch.setattr(address_cluster, "require_same_code", lambda *_: None)
+                    patch.setattr(joining, "require_same_code", lambda *_: None)
                     assert late.client
                 with pytest.raises(RunError, match=both):
                     list(late.map(jobs.squares, bundles(1)))
@@ -439,7 +441,7 @@ def test_a_scheduler_with_other_code_is_refused(answer: object, words: str) -> N
             return answer
 
     with pytest.raises(RunError, match=words):
-        address_cluster.require_same_code(Client(), "tcp://there:1")
+        joining.require_same_code(Client(), "tcp://there:1")
 
 
 def test_a_scheduler_that_does_not_answer_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -137,8 +137,10 @@ def test_masks_of_tiff_stacks_have_their_axes_and_pixel_size(tmp_path, maskloom,
     assert maskloom("verify", tmp_path / "out").exit_code == 0
 
 
-@pytest.mark.parametrize("kind", ["zarr", "tif"])
-def test_neither_tiles_nor_workers_change_a_result(tmp_path, maskloom, monkeypatch, kind):
+@pytest.mark.parametrize("kind", [pytest.param("zarr", marks=pytest.mark.nightly), "tif"])
+def test_neither_tiles_nor_workers_change_a_result(
+    tmp_path, maskloom, monkeypatch, two_workers, kind
+):
     """Whole volumes in this process, and parts of them on two workers, with tables of objects."""
     (tmp_path / "in").mkdir()
     if kind == "zarr":
@@ -156,7 +158,7 @@ def test_neither_tiles_nor_workers_change_a_result(tmp_path, maskloom, monkeypat
     monkeypatch.setattr(batching, "range_pixels", lambda _: 2**13)
     assert maskloom("run", recipe, *SERIAL).exit_code == 0
     tiled = ("--set", "output=tiled", "--set", "tiling.tile=[6, 32, 16]")
-    workers = ("--set", "cluster.workers=2")
+    workers = ("--set", f"cluster={two_workers}")
     assert maskloom("run", recipe, "--no-prefect", "--quiet", *tiled, *workers).exit_code == 0
     if kind == "tif":
         assert_same_results(tmp_path / "whole", tmp_path / "tiled")

@@ -43,6 +43,9 @@ def weights(tmp_path_factory) -> str:
     return str(path)
 
 
+# By day tests/flows/test_train_volumes.py does it with another U-Net, and the golden runs without
+# workers.
+@pytest.mark.nightly
 def test_tiles_and_workers_change_no_pixel(collection, maskloom, weights, two_workers):
     segmenter = {
         "kind": "unet",

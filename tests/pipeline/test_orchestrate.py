@@ -24,7 +24,7 @@ import pytest
 from maskloom.flows.orchestration import prefect as prefect_module
 from maskloom.flows.orchestration.prefect import Prefect
 from maskloom.flows.signals import stop_on_signals
-from maskloom.flows.stages import Orchestrator, Plain, Stages
+from maskloom.flows.stages import Orchestrator, Plain, Stages, Watched
 from maskloom.segcore.errors import FitError, RunError, Stopped
 
 ROOT = Path(__file__).parents[2]
@@ -122,7 +122,7 @@ def flow_run(prefect: Prefect) -> dict[str, Any]:
 def test_a_flow_gives_what_its_body_gives(orchestrator: Orchestrator) -> None:
     assert (
         orchestrator.flow(
-            "sums",
+            Watched("sums"),
             lambda stages: stages.stage("add", sum, (1, 2, 3)) + stages.stage("add", sum, (4,)),
         )
         == 10
@@ -155,11 +155,14 @@ def test_each_gives_results_as_they_come_and_keeps_to_its_width(orchestrator: Or
                 last.set()
         return results
 
-    results = orchestrator.flow("width", body)
+    results = orchestrator.flow(Watched("width"), body)
     assert sorted(results) == list(range(12))
     assert results[-1] == 0
     assert highest == 3
-    assert orchestrator.flow("nothing", lambda stages: list(stages.each(work, [], str, 3))) == []
+    assert (
+        orchestrator.flow(Watched("nothing"), lambda stages: list(stages.each(work, [], str, 3)))
+        == []
+    )
 
 
 def test_the_first_error_stops_feeding_and_is_raised_when_the_rest_has_ended(
@@ -180,7 +183,9 @@ def test_the_first_error_stops_feeding_and_is_raised_when_the_rest_has_ended(
         return item
 
     with pytest.raises(FitError) as raised:
-        orchestrator.flow("failing", lambda stages: list(stages.each(work, range(1000), str, 4)))
+        orchestrator.flow(
+            Watched("failing"), lambda stages: list(stages.each(work, range(1000), str, 4))
+        )
     assert raised.value is error
     assert begun == ended | {1}
     # Four began before the error, and some may have while it was on its way.
@@ -195,7 +200,7 @@ def test_errors_pass_unchanged(orchestrator: Orchestrator, error: Exception) -> 
         raise error
 
     with pytest.raises(type(error)) as raised:
-        orchestrator.flow("failing", lambda stages: stages.stage("fail", fail))
+        orchestrator.flow(Watched("failing"), lambda stages: stages.stage("fail", fail))
     assert raised.value is error
     assert raised.traceback[-1].name == "fail"
 
@@ -208,7 +213,7 @@ def test_every_stage_and_shard_is_on_record_when_the_flow_ends(prefect: Prefect)
         stages.stage("plan", time.sleep, 0.0)
         return len(list(stages.each(abs, range(60), lambda item: f"shard-{item}", 8)))
 
-    assert prefect.flow("delta-landcover", body) == 60
+    assert prefect.flow(Watched("delta-landcover"), body) == 60
     assert task_runs(prefect) == Counter(
         {("plan", "COMPLETED"): 1} | {(f"shard-{item}", "COMPLETED"): 1 for item in range(60)}
     )
@@ -225,7 +230,7 @@ def test_failures_are_on_record(prefect: Prefect) -> None:
         return 1 / item
 
     with pytest.raises(ZeroDivisionError):
-        prefect.flow("failing", lambda stages: list(stages.each(work, [2, 1, 0], str, 1)))
+        prefect.flow(Watched("failing"), lambda stages: list(stages.each(work, [2, 1, 0], str, 1)))
     assert task_runs(prefect) == {("2", "COMPLETED"): 1, ("1", "COMPLETED"): 1, ("0", "FAILED"): 1}
     assert flow_run(prefect)["state_type"] == "FAILED"
 
@@ -235,7 +240,7 @@ def test_a_stopped_flow_is_cancelled(prefect: Prefect) -> None:
         raise Stopped("somebody asked the run to stop")
 
     with pytest.raises(Stopped):
-        prefect.flow("stopped", stop)
+        prefect.flow(Watched("stopped"), stop)
     assert flow_run(prefect)["state"]["message"] == "somebody asked the run to stop"
     assert flow_run(prefect)["state_type"] == "CANCELLED"
 
@@ -256,7 +261,7 @@ def test_prefect_neither_looks_at_nor_keeps_what_stages_take_and_give(
 ) -> None:
     value = Private()
     given = prefect.flow(
-        "private",
+        Watched("private"),
         lambda stages: [
             *stages.each(lambda item: item, [value], lambda _: "shard", 1),
             stages.stage("keep", lambda x: x, value),
@@ -358,6 +363,7 @@ def test_a_termination_cancels_the_flow_of_a_deployment(prefect: Prefect, recipe
 
 
 def test_the_flow_can_be_deployed(prefect: Prefect) -> None:
+    import cloudpickle  # type: ignore[import-untyped]
     from prefect.flows import EntrypointType, load_flow_from_entrypoint
     from prefect.settings import temporary_settings
 
@@ -369,6 +375,7 @@ def test_the_flow_can_be_deployed(prefect: Prefect) -> None:
         )
     assert deployment.entrypoint == "maskloom.flows.orchestration.flow.run_recipe"
     assert load_flow_from_entrypoint(deployment.entrypoint).fn is run_recipe.fn
+    assert cloudpickle.loads(cloudpickle.dumps(run_recipe)) is run_recipe
     assert set(deployment._parameter_openapi_schema.properties) == {
         "recipe",
         "changes",
@@ -385,7 +392,9 @@ def test_a_configured_server_is_used(
 ) -> None:
     monkeypatch.setenv("PREFECT_API_URL", url(prefect))
     with Prefect(PARAMETERS) as other:
-        assert other.flow("elsewhere", lambda stages: stages.stage("add", sum, (1, 2))) == 3
+        assert (
+            other.flow(Watched("elsewhere"), lambda stages: stages.stage("add", sum, (1, 2))) == 3
+        )
         assert url(other) == url(prefect)
         assert task_runs(other) == {("add", "COMPLETED"): 1}
         assert other.run_url is not None
@@ -401,7 +410,9 @@ def test_a_configured_server_that_does_not_answer_ends_the_run(
         Prefect(PARAMETERS) as orchestrator,
         pytest.raises(RunError, match=r"PREFECT_API_URL.*--no-prefect"),
     ):
-        orchestrator.flow("nowhere", lambda _: pytest.fail("the work began without a record"))
+        orchestrator.flow(
+            Watched("nowhere"), lambda _: pytest.fail("the work began without a record")
+        )
 
 
 def test_what_is_done_counts_where_the_server_dies(
@@ -417,7 +428,7 @@ def test_what_is_done_counts_where_the_server_dies(
             orchestrator._server._child.wait()
             return before + stages.stage("add", sum, (3, 4))
 
-        assert orchestrator.flow("orphan", body) == 10
+        assert orchestrator.flow(Watched("orphan"), body) == 10
 
 
 DRIVER = """
@@ -425,7 +436,7 @@ DRIVER = """
     from pathlib import Path
     from maskloom.flows.orchestration.prefect import Prefect
     from maskloom.flows.signals import stop_on_signals
-    from maskloom.flows.stages import Plain
+    from maskloom.flows.stages import Plain, Watched
     from maskloom.segcore.errors import Stopped
 
     def body(stages):
@@ -440,7 +451,7 @@ DRIVER = """
     stop = threading.Event()
     with stop_on_signals(stop), {orchestrator} as orchestrator:
         try:
-            print(orchestrator.flow("driver", body), flush=True)
+            print(orchestrator.flow(Watched("driver"), body), flush=True)
         except Stopped as stopped:
             print(stopped, flush=True)
     assert logging.getLogger().handlers == []
@@ -472,42 +483,26 @@ def wait_for(path: Path) -> None:
     assert path.exists()
 
 
-@pytest.mark.parametrize("orchestrator", ["Plain()", PREFECT])
-def test_ctrl_c_stops_the_run_in_order(home: Path, tmp_path: Path, orchestrator: str) -> None:
+@pytest.mark.parametrize(
+    ("orchestrator", "number"),
+    [
+        ("Plain()", signal.SIGINT),
+        # Prefect has its own handler of SIGTERM.
+        (PREFECT, signal.SIGTERM),
+        pytest.param("Plain()", signal.SIGTERM, marks=pytest.mark.nightly),
+        pytest.param(PREFECT, signal.SIGINT, marks=pytest.mark.nightly),
+    ],
+)
+def test_a_signal_stops_the_run_in_order(
+    home: Path, tmp_path: Path, orchestrator: str, number: signal.Signals
+) -> None:
     with driver(tmp_path, orchestrator, 60.0) as process:
         wait_for(tmp_path / "ready")
         family = psutil.Process(process.pid).children(recursive=True)
-        os.killpg(process.pid, signal.SIGINT)
+        os.killpg(process.pid, number)
         output, errors = process.communicate(timeout=HANG)
     assert (output, errors, process.returncode) == ("asked to stop\n", "", 0)
     assert psutil.wait_procs(family, timeout=HANG)[1] == []
-
-
-@pytest.fixture
-def outlived() -> Iterator[None]:
-    """A SIGTERM that nobody handles fails the test; by default it would end the test process."""
-
-    def fail(*_: object) -> NoReturn:
-        pytest.fail("nobody handled SIGTERM")
-
-    before = signal.signal(signal.SIGTERM, fail)
-    yield
-    signal.signal(signal.SIGTERM, before)
-
-
-@pytest.mark.usefixtures("outlived")
-def test_a_termination_is_a_stop_inside_of_a_flow_too(orchestrator: Orchestrator) -> None:
-    stop = threading.Event()
-
-    def body(_: Stages) -> NoReturn:
-        signal.raise_signal(signal.SIGTERM)
-        assert stop.is_set()
-        raise Stopped("terminated")
-
-    before = signal.getsignal(signal.SIGTERM)
-    with stop_on_signals(stop), pytest.raises(Stopped):
-        orchestrator.flow("terminated", body)
-    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_runs_with_a_common_new_home_do_not_disturb_each_other(first_runs: FirstRuns) -> None:
@@ -528,9 +523,9 @@ def test_a_killed_run_leaves_no_server(home: Path, tmp_path: Path) -> None:
 def test_plain_runs_need_no_prefect() -> None:
     program = """
         import sys
-        from maskloom.flows.stages import Plain
+        from maskloom.flows.stages import Plain, Watched
         body = lambda stages: sorted(stages.each(abs, [-1, -2], str, 2))
-        assert Plain().flow("plain", body) == [1, 2]
+        assert Plain().flow(Watched("plain"), body) == [1, 2]
         assert not {"prefect", "distributed", "dask"} & set(sys.modules)
     """
     subprocess.run(
@@ -542,8 +537,10 @@ def test_a_second_interrupt_breaks_off() -> None:
     stop = threading.Event()
     before = signal.getsignal(signal.SIGINT)
     with stop_on_signals(stop):
-        signal.raise_signal(signal.SIGINT)
+        interrupt = signal.getsignal(signal.SIGINT)
+        assert callable(interrupt)
+        interrupt(signal.SIGINT, None)
         assert stop.is_set()
         with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(signal.SIGINT)
+            interrupt(signal.SIGINT, None)
     assert signal.getsignal(signal.SIGINT) is before

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import fnmatch
 import subprocess
 import sys
 import textwrap
 import threading
+from pathlib import Path
 
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
 from maskloom.segcore.errors import RecipeError, RunError, StoreError
-from maskloom.tasks.clusters import machine
+from maskloom.tasks.clusters import local, machine
 from maskloom.tasks.clusters.address import ExistingCluster
+from maskloom.tasks.clusters.kubernetes import KubernetesCluster
 from maskloom.tasks.clusters.local import LocalCluster
-from maskloom.tasks.clusters.protocol import CLUSTERS, Cluster, parse_bytes
+from maskloom.tasks.clusters.protocol import CLUSTERS, Cluster, import_extra, parse_bytes
 from maskloom.tasks.clusters.serial import SerialCluster
+from maskloom.tasks.clusters.slurm import SlurmCluster
 
 GIB = 2**30
 
@@ -25,7 +29,7 @@ def machine_of_eight(monkeypatch: pytest.MonkeyPatch) -> None:
     """Eight cores, 16 GiB, no GPU."""
     monkeypatch.setattr(machine, "core_count", lambda: 8)
     monkeypatch.setattr(machine, "memory_limit", lambda: 16 * GIB)
-    monkeypatch.setattr(machine, "gpu_count", lambda: 0)
+    monkeypatch.setattr(machine, "gpus", tuple)
 
 
 @pytest.mark.parametrize(
@@ -36,7 +40,9 @@ def machine_of_eight(monkeypatch: pytest.MonkeyPatch) -> None:
         (LocalCluster(workers=2), 8 * GIB, 4),
         (LocalCluster(workers=20), 16 * GIB // 20, 1),
         (LocalCluster(workers=2, memory="3 GiB"), 3 * GIB, 4),
-        (ExistingCluster("tcp://10.0.0.1:8786"), None, 1),
+        (ExistingCluster("tls://10.0.0.1:8786"), None, 1),
+        (SlurmCluster(4, "3 GiB", "ib0", "jobs", cores=2), 3 * GIB, 2),
+        (KubernetesCluster("maskloom", 4, "3 GiB", cores=2, insecure=True), 3 * GIB, 2),
     ],
 )
 def test_workers_share_the_machine(cluster: Cluster, memory: int | None, threads: int) -> None:
@@ -50,13 +56,13 @@ def test_workers_share_the_machine(cluster: Cluster, memory: int | None, threads
         (LocalCluster(), 0, LocalCluster()),
         (LocalCluster(workers=5), 2, LocalCluster(workers=5)),
         (SerialCluster(), 2, SerialCluster()),
-        (ExistingCluster("tcp://10.0.0.1:8786"), 2, ExistingCluster("tcp://10.0.0.1:8786")),
+        (ExistingCluster("tls://10.0.0.1:8786"), 2, ExistingCluster("tls://10.0.0.1:8786")),
     ],
 )
 def test_one_worker_per_gpu_where_the_number_is_open(
     cluster: Cluster, gpus: int, expected: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(machine, "gpu_count", lambda: gpus)
+    monkeypatch.setattr(machine, "gpus", lambda: tuple(map(str, range(gpus))))
     assert cluster.with_one_worker_per_gpu() == expected
 
 
@@ -73,10 +79,12 @@ def test_only_the_serial_cluster_sees_the_memory_of_the_driver() -> None:
 def test_recipes_can_name_clusters() -> None:
     sections = {
         "local": {"workers": 3, "memory": "1.5 GiB"},
-        "address": {"address": "tcp://10.0.0.1:8786"},
+        "address": {"address": "tcp://127.0.0.1:8786"},
         "serial": {},
+        "slurm": {"workers": 2, "memory": "4 GiB", "interface": "ib0", "folder": "jobs"},
+        "kubernetes": {"image": "i", "workers": 2, "memory": "4 GiB", "insecure": True},
     }
-    assert set(sections) <= set(CLUSTERS)
+    assert set(sections) == set(CLUSTERS)
     for kind, section in sections.items():
         cluster = TypeAdapter(CLUSTERS[kind]).validate_python(section)
         assert type(cluster) is CLUSTERS[kind]
@@ -97,6 +105,49 @@ def test_memory_is_a_number_and_a_unit(text: str, expected: int) -> None:
 def test_other_memory_is_refused(text: str) -> None:
     with pytest.raises(RecipeError, match=r"cluster\.memory"):
         parse_bytes(text)
+
+
+@pytest.mark.parametrize(
+    ("devices", "visible", "expected"),
+    [
+        ((), None, ()),
+        (("nvidia1", "nvidia0", "nvidia10", "nvidiactl"), None, ("0", "1", "10")),
+        (("nvidia0", "nvidia1"), "1", ("1",)),
+        (("nvidia0", "nvidia1"), "", ()),
+        ((), "GPU-a, GPU-b", ("GPU-a", "GPU-b")),
+    ],
+)
+def test_gpus_are_those_that_this_process_may_use(
+    devices: tuple[str, ...],
+    visible: str | None,
+    expected: tuple[str, ...],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.undo()
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+
+    class Devices(type(Path())):  # type: ignore[misc]
+        def glob(self, pattern: str) -> list[Path]:
+            return [Path(name) for name in devices if fnmatch.fnmatch(name, pattern)]
+
+    monkeypatch.setattr(machine, "Path", Devices)
+    assert machine.gpus() == expected
+
+
+def test_workers_on_this_machine_see_one_gpu_each() -> None:
+    nanny = local._nanny(("0", "GPU-b"))
+    seen = [
+        nanny("tcp://127.0.0.1:1", name=name, loop=None).env["CUDA_VISIBLE_DEVICES"]
+        for name in range(3)
+    ]
+    assert seen == ["0", "GPU-b", "0"]
+
+
+def test_a_missing_extra_is_named_with_the_command_that_installs_it() -> None:
+    with pytest.raises(RunError, match=r"pip install 'maskloom\[slurm\]'"):
+        import_extra("no_such_module", "slurm")
 
 
 def test_one_file_with_one_decorator_adds_a_kind(tmp_path) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from maskloom.segcore.errors import FormatError
 from maskloom.segcore.formats.source import MAX_PICTURE_PIXELS
 from maskloom.segcore.geometry import Affine, Shape
-from maskloom.segcore.ground.space import MILLIMETRES, Metric, PixelSize, Space
+from maskloom.segcore.ground.space import MILLIMETRES, Metric, PixelSize, Space, is_plausible
 from maskloom.segcore.raster.spec import RasterSpec
 from maskloom.segcore.raster.stored import ReadOptions
 
@@ -28,8 +28,6 @@ NO_SIZE_NOTE = (
 _ROUNDING = 1.01
 """Sides of levels are whole pixels: a level of 1.0004 um is one of 1 um."""
 _AXES = ("y", "x")
-_SMALLEST, _LARGEST = 1e-6, 1e3
-"""Millimetres; pixels of other sizes are errors."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +152,7 @@ class Pyramid:
 
 def plausible(spacing: tuple[float, float]) -> tuple[float, float] | None:
     """A spacing in um, or None for 0, negative, infinite and absurd ones."""
-    known = all(_SMALLEST <= each * MILLIMETRES["um"] <= _LARGEST for each in spacing)
+    known = all(is_plausible(each * MILLIMETRES["um"]) for each in spacing)
     return spacing if known else None
 
 

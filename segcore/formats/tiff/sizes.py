@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Literal
 
-from maskloom.segcore.ground.space import Metric
+from maskloom.segcore.ground.space import Metric, is_plausible, millimetres_in
 
 if TYPE_CHECKING:
     from xml.etree.ElementTree import Element
@@ -20,34 +20,6 @@ if TYPE_CHECKING:
 Sizes = Mapping[str, float]
 """Millimetres between neighbours along each axis (z, y, x) that is stated."""
 
-_MILLIMETRES = {
-    "pm": 1e-9,
-    "å": 1e-7,
-    "angstrom": 1e-7,
-    "nm": 1e-6,
-    "nanometer": 1e-6,
-    "nanometre": 1e-6,
-    "um": 1e-3,
-    "µm": 1e-3,
-    "micron": 1e-3,
-    "microns": 1e-3,
-    "micrometer": 1e-3,
-    "micrometre": 1e-3,
-    "mm": 1.0,
-    "millimeter": 1.0,
-    "millimetre": 1.0,
-    "cm": 10.0,
-    "centimeter": 10.0,
-    "centimetre": 10.0,
-    "m": 1e3,
-    "meter": 1e3,
-    "metre": 1e3,
-    "in": 25.4,
-    "inch": 25.4,
-    "inches": 25.4,
-}
-_CREDIBLE = (1e-6, 1e3)
-"""Least and greatest size of a pixel in mm: 1 nm and 1 m."""
 _NO_TAGS = (
     "its resolution tags state no size in inches or cm, and sizes are in px; give the size of a "
     "pixel as `pixel_size`"
@@ -96,8 +68,7 @@ def metric_of(
     or if the user asked for tags that state none.
     """
     spacing = tuple(sizes.get(axis, 0.0) for axis in axes)
-    least, greatest = _CREDIBLE
-    if all(least <= size <= greatest for size in spacing):
+    if all(map(is_plausible, spacing)):
         return Metric(spacing, "mm", stated_by), ()
     if not any(spacing):
         return None, (_NO_TAGS,) if stated_by == "tags" else ()
@@ -126,4 +97,4 @@ def _unit(text: str) -> float:
     plain = re.sub(
         r"\\u00B5|\N{GREEK SMALL LETTER MU}|\ufffd|Â?µ", "µ", text.strip(), flags=re.IGNORECASE
     )
-    return _MILLIMETRES.get(plain.lower(), 0.0)
+    return millimetres_in(plain)

@@ -224,6 +224,11 @@ def test_the_schema_accepts_what_the_recipe_accepts():
     nuclei = {"kind": "watershed", "of": "threshold", "stitch": {"by": "overlap"}}
     for segmenter in (ensemble, nuclei):
         jsonschema.validate({**MINIMAL, "segmenter": segmenter}, schema)
+    for schedule in ({"cron": "0 3 * * *"}, {"interval": "6h", "timezone": "UTC"}):
+        jsonschema.validate({**MINIMAL, "schedule": schedule}, schema)
+    for schedule in ({"timezone": "UTC"}, {"cron": "0 3 * * *", "interval": "6h"}):
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate({**MINIMAL, "schedule": schedule}, schema)
     wrong = {"kind": "kmeans", "cluster": 3}
     for segmenter in (wrong, [wrong], {**nuclei, "stitch": {"over": 0.5}}):
         with pytest.raises(jsonschema.ValidationError):
@@ -331,6 +336,12 @@ def test_a_schedule_that_nothing_can_follow_is_refused(schedule, message):
         (
             {"storage": {"s3": {"oauth": "x"}}},
             r"^storage\.s3\.oauth: secrets are not allowed in recipes\.",
+        ),
+        ({"output": "a\0b"}, r"^output: 'a\\x00b' holds a character that no path can hold\.$"),
+        ({"output": "a\ud800"}, r"^output: 'a\\ud800' holds a character that no path can hold\.$"),
+        (
+            {"output": "x" * 5000},
+            r"^output: '.{1,100}\.\.\.: File name too long\. Name a folder\.$",
         ),
         ({"output": "https://h/out#token=x"}, r"^output: only inputs may have a signed address"),
         (

@@ -68,7 +68,8 @@ def check_ids(grid: Grid, seed: int) -> None:
         assert np.array_equal(ringed, surrounded[around])
 
 
-@pytest.mark.parametrize("fill_holes", [pytest.param(False, marks=pytest.mark.nightly), True])
+@pytest.mark.nightly
+@pytest.mark.parametrize("fill_holes", [False, True])
 def test_the_memory_of_joining_does_not_grow_with_the_volume(fill_holes, monkeypatch) -> None:
     """As long as there is little on the sides of the tiles."""
     monkeypatch.setattr(two_pass, "_UNPACKED_BYTES", 2**17)

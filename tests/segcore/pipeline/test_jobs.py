@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pickle
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
 from maskloom.segcore.geometry import Tiling
+from maskloom.segcore.models.protocols import Requirements
 from maskloom.segcore.pipeline.jobs import (
     DescribeJob,
     FinishJob,
@@ -51,6 +53,21 @@ def test_what_is_done_once_for_an_image_does_not_split(part):
         RelabelJob(part, 3),
     ):
         assert job.split() == (job,)
+
+
+def test_only_work_with_a_model_that_uses_a_gpu_wants_one(part):
+    def with_device(device):
+        model = SimpleNamespace(requirements=Requirements(device=device))
+        return replace(part, settings=replace(part.settings, model=model))
+
+    assert not part.wants_gpu
+    assert not with_device("any").wants_gpu
+    job = with_device("gpu")
+    assert job.wants_gpu
+    assert ImagesJob(job.settings, (job.image,)).wants_gpu
+    # Joining and finishing run no network.
+    for rest in (JoinJob(job.settings, job.image, ()), RelabelJob(job, 3)):
+        assert not getattr(rest, "wants_gpu", False)
 
 
 def test_jobs_are_small_when_they_travel(part):

@@ -202,6 +202,7 @@ def test_the_model_is_a_value(card_of: Callable[..., str]) -> None:
     assert load_model(dump_model(model)) == model
     assert model.requirements.halo >= CORE + 3 * HALO
     assert model.requirements.process_bytes > 0
+    assert model.requirements.device == "gpu"
     assert json.loads(json.dumps(dict(model.provenance())))["score"] == 0.5
 
 

@@ -126,6 +126,21 @@ def test_models_are_values(unet):
     check.check_values(Unet(unet, **EXACTLY), PICTURE)
 
 
+def test_a_gpu_is_wanted_for_tensorflow_and_until_the_engine_is_selected(unet):
+    def device(**options) -> str:
+        return Unet(unet, **options).start().requirements.device
+
+    assert device() == device(engine="tensorflow") == "gpu"
+    model = Unet(unet).start()
+    for engine, expected in (("tensorflow", "gpu"), ("openvino", "any")):
+        chosen = model.with_selection({"engine": engine, "precision": "float32", "record": {}})
+        assert chosen.requirements.device == expected
+    # One member that wants a GPU is enough.
+    levels = Threshold(method="multi-otsu", levels=3)
+    assert Ensemble((levels, Unet(unet)), by="vote").start().requirements.device == "gpu"
+    assert Ensemble((levels, levels), by="vote").start().requirements.device == "any"
+
+
 def test_what_has_no_data_does_not_reach_its_neighbours(tmp_path):
     keras.utils.set_random_seed(2)
     weights = save(

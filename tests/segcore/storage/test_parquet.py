@@ -7,11 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from maskloom.segcore.storage.parquet import read_parquet
+from maskloom.segcore.storage.parquet import extending, extends, read_parquet
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -55,3 +56,22 @@ def test_leaves_no_thread_behind(tmp_path: Path) -> None:
     """
     code = "\n".join(line.strip() for line in program.splitlines())
     subprocess.run([sys.executable, "-c", code, str(path)], cwd=ROOT, check=True, timeout=120)
+
+
+def test_an_extended_file_holds_all_rows_and_begins_with_the_former_file(tmp_path):
+    """Read by other programs, too. Cut to its former size, it is the former table."""
+    rows = pa.table({"image_id": ["a", "b", "a"], "area": [1.5, None, 2.0]})
+    rows = rows.replace_schema_metadata({"note": "kept"})
+    path = tmp_path / "t.parquet"
+    pq.write_table(rows.slice(0, 1), path)
+    for part in (rows.slice(1, 1), rows.slice(2, 0), rows.slice(2)):
+        old = path.read_bytes()
+        former = read_parquet(old)
+        assert extends(io.BytesIO(old), rows.schema)
+        with path.open("wb") as out, extending(io.BytesIO(old), out, rows.schema) as writer:
+            writer.write_table(part)
+        assert read_parquet(path.read_bytes()[: len(old)]).equals(former)
+    assert read_parquet(path.read_bytes()).equals(rows, check_metadata=True)
+    assert duckdb.sql(f"SELECT sum(area), count(*) FROM '{path}'").fetchall() == [(3.5, 3)]
+    for other in (rows.schema.remove_metadata(), pa.schema([("image_id", pa.string())])):
+        assert not extends(io.BytesIO(path.read_bytes()), other)

@@ -253,6 +253,8 @@ def test_without_hard_links_a_new_name_is_still_taken_once(tmp_path, monkeypatch
 def test_an_unknown_protocol_is_a_clear_error():
     with pytest.raises(StoreError, match="nosuch"):
         filesystem("nosuch://bucket/key")
+    with pytest.raises(StoreError, match="'reference://x'"):
+        filesystem("reference://x")
 
 
 def test_the_version_follows_the_bytes(tmp_path):

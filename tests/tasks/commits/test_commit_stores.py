@@ -13,6 +13,7 @@ from maskloom.segcore.storage import conditional
 from maskloom.segcore.storage.atomic import temporary_name
 from maskloom.segcore.storage.conditional import Conditions, Move, conditions_of, move, versions_of
 from maskloom.segcore.storage.filesystems import current_version
+from maskloom.segcore.storage.object_stores import ways_to_copy
 from maskloom.segcore.storage.store import Store
 from maskloom.tasks.commits.log import Commit, CommitLog, incomplete_folder
 from maskloom.tasks.commits.presence import (
@@ -20,6 +21,7 @@ from maskloom.tasks.commits.presence import (
     is_at_work,
     other_folders,
     process_folder,
+    processes,
     sweep,
 )
 
@@ -109,7 +111,7 @@ def test_of_two_claims_one_wins_and_the_other_leaves_nothing(store):
 def test_what_is_too_large_to_be_moved_is_not_claimed(s3_bucket, monkeypatch):
     """Once claimed, it would keep all later commits from being carried out."""
     store = Store(f"{s3_bucket}/large")
-    monkeypatch.setattr(conditional, "LARGEST_OBJECT", 10)
+    monkeypatch.setattr(type(conditions_of(store).copies), "largest", 10)
     log = CommitLog(store)
     with pytest.raises(StoreError, match=r"staging/first/mask has .* more than S3 takes"):
         commit(log, "first", b"rows", b"more than ten bytes")
@@ -157,14 +159,15 @@ def test_copies_on_condition_are_made_by_the_server(s3_bucket, monkeypatch):
         if method == "copy_object":
             asked.append(arguments["Key"])
             base = arguments.get("IfMatch")
-            found = conditional._version(fs, store, arguments["Key"].partition("copies/")[2])
-            if base is not None and base != found:
-                raise OSError("412") from _reply("PreconditionFailed")
+            (found,) = versions_of(store, [arguments["Key"].partition("copies/")[2]])
+            if base != found:
+                raise OSError("the server words it as it likes") from _reply(412)
         return call(method, **arguments)
 
     monkeypatch.setattr(fs, "call_s3", checking)
+    server_copies, _ = ways_to_copy(fs)
     monkeypatch.setitem(
-        conditional._PROBED, store.root, Conditions(create=True, replace=True, copy=True)
+        conditional._PROBED, store.root, Conditions(create=True, replace=True, copies=server_copies)
     )
     store.publish("a", b"old")
     (base,) = versions_of(store, ["a"])
@@ -177,9 +180,9 @@ def test_copies_on_condition_are_made_by_the_server(s3_bucket, monkeypatch):
     assert len(asked) == 2
 
 
-def _reply(code: str) -> Exception:
-    error = Exception(code)
-    error.response = {"Error": {"Code": code}}  # type: ignore[attr-defined]
+def _reply(status: int) -> Exception:
+    error = Exception(status)
+    error.response = {"ResponseMetadata": {"HTTPStatusCode": status}}  # type: ignore[attr-defined]
     return error
 
 
@@ -283,3 +286,13 @@ def test_whoever_finds_an_unfinished_commit_replaces_the_folder_too(store, monke
     CommitLog(store).read_new()
 
     assert store.names("masks", "") == ["masks/x.zarr/new"]
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"{}", b'{"run_id": "a"}'])
+def test_a_mark_that_was_cut_is_no_process(tmp_path, content):
+    """As a machine leaves it that loses its power while it writes."""
+    store = Store(str(tmp_path))
+    folder = f"{PROCESSES}/maskloom-host-7-{'0' * 12}-{7:032x}.tmp"
+    store.publish(f"{folder}/process.json", content)
+    assert processes(store) == []
+    assert other_folders(store, "") == [folder], "it is left to `maskloom clean`"
