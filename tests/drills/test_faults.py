@@ -26,34 +26,12 @@ from drills_support import (
     assert_whole,
     comes,
     ended,
-    forks,
-    pictures,
     start,
 )
 from tests_support import read_masks, read_table
 
 WORKERS = ("--set", "cluster.kind=local", "--set", "cluster.workers=2")
 pytestmark = pytest.mark.timeout(5 * HANG)
-
-
-@pytest.fixture(scope="module")
-def server():
-    with forks() as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("faults")
-    pictures(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def undisturbed(server, folder):
-    finished = server.run(folder, [*RUN, "-o", "undisturbed"], learn=True)
-    assert finished.code == 0, finished.said
-    return folder / "undisturbed"
 
 
 def finished(folder: Path, *arguments: str, before: str = "", **environment: str) -> Ended:
