@@ -14,29 +14,9 @@ from bisect import bisect_left
 from pathlib import Path
 
 import pytest
-from drills_support import HANG, RUN, Ended, Forks, assert_resumed, assert_whole, forks, pictures
+from drills_support import HANG, RUN, Ended, Forks, assert_resumed, assert_whole
 
 pytestmark = pytest.mark.timeout(3 * HANG)
-
-
-@pytest.fixture(scope="module")
-def server():
-    with forks() as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("cuts")
-    pictures(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def undisturbed(server, folder):
-    ended = server.run(folder, [*RUN, "-o", "undisturbed"], learn=True)
-    assert ended.code == 0, ended.said
-    return folder / "undisturbed"
 
 
 def cut(server: Forks, output: Path, fault: str) -> Ended:

@@ -21,8 +21,6 @@ from drills_support import (
     assert_undisturbed,
     comes,
     ended,
-    forks,
-    pictures,
     start,
 )
 
@@ -36,26 +34,6 @@ MOMENTS = {
     "all is committed": "write:runs/*/manifest.json",
 }
 pytestmark = pytest.mark.timeout(5 * HANG)
-
-
-@pytest.fixture(scope="module")
-def server():
-    with forks() as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("drill")
-    pictures(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def undisturbed(server, folder):
-    finished = server.run(folder, [*RUN, "-o", "undisturbed"], learn=True)
-    assert finished.code == 0, finished.said
-    return folder / "undisturbed"
 
 
 def run_with_workers(folder: Path, output: str, **environment: str) -> subprocess.Popen[bytes]:
