@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +22,17 @@ from maskloom.tasks.clusters.scheduler import dask_setup, extensions
 from maskloom.tasks.clusters.tls import Tls
 from maskloom.tasks.fanout import client as dask_client
 from maskloom.tasks.fanout.dask import Dask
+
+
+# distributed leaves the sockets of connections that were refused to the garbage collector.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+
+@pytest.fixture(autouse=True)
+def collected() -> Iterator[None]:
+    """Nothing of a test is left to the next one."""
+    yield
+    gc.collect()
 
 
 @dataclass(frozen=True)
