@@ -23,7 +23,6 @@ from maskloom.tasks.clusters.tls import Tls
 from maskloom.tasks.fanout import client as dask_client
 from maskloom.tasks.fanout.dask import Dask
 
-
 # distributed leaves the sockets of connections that were refused to the garbage collector.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
