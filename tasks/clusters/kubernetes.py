@@ -165,7 +165,7 @@ class KubernetesCluster(Cluster):
         container = {
             **self._container("scheduler", environment),
             "command": [
-                *("python", "-m", "distributed.cli.dask_scheduler"),
+                *("python", "-P", "-m", "distributed.cli.dask_scheduler"),
                 *("--port", str(_PORT)),
                 *("--no-dashboard", "--dashboard-address", f":{_HEALTH_PORT}"),
                 *("--preload", "maskloom.tasks.clusters.scheduler"),
@@ -200,7 +200,7 @@ class KubernetesCluster(Cluster):
         container = {
             **self._container("worker", environment),
             "command": [
-                *("python", "-m", "distributed.cli.dask_worker"),
+                *("python", "-P", "-m", "distributed.cli.dask_worker"),
                 *("--name", "$(DASK_WORKER_NAME)"),
                 *("--nthreads", "1", "--memory-limit", f"{self.worker_memory} B".replace(" ", "")),
                 # With --no-dashboard it would still serve HTTP, to everybody.

@@ -34,6 +34,8 @@ SCHEDULER: Mapping[str, Any] = {
     # (distributed.comm.timeouts.tcp).
     "distributed.scheduler.worker-ttl": None,
     "distributed.scheduler.http.routes": [],
+    # Logs for developers of Dask, which keep whole messages.
+    "distributed.admin.low-level-log-length": 100,
 }
 """Settings of Dask for a scheduler in the driver's process."""
 WORKER: Mapping[str, Any] = {
@@ -44,6 +46,7 @@ WORKER: Mapping[str, Any] = {
     "distributed.worker.memory.terminate": 0.95,
     "distributed.worker.profile.enabled": False,
     "distributed.worker.http.routes": [],
+    "distributed.admin.low-level-log-length": 100,
 }
 """Settings of Dask for a worker."""
 

@@ -171,7 +171,8 @@ class SlurmCluster(Cluster):
         Raises `RunError` if the scheduler cannot start.
         """
         seconds, margin = _seconds(self.walltime), _margin(self.walltime)
-        environment = {**ONE_THREAD, **as_environment(WORKER)}
+        # Nothing is imported from the folder in which the command was given.
+        environment = {"PYTHONSAFEPATH": "1", **ONE_THREAD, **as_environment(WORKER)}
         try:
             return _jobqueue().SLURMCluster(
                 job_cls=_job_class(),

@@ -145,9 +145,18 @@ class Watchdog:
             faulthandler.cancel_dump_traceback_later()
 
 
-@cache
 def _watchdog() -> Watchdog:
-    """The watchdog of a Dask worker, silent: a traceback would reach the user's terminal."""
+    """The one watchdog of a Dask worker, whichever of its threads asks first."""
+    with _asking:
+        return _silent_watchdog()
+
+
+_asking = threading.Lock()
+
+
+@cache
+def _silent_watchdog() -> Watchdog:
+    """A watchdog without a traceback, which would reach the user's terminal."""
     return Watchdog(Path(os.devnull).open("w"), silent=True)
 
 

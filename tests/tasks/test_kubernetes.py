@@ -285,9 +285,13 @@ class StandIn:
             self.close()
 
 
-@pytest.fixture
-def kubeconfig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    def written(address: str) -> None:
+@pytest.fixture(scope="module")
+def stand_in(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StandIn]:
+    """One for all tests, since kr8s remembers the first that it has found."""
+    pytest.importorskip("kr8s")
+    folder = tmp_path_factory.mktemp("kubernetes")
+    made = StandIn(folder)
+    with made.serving() as address, pytest.MonkeyPatch.context() as patch:
         config = {
             "apiVersion": "v1",
             "kind": "Config",
@@ -296,11 +300,9 @@ def kubeconfig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
             "clusters": [{"name": "here", "cluster": {"server": address}}],
             "users": [{"name": "me", "user": {"token": "t"}}],
         }
-        path = tmp_path / "kubeconfig"
-        path.write_text(yaml.safe_dump(config))
-        monkeypatch.setenv("KUBECONFIG", str(path))
-
-    return written
+        (folder / "kubeconfig").write_text(yaml.safe_dump(config))
+        patch.setenv("KUBECONFIG", str(folder / "kubeconfig"))
+        yield made
 
 
 def opened(cluster: KubernetesCluster) -> Any:
@@ -308,32 +310,29 @@ def opened(cluster: KubernetesCluster) -> Any:
 
 
 @pytest.mark.nightly
-def test_what_kubernetes_refuses_is_said(tmp_path: Path, kubeconfig: Any) -> None:
-    pytest.importorskip("kr8s")
-    stand_in = StandIn(tmp_path)
-    with stand_in.serving() as address:
-        kubeconfig(address)
-        for status, words in (
-            (403, "Allow the driver's service account"),
-            (404, "Install the operator of dask-kubernetes"),
-        ):
-            stand_in.status = status
-            with pytest.raises(RunError, match=words), opened(PLAIN) as dask:
-                assert dask.client
+def test_what_kubernetes_refuses_is_said(
+    stand_in: StandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for status, words in (
+        (403, "Allow the driver's service account"),
+        (404, "Install the operator of dask-kubernetes"),
+    ):
+        monkeypatch.setattr(stand_in, "status", status)
+        with pytest.raises(RunError, match=words), opened(PLAIN) as dask:
+            assert dask.client
 
 
 @pytest.mark.nightly
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_a_run_on_the_commands_of_the_pods_is_as_one_in_this_process(
-    tmp_path: Path, kubeconfig: Any, monkeypatch: pytest.MonkeyPatch
+    stand_in: StandIn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip("kr8s")
-    folder = certificates(tmp_path / "tls", "tls", "driver")
+    folder = certificates(stand_in.folder / "tls", "tls", "driver")
     for name, key in (("ca.pem", "ca.crt"), ("tls.pem", "tls.crt"), ("tls-key.pem", "tls.key")):
         (folder / name).rename(folder / key)
     tls = Tls(*(str(folder / name) for name in ("ca.crt", "driver.pem", "driver-key.pem")))
     cluster = replace(FULL, workers=2, memory="1 GiB", tls=tls)
-    stand_in = StandIn(tmp_path)
+    stand_in.log.clear()
     monkeypatch.setattr(
         KubernetesCluster, "address", lambda self, name: "tls://x-scheduler.imaging.svc:8786"
     )
@@ -347,19 +346,17 @@ def test_a_run_on_the_commands_of_the_pods_is_as_one_in_this_process(
         "joined",
         lambda address, *rest, join=kubernetes.joined: join(stand_in._here(address), *rest),
     )
-    with stand_in.serving() as api:
-        kubeconfig(api)
-        with opened(cluster) as dask:
-            assert dict(dask.map(abs, list(map(Number, range(-20, 0))))) == {
-                Number(number): -number for number in range(-20, 0)
-            }
-            # Probes ask for /health, and nothing else is there.
-            pages = f"http://127.0.0.1:{stand_in.port(8787)}"
-            assert [fetched(f"{pages}/{page}") for page in ("health", "info")] == [200, 404]
-        path = "/apis/kubernetes.dask.org/v1/namespaces/imaging/daskclusters"
-        assert stand_in.log[0] == f"POST {path}"
-        assert re.fullmatch(rf"DELETE {path}/maskloom-\w{{10}}", stand_in.log[-1])
-        assert stand_in._processes == {}
+    with opened(cluster) as dask:
+        assert dict(dask.map(abs, list(map(Number, range(-20, 0))))) == {
+            Number(number): -number for number in range(-20, 0)
+        }
+        # Probes ask for /health, and nothing else is there.
+        pages = f"http://127.0.0.1:{stand_in.port(8787)}"
+        assert [fetched(f"{pages}/{page}") for page in ("health", "info")] == [200, 404]
+    path = "/apis/kubernetes.dask.org/v1/namespaces/imaging/daskclusters"
+    assert stand_in.log[0] == f"POST {path}"
+    assert re.fullmatch(rf"DELETE {path}/maskloom-\w{{10}}", stand_in.log[-1])
+    assert stand_in._processes == {}
 
 
 class Number(int):

@@ -64,9 +64,11 @@ def test_the_script_of_a_job_asks_for_what_its_worker_needs(tmp_path: Path) -> N
         "#SBATCH --gres=gpu:1",
         "#SBATCH --constraint=avx2",
     ]
-    assert {"export OMP_NUM_THREADS=1", "export DASK_DISTRIBUTED__WORKER__MEMORY__PAUSE=False"} < {
-        *lines
-    }
+    assert {
+        "export PYTHONSAFEPATH=1",
+        "export OMP_NUM_THREADS=1",
+        "export DASK_DISTRIBUTED__WORKER__MEMORY__PAUSE=False",
+    } < {*lines}
     assert lines[-2] == "module load gdal"
     command = lines[-1]
     assert command.startswith("'/opt/the env/bin/python' -m distributed.cli.dask_worker tls://")
