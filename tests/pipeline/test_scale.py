@@ -20,6 +20,7 @@ from PIL import Image
 
 from maskloom.flows import segment as flow
 from maskloom.flows.inventory import Sharing, take_inventory
+from maskloom.flows.progress import Quiet, RunProgress
 from maskloom.flows.recipes import run as recipes
 from maskloom.flows.stages import Stages
 from maskloom.segcore.pipeline.records import ImageResult, PlannedImage
@@ -30,7 +31,6 @@ from maskloom.segcore.storage.store import Store
 from maskloom.tasks import plan as planning
 from maskloom.tasks.clusters.serial import SerialCluster
 from maskloom.tasks.plan import Fingerprint, LastRun, empty_plan, make_shards, read_plan, write_plan
-from maskloom.tasks.progress import Silent
 
 WORK = Fingerprint("name", "f1", {})
 
@@ -72,10 +72,11 @@ def test_a_plan_is_never_in_memory_as_a_whole(tmp_path, monkeypatch):
     assert max(groups) <= 250 + 50
 
 
-class Watching(Silent):
+class Watching(RunProgress):
     """Counts the images and results that are alive whenever a job is done."""
 
     def __init__(self) -> None:
+        super().__init__(Quiet())
         self.most = 0
 
     def advance(self, job: object) -> None:

@@ -142,4 +142,4 @@ def test_the_order_does_not_depend_on_what_was_imported_before() -> None:
         ).stdout
         for modules in ([], ["maskloom.tasks.clusters.serial"])
     }
-    assert orders == {"address local serial\n"}
+    assert orders == {"address kubernetes local serial slurm\n"}

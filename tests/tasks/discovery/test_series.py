@@ -178,9 +178,6 @@ def test_formats_keep_their_headers_apart(
     assert slices.read == other.read == [file.uri for file in FILES]
 
 
-# At night: after thousands of other tests it ended its test process twice, for an unknown
-# reason.
-@pytest.mark.nightly
 def test_an_interrupt_while_headers_are_read_stops_the_run(
     slices: Slices, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

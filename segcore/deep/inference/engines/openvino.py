@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import tempfile
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,8 +45,6 @@ def openvino_runner(
     The file is a keras or ONNX file. The result is valid until the next call. Raises `WeightsError`
     if OpenVINO cannot load the file.
     """
-    import openvino
-
     where = weights.location
     try:
         model = _converted(weights, precision)
@@ -57,7 +56,7 @@ def openvino_runner(
         }
         if threads() is not None:
             properties["INFERENCE_NUM_THREADS"] = threads()
-        compiled = openvino.Core().compile_model(model, "CPU", properties)
+        compiled = _core().compile_model(model, "CPU", properties)
     except RuntimeError as error:
         raise WeightsError(
             f"OpenVINO cannot load {where}: {_reason(error)} Choose another engine."
@@ -87,25 +86,36 @@ def openvino_runner(
     return run
 
 
-def native_bfloat16() -> bool:
-    """Whether OpenVINO reports native bfloat16 for this processor."""
+@cache
+def _core() -> Any:
+    """The one core of this process, for as long as it lives.
+
+    Each core loads a plug-in for the processor, which gives signals another stack, and restores the
+    previous one when it ends. Of several cores, one may so restore a stack that has ended before
+    it; the next signal then kills the process without a word.
+    """
     import openvino
 
-    return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return openvino.Core()
+
+
+def native_bfloat16() -> bool:
+    """Whether OpenVINO reports native bfloat16 for this processor."""
+    return "BF16" in _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 def _converted(weights: Weights, precision: Precision) -> Any:
     import openvino
 
     if weights.suffix == ".onnx":
-        return openvino.Core().read_model(io.BytesIO(load_onnx(weights)))
+        return _core().read_model(io.BytesIO(load_onnx(weights)))
     function = frozen(weights, precision)
     # `openvino.convert_model` would read the same graph node by node in Python, which takes
     # seconds, and send telemetry.
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "network.pb")
         path.write_bytes(function.graph.as_graph_def().SerializeToString())
-        model = openvino.Core().read_model(path)
+        model = _core().read_model(path)
     # Drop other outputs of the graph, such as an unused shape.
     return openvino.Model([model.output(function.outputs[0].name)], model.get_parameters())
 

@@ -482,6 +482,32 @@ def test_a_worker_is_quiet_and_has_the_threads_it_was_told(unet: Weights) -> Non
     assert done.stderr.split() == ["mine"]
 
 
+SIGNALLED = """
+import gc, signal, sys
+from maskloom.segcore.deep.inference.card import Card, ReceptiveField, Scaling
+from maskloom.segcore.deep.inference.engines.openvino import openvino_runner
+from maskloom.segcore.deep.inference.files.weights import Weights
+
+weights = Weights.of(sys.argv[1])
+card = Card("network", weights.sha256, CHANNELS, NAMES, Scaling(), ReceptiveField(1, 1))
+opened = [openvino_runner(weights, card, "float32") for _ in range(2)]
+while opened:
+    del opened[0]
+    gc.collect()
+signal.signal(signal.SIGUSR1, lambda *_: print("taken"))
+signal.raise_signal(signal.SIGUSR1)
+"""
+
+
+def test_a_process_that_is_done_with_openvino_still_takes_signals(tmp_path: Path) -> None:
+    """OpenVINO exchanges the stack of signals; of two plug-ins one restored what had gone."""
+    pytest.importorskip("openvino")
+    weights, _ = onnx_file(tmp_path / "it.onnx", "first")
+    names = str(tuple(map(str, range(CLASSES))))
+    code = SIGNALLED.replace("CHANNELS", str(CHANNELS)).replace("NAMES", names)
+    assert in_a_process(code, weights.location).stdout == "taken\n"
+
+
 def test_what_others_write_to_standard_error_is_kept() -> None:
     code = (
         "import os, sys; from maskloom.segcore.deep.inference.runtime import quiet\n"
