@@ -13,7 +13,9 @@ from maskloom.tasks import batching
 LOCAL = ("--no-prefect", "--quiet", "--set", "cluster.kind=local")
 
 
-@pytest.mark.parametrize("workers", [2, pytest.param(1, marks=pytest.mark.nightly)])
+# By day the next test compares two workers with this process.
+@pytest.mark.nightly
+@pytest.mark.parametrize("workers", [2, 1])
 def test_workers_give_what_this_process_gives(collection, maskloom, workers):
     recipe = collection.recipe(tiling={"tile": 256})
     assert maskloom("run", recipe, "--no-prefect", "--quiet").exit_code == 0
