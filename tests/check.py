@@ -16,8 +16,8 @@ ROOT = Path(__file__).resolve().parent.parent
 TOOLS = Path(sys.executable).parent
 CONFIG = ROOT / "pyproject.toml"
 
-PROCESSES = str(min((os.cpu_count() or 1) + 2, 4))
-"""Test processes in parallel: two more than processors, since tests wait for processes that they
+PROCESSES = str(min((os.cpu_count() or 1) + 1, 4))
+"""Test processes in parallel: one more than processors, since tests wait for processes that they
 start. Each starts with its share of the files in order; a process without work takes half of what
 another has left. With TensorFlow each needs about 3 GB.
 """
