@@ -24,6 +24,7 @@ from maskloom.tasks.plan import describe_sources, in_order_of_files, make_shards
 
 _FEW = 5_000
 """Inputs whose headers this process reads in the seconds that workers need to start."""
+_FAILURES_NAMED = 100
 
 
 def dry_run(recipe: RunRecipe) -> str:
@@ -64,6 +65,9 @@ def _planned(recipe: RunRecipe, inventory: Inventory) -> Iterator[str]:
     yield f"bytes to read {passes * totals.size} ({passes} times the files)"
     yield f"peak memory of a worker {peak_bytes(settings, totals.kinds.values()) / 1e6:.0f} MB"
     yield from totals.failures
+    unnamed = totals.unreadable - len(totals.failures)
+    if unnamed > 0:
+        yield f"unreadable: {unnamed} more"
 
 
 def _cluster(recipe: RunRecipe, sources: int) -> Cluster:
@@ -90,7 +94,7 @@ class _Totals:
     kinds: dict[object, PlannedImage] = field(default_factory=dict)
     """An image for each need of memory."""
     failures: list[str] = field(default_factory=list)
-    """Lines on unreadable images."""
+    """Lines on the first unreadable images."""
 
     def take(self, shards: Iterable[Shard]) -> None:
         """Add the images of shards."""
@@ -104,7 +108,7 @@ class _Totals:
 
     def _take(self, image: PlannedImage, is_new: bool) -> None:
         """`is_new`: it is the first of its file."""
-        if image.failure is not None:
+        if image.failure is not None and len(self.failures) < _FAILURES_NAMED:
             self.failures.append(
                 "unreadable: "
                 + failure(image.source.uri, image.failure.error_type, image.failure.error)

@@ -115,3 +115,20 @@ def test_a_stopped_run_commits_what_is_finished(tmp_path: Path) -> None:
     undisturbed = make({**document, "output": "whole"}, tmp_path)
     run(undisturbed, RunOptions(quiet=True))
     assert_same_results(tmp_path / "out", tmp_path / "whole")
+
+
+def test_a_dry_run_names_the_first_unreadable_images_and_counts_the_others(
+    document: dict[str, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from maskloom.flows import dry_run
+
+    monkeypatch.setattr(dry_run, "_FAILURES_NAMED", 2)
+    for number in range(4):
+        (tmp_path / "in" / f"{number}.png").write_bytes(b"\x89PNG\r\n\x1a\nbroken")
+
+    said = dry_run.dry_run(make(document, tmp_path)).splitlines()
+
+    assert "images 7 of 7 (5 unreadable)" in said
+    unreadable = [line for line in said if line.startswith("unreadable: ")]
+    assert len(unreadable) == 3
+    assert unreadable[-1] == "unreadable: 3 more"
