@@ -31,6 +31,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import psutil
 
+from maskloom.flows.progress import Quiet, RunProgress
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -45,8 +47,8 @@ WRITTEN = 60
 
 
 @dataclass
-class Memory:
-    """Samples of the memory of this process and its children."""
+class Memory(RunProgress):
+    """Samples of the memory of this process and its children. Shows nothing."""
 
     started: float = field(default_factory=time.monotonic)
     samples: list[tuple[float, int, int, dict[int, float]]] = field(default_factory=list)
@@ -56,12 +58,15 @@ class Memory:
     began: float = 0.0
     """When segmentation began, in seconds."""
 
+    def __post_init__(self) -> None:
+        super().__init__(Quiet())
+
     def start(self, stage: str, images: object, settings: object) -> None:
-        """A pass begins (`tasks.progress.Progress`)."""
+        """A pass begins."""
         self.began, self.images, self.tiles = time.monotonic() - self.started, 0, 0
 
     def advance(self, job: object) -> None:
-        """A job is done (`tasks.progress.Progress`)."""
+        """A job is done."""
         self.images += len(getattr(job, "images", ()))
         self.tiles += getattr(job, "stop", 0) - getattr(job, "first", 0)
 
