@@ -23,7 +23,7 @@ def endure() -> None:
     """Let the runs of this process continue where Prefect and rich would end them.
 
     The slot of a run is lost when the server or its database was away for long; an overlap does us
-    no harm. Whoever reads its messages is gone when the service was killed.
+    no harm. The service that reads its messages may have been killed.
     """
 
     @contextmanager

@@ -58,7 +58,7 @@ class Call(Generic[T]):
         self._error: BaseException | None = None
 
     def run(self) -> State[Any]:
-        """Call the function and keep its result or error. Returns the state that tells of it."""
+        """Call the function and keep its result or error. Returns its state."""
         try:
             self._result.append(self._function())
         except Exception as error:  # noqa: BLE001 - raised by `through`

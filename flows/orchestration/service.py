@@ -1,7 +1,7 @@
 """The service that executes the runs of its deployments, until it is asked to stop.
 
-It is Prefect's runner, except that it goes on asking for runs however long the server is away, and
-that it leaves at the server what it interrupts. Each run is a process of its own.
+It is Prefect's runner, except that it continues to ask for runs however long the server is away,
+and that it leaves at the server what it interrupts. Each run is a process of its own.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class Service(Runner):
             polling.cancel()
             await self._end_runs()
         if not stop.is_set():
-            # What the loop did not expect. Whoever watches the service starts it again.
+            # An unexpected error of the loop ends the service; its supervisor starts it again.
             await polling
 
     async def _end_runs(self) -> None:

@@ -74,7 +74,7 @@ class RunRecipe:
     masks: dict[str, str] = field(default_factory=dict)
     """See `RunSettings.masks`."""
     schedule: Schedule | None = None
-    """When the recipe runs by itself. None: when somebody runs it."""
+    """When a server starts the recipe. None: only by hand."""
 
     @property
     def work(self) -> Fingerprint:

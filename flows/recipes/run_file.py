@@ -268,7 +268,7 @@ class RunFile(pydantic.BaseModel):
     give exit code 3.
     """
     schedule: Schedule | None = None
-    """When the recipe runs by itself: see `maskloom serve`."""
+    """When a server starts the recipe: see `maskloom serve`."""
     limits: dict[str, Any] = {}
     """Time limits in seconds, after which a step is given up: read, work, examine."""
 

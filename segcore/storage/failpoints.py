@@ -12,7 +12,7 @@ One variable holds several, separated by `;`:
 
 - STEP: `write`, `move` or `remove`, before it happens; `written`, `moved` or `removed`, after it
   has happened. `describe` and `open`, before the header and the pixels of an image are read. `*`
-  stands for each of them.
+  matches each of them.
 - FILE: how the location of the file ends, with `*` for anything.
 - ACTION: `kill` (or `kill=TERM` and other signals: `kill=STOP` waits until somebody continues the
   process), `exit` (`os._exit`), `raise=EIO` (or another code of an `OSError`), `hang`, and
@@ -119,7 +119,7 @@ class _Fault:
 
 
 def _send(number: signal.Signals) -> None:
-    """Send a signal to this process, which takes it before this thread goes on unless it has a
+    """Send a signal to this process, which takes it before this thread continues unless it has a
     handler.
     """
     if signal.getsignal(number) == signal.SIG_DFL:

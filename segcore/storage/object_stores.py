@@ -41,7 +41,8 @@ class ConditionalCopies(Protocol):
         ...
 
     def copy(self, source: str, target: str, base: str | None) -> None:
-        """Copy an object to `target` if the version there is `base`. None: if there is none.
+        """Copy an object to `target` if the version there is `base`. None: if
+        no object is there.
 
         Raises the client's errors.
         """

@@ -312,7 +312,7 @@ class _Jobs:
             return
         self._reported = now + _REPORT_SECONDS
         log.warning(
-            "%d jobs wait in SLURM's queue (%s); the run goes on when one starts.",
+            "%d jobs wait in SLURM's queue (%s); the run continues when one starts.",
             len(reasons),
             ", ".join(sorted(set(reasons))),
         )

@@ -134,6 +134,18 @@ def test_a_run_is_killed(scene: Stage) -> None:
     assert_the_next_run_is_done(scene, service)
 
 
+def assert_the_orphan_finishes(
+    scene: Stage, executor: Process, run: str, orphans: list[psutil.Process]
+) -> None:
+    """The run of a killed service or worker keeps its slot and ends."""
+    other = scene.server.ended(scene.server.start_run(scene.name), executor)
+    assert other["message"] == "Deployment concurrency limit reached."
+    scene.images.open()
+    assert scene.server.ended(run, executor)["type"] == "COMPLETED"
+    assert psutil.wait_procs(orphans, HANG)[1] == []
+    assert_the_next_run_is_done(scene, executor)
+
+
 def test_the_service_alone_is_killed(scene: Stage) -> None:
     """Its run goes on and keeps its slot."""
     service = scene.serve()
@@ -141,12 +153,7 @@ def test_the_service_alone_is_killed(scene: Stage) -> None:
     orphans = service.flows()
     service.process.kill()
     service = scene.serve()
-    other = scene.server.ended(scene.server.start_run(scene.name), service)
-    assert other["message"] == "Deployment concurrency limit reached."
-    scene.images.open()
-    assert scene.server.ended(run, service)["type"] == "COMPLETED"
-    assert psutil.wait_procs(orphans, HANG)[1] == []
-    assert_the_next_run_is_done(scene, service)
+    assert_the_orphan_finishes(scene, service, run, orphans)
 
 
 def test_the_worker_of_a_pool_is_killed(scene: Stage) -> None:
@@ -159,12 +166,7 @@ def test_the_worker_of_a_pool_is_killed(scene: Stage) -> None:
     orphans = worker.flows()
     worker.process.kill()
     worker = scene.work()
-    other = scene.server.ended(scene.server.start_run(scene.name), worker)
-    assert other["message"] == "Deployment concurrency limit reached."
-    scene.images.open()
-    assert scene.server.ended(run, worker)["type"] == "COMPLETED"
-    assert psutil.wait_procs(orphans, HANG)[1] == []
-    assert_the_next_run_is_done(scene, worker)
+    assert_the_orphan_finishes(scene, worker, run, orphans)
 
 
 def test_two_services_execute_a_run_once(scene: Stage) -> None:
