@@ -8,7 +8,9 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
@@ -233,3 +235,29 @@ def test_a_foreign_manifest_of_another_kind_of_json(collection, recipe, maskloom
     (path,) = files_of(collection.output, "runs/*/manifest.json")
     path.write_text(json.dumps([1, 2, 3]))
     assert str(path) in maskloom("verify", collection.output).stdout
+
+
+@pytest.mark.parametrize("table", ["areas", "objects"])
+def test_verify_compares_sums_and_not_digests_alone(tmp_path, maskloom, table):
+    """A table with one number changed: pixels no longer add up, or objects exceed their class."""
+    pixels = np.zeros((40, 50), np.uint8)
+    pixels[10:20, 10:30] = 200
+    (tmp_path / "in").mkdir()
+    Image.fromarray(pixels).save(tmp_path / "in" / "a.png")
+    command = ("segment", tmp_path / "in", "-o", tmp_path / "out", "-s", "threshold", "--quiet")
+    settings = ("--no-prefect", "--set", "cluster=serial", "--set", "statistics=[objects]")
+    assert maskloom(*command, *settings).exit_code == 0
+    assert maskloom("verify", tmp_path / "out").exit_code == 0
+    (path,) = (tmp_path / "out" / "tables" / table).glob("*.parquet")
+    rows = pq.ParquetFile(path).read()
+    column = rows.schema.get_field_index("pixel_count")
+    field = rows.schema.field(column)
+    pq.write_table(rows.set_column(column, field, pc.add(rows["pixel_count"], 1)), path)
+
+    found = maskloom("verify", tmp_path / "out")
+
+    assert found.exit_code == 1
+    assert {
+        "areas": "the pixels of a add up to 2002, the image has 2000",
+        "objects": "the objects of class 1 of a have 201 pixels, the class has 200",
+    }[table] in found.output
