@@ -118,11 +118,11 @@ def with_rows(result: ImageResult, run: ImageRun, states: States) -> ImageResult
         result,
         rows=rows,
         nodata_pixels=areas[0]["nodata_pixels"],
-        warning=_warning(run, shares),
+        warning=warning_of(run, shares),
     )
 
 
-def _warning(run: ImageRun, shares: Mapping[str, float]) -> str | None:
+def warning_of(run: ImageRun, shares: Mapping[str, float]) -> str | None:
     """The warnings about the result on an image. None: no warning."""
     level = run.spec.level
     read = f"level {level} of the pyramid was read, not full resolution" if level else None
