@@ -119,11 +119,22 @@ def load(path: Path, changes: Sequence[str] = ()) -> RunRecipe:
     return make(document, path.resolve().parent, changes)
 
 
-def make(document: dict[str, Any], folder: Path, changes: Sequence[str] = ()) -> RunRecipe:
-    """A recipe from its document; relative paths are below `folder`. Raises `RecipeError`."""
+def make(
+    document: dict[str, Any],
+    folder: Path,
+    changes: Sequence[str] = (),
+    started: Fitter | Model | None = None,
+) -> RunRecipe:
+    """A recipe from its document; relative paths are below `folder`. Raises `RecipeError`.
+
+    `started` is a model or fitter in place of the one that the document describes by more than its
+    kind.
+    """
     file = checked(completed(document, changes))
     time_limits: Limits = build({"limits": Limits}, {**file.limits, "kind": "limits"}, "limits")
-    kind_of_segmenter, segmenter = _segmenter(file, folder, time_limits)
+    kind_of_segmenter, segmenter = (
+        _segmenter(file, folder, time_limits) if started is None else (str(file.segmenter), started)
+    )
     tables = {"area": build(STATISTICS, "area", "statistics")}
     for i, entry in enumerate(_wanted_tables(file.statistics, segmenter)):
         kind = entry if isinstance(entry, str) else str(entry.get("kind"))

@@ -27,6 +27,7 @@ from maskloom.segcore.pipeline.reading import open_planned, read_block
 from maskloom.segcore.pipeline.staging import warning_of
 from maskloom.segcore.raster.readers import NothingToClose
 from maskloom.segcore.raster.spec import Block, RasterSpec, Reader
+from maskloom.segcore.statistics.objects.geoparquet import nulls
 from maskloom.segcore.statistics.objects.options import Objects
 from maskloom.segcore.statistics.objects.table import Measures, schema
 from maskloom.segcore.storage.packing import unpack, unpack_table
@@ -237,14 +238,14 @@ def _tables(run: ImageRun, whole: TileResults) -> dict[str, pa.Table]:
 
 def _objects(run: ImageRun, whole: TileResults) -> pa.Table:
     """The rows of the objects by ascending id, with columns for all bands of the file."""
-    spanning = run.rows_of(Measures.concatenate([unpack(Measures, each) for each in whole.spanning]))
+    spanning = run.rows_of(
+        Measures.concatenate([unpack(Measures, each) for each in whole.spanning])
+    )
     rows = (unpack_table(each) for each in whole.rows)
     found = pa.concat_tables(rows_in_order(rows, spanning, tiles_of_layer(run.grid)))
     wanted = schema(run.source.file_bands, len(run.source.shape))
     columns = [
-        found[each.name]
-        if each.name in found.column_names
-        else pa.nulls(len(found), each.type)
+        found[each.name] if each.name in found.column_names else pa.nulls(len(found), each.type)
         for each in wanted
     ]
     return pa.table(columns, schema=wanted)

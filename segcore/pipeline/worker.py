@@ -58,7 +58,6 @@ from maskloom.segcore.pipeline.tile_results import (
     merge_states,
 )
 from maskloom.segcore.processes import limits
-from maskloom.segcore.raster.spec import Block
 from maskloom.segcore.storage.filesystems import configure
 from maskloom.segcore.storage.packing import PackedFile, pack, unpack
 from maskloom.segcore.storage.store import Store
