@@ -20,6 +20,7 @@ from maskloom.segcore.raster.classes import BACKGROUND_NAMES
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from maskloom.segcore.pipeline.one_image import SegmentedImage
     from maskloom.segcore.raster.classes import ClassTable
 
 SIDE = 640
@@ -181,3 +182,25 @@ def _data_uri(picture: NDArray[np.uint8]) -> str:
         out, "WEBP", **({"lossless": True} if few else {"quality": 82, "method": 4})
     )
     return f"data:image/webp;base64,{base64.b64encode(out.getvalue()).decode()}"
+
+
+def pair_of_previews(found: SegmentedImage) -> Pair:
+    """The picture of a segmented image, from the parts of its preview; of a volume, its middle
+    plane.
+    """
+    from maskloom.segcore.figures.preview import preview_stride
+
+    stride = preview_stride(found.spec.shape)
+    shape = tuple(-(-length // stride) for length in found.spec.shape[-2:])
+    first = found.previews[0]
+    pixels = np.zeros((*shape, first.pixels.shape[2]), first.pixels.dtype)
+    valid = np.zeros(shape, np.bool_)
+    labels = np.zeros(shape, first.labels.dtype)
+    for part in found.previews:
+        place = tuple(slice(a, a + n) for a, n in zip(part.start, part.labels.shape, strict=True))
+        pixels[place], valid[place], labels[place] = part.pixels, part.valid, part.labels
+    every = -(-max(shape) // SIDE)
+    pixels, valid, labels = (each[::every, ::every] for each in (pixels, valid, labels))
+    mask = coloured(labels, found.class_table, objects=labels.dtype == np.uint32)
+    mask[~valid] = 0
+    return Pair(shown(pixels, valid), mask)
