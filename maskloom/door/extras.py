@@ -19,8 +19,7 @@ def import_xarray() -> Any:
         import xarray
     except ImportError as error:
         raise RecipeError(
-            "to_xarray needs xarray, which is not installed. "
-            "Run: pip install 'maskloom[xarray]'"
+            "to_xarray needs xarray, which is not installed. Run: pip install 'maskloom[xarray]'"
         ) from error
     return xarray
 
@@ -43,7 +42,9 @@ def labels_as_xarray(
 
 
 def coordinates_of(
-    spec: RasterSpec, start: tuple[int, ...] | None = None, shape: tuple[int, ...] | None = None,
+    spec: RasterSpec,
+    start: tuple[int, ...] | None = None,
+    shape: tuple[int, ...] | None = None,
     stride: int = 1,
 ) -> dict[str, Any]:
     """Coordinates of pixel centres of a window: of a map, or else in pixels, and the CRS as
@@ -77,6 +78,6 @@ def _coordinates_like(image: Any, axes: int) -> dict[str, Any]:
     kept = {
         name: value
         for name, value in image.coords.items()
-        if set(value.dims) <= set(dims) and name not in ("band",)
+        if set(value.dims) <= set(dims) and name != "band"
     }
     return {**kept, "__dims__": dims}

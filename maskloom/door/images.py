@@ -340,6 +340,9 @@ def _affine_of(image: Any, x: Any, y: Any) -> Affine | None:
 
 def plane_dims(image: Any) -> tuple[Any, ...]:
     """The dimensions z, y and x of a DataArray, as far as it has them, in this order."""
-    found = {_letter(str(name), image.dims): name for name in image.dims if image.sizes[name] > 1
-             or _is_plane(str(name))}
+    found = {
+        _letter(str(name), image.dims): name
+        for name in image.dims
+        if image.sizes[name] > 1 or _is_plane(str(name))
+    }
     return tuple(found[letter] for letter in "zyx" if letter in found)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     import os
 
     import pandas as pd
-    import pyarrow as pa
     from numpy.typing import NDArray
 
     from maskloom.door.pictures import Pair
@@ -27,8 +26,21 @@ if TYPE_CHECKING:
     from maskloom.segcore.pipeline.one_image import SegmentedImage
 
 _NOT_OF_AN_IMAGE = frozenset(
-    "name inputs output segmenter fit cluster max_failed_fraction schedule limits storage masks "
-    "tiling identifiers".split()
+    {
+        "name",
+        "inputs",
+        "output",
+        "segmenter",
+        "fit",
+        "cluster",
+        "max_failed_fraction",
+        "schedule",
+        "limits",
+        "storage",
+        "masks",
+        "tiling",
+        "identifiers",
+    }
 )
 """Keys of a recipe that say nothing about one image."""
 
@@ -178,7 +190,7 @@ class Segmentation:
         return pair_of_previews(self._found)
 
 
-def segment(
+def segment(  # noqa: PLR0913  what a recipe says of one image
     image: str | os.PathLike[str] | NDArray[Any] | Any,
     segmenter: str | Mapping[str, Any] | Sequence[Any] | Model | Segmentation,
     *,
@@ -287,9 +299,7 @@ def _recipe(
         raise type(error)(_in_python(str(error))) from None
 
 
-def _started(
-    segmenter: Any, own: Mapping[str, Any]
-) -> tuple[Any, Fitter | Model | None]:
+def _started(segmenter: Any, own: Mapping[str, Any]) -> tuple[Any, Fitter | Model | None]:
     """The section of a recipe; or the kind and the model, if that is fitted already."""
     from maskloom.segcore.models.protocols import (
         MODELS,

@@ -27,7 +27,6 @@ from maskloom.segcore.pipeline.reading import open_planned, read_block
 from maskloom.segcore.pipeline.staging import warning_of
 from maskloom.segcore.raster.readers import NothingToClose
 from maskloom.segcore.raster.spec import Block, RasterSpec, Reader
-from maskloom.segcore.statistics.objects.geoparquet import nulls
 from maskloom.segcore.statistics.objects.options import Objects
 from maskloom.segcore.statistics.objects.table import Measures, schema
 from maskloom.segcore.storage.packing import unpack, unpack_table
