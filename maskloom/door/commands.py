@@ -126,11 +126,15 @@ def evaluate(  # noqa: PLR0913  the options of the command
 
     location = output.location if isinstance(output, outputs.Output) else os.fspath(output)
     named = [truth] if isinstance(truth, str | os.PathLike) else list(truth)
-    meanings = values.items() if isinstance(values, Mapping) else None
+    meanings = (
+        [f"{value}={name}" for value, name in values.items()]
+        if isinstance(values, Mapping)
+        else values
+    )
     ignored = [void] if isinstance(void, str | int) else void
     request = EvaluationRequest(
-        truth=tuple(map(os.fspath, named)),
-        values=tuple(f"{k}={v}" for k, v in meanings) if meanings is not None else tuple(values),
+        truth=tuple(os.fspath(each) for each in named),
+        values=tuple(meanings),
         colours=None if colours is None else Path(colours),
         void=tuple(map(str, ignored)),
         suffixes=NameSuffixes(truth_suffix, image_suffix),

@@ -38,7 +38,7 @@ def _is_located(table: pa.Table) -> bool:
     names = table.column_names
     if _PLACE not in names or "geometry" not in names or not len(table):
         return False
-    return table[_PLACE].null_count == 0 and table["geometry"].null_count < len(table)
+    return bool(table[_PLACE].null_count == 0) and bool(table["geometry"].null_count < len(table))
 
 
 def _geopandas() -> Any:

@@ -126,7 +126,9 @@ def _from_array(image: Any, given: Given, options: ReadOptions) -> HeldImage:
         raise RecipeError(f"image: expected pixels; got an array of the shape {array.shape}.")
     order = _order(array.shape, given.axes)
     pixels = _bands_last(array, order)
-    valid = None if mask is None else ~_bands_last(mask, order).any(axis=-1)
+    valid: NDArray[np.bool_] | None = None
+    if mask is not None:
+        valid = np.logical_not(np.any(_bands_last(mask, order), axis=-1))
     return _held(pixels, valid, given, options, _space(given, pixels.ndim - 1))
 
 
@@ -280,7 +282,7 @@ def _from_xarray(image: Any, given: Given, options: ReadOptions) -> HeldImage:
     fill = image.attrs.get("_FillValue", image.encoding.get("_FillValue"))
     valid = None
     if fill is not None and np.isfinite(fill) and array.dtype.kind != "b":
-        valid = ~(pixels == fill).any(axis=-1)
+        valid = np.logical_not(np.any(pixels == fill, axis=-1))
     space = _space(given, pixels.ndim - 1) if given.transform is not None else None
     if space is None:
         space = _space_of_xarray(image, order, given.crs)

@@ -260,9 +260,8 @@ class Image:
         level = max(0, (-(-max(self.shape[-2:]) // SIDE) - 1).bit_length())
         planes = tuple(slice(n // 2, n // 2 + 1) for n in self.shape[:-2])
         window = (*planes, slice(None), slice(None))
-        labels, known = (
-            each.reshape(each.shape[-2:]) for each in self._read("mask", window, level)
-        )
+        labels: NDArray[np.integer] = self._read("mask", window, level)[0]
+        labels = labels.reshape(labels.shape[-2:])
         try:
             pixels, valid = self._read("source", window, level)
             pixels = pixels.reshape(*pixels.shape[-3:])
@@ -285,14 +284,12 @@ class Image:
         return block(figure(self.pair, f"{self.image_id} · {size} pixels"), side)
 
     def _holds_objects(self, labels: NDArray[Any]) -> bool:
-        return self._mask_spec.dtype == "uint32" or bool(
-            labels.size and labels.max() >= len(self._classes.names) and self._is_of_objects
+        """Whether the mask holds ids: in 32 bits, or in 16 for pictures, where few classes would
+        have 8.
+        """
+        return labels.dtype == np.uint32 or (
+            labels.dtype.itemsize > 1 and len(self._classes.names) <= 255
         )
-
-    @cached_property
-    def _is_of_objects(self) -> bool:
-        """Whether the segmenter makes masks of objects, which pictures hold in 16 bits."""
-        return int(self._mask_spec.dtype != "uint8") == 1
 
     @cached_property
     def _areas(self) -> pa.Table:

@@ -30,20 +30,21 @@ _STYLE = """
 .maskloom{font:13px/1.5 system-ui,sans-serif;max-width:960px;display:flex;flex-wrap:wrap;gap:16px;
 align-items:flex-start}
 .maskloom>*{min-width:0}
-.maskloom .pair{display:grid;--p:50%;flex:0 1 auto;max-width:640px;border-radius:4px;
-overflow:hidden}
-.maskloom .pair>*{grid-area:1/1;width:100%;display:block;margin:0;max-width:none;height:auto}
+.maskloom .pair{position:relative;display:grid;--p:50%;flex:0 1 auto;max-width:640px;
+border-radius:4px;overflow:hidden}
+.maskloom .pair img{grid-area:1/1;width:100%;display:block;margin:0;max-width:none;height:auto}
 .maskloom .pair img{image-rendering:auto}
 .maskloom .pair img.crisp{image-rendering:pixelated}
 .maskloom .pair img+img{clip-path:inset(0 0 0 var(--p))}
-.maskloom .pair input{appearance:none;-webkit-appearance:none;background:none;height:100%;z-index:1;
-cursor:ew-resize;outline-offset:-3px}
-.maskloom .pair input::-webkit-slider-thumb{-webkit-appearance:none;width:3px;height:9999px;
+.maskloom .pair input{appearance:none;-webkit-appearance:none;background:none;position:absolute;
+inset:0;width:100%;height:100%;margin:0;z-index:1;cursor:ew-resize;outline-offset:-3px}
+.maskloom .pair input::-webkit-slider-runnable-track{height:100%}
+.maskloom .pair input::-webkit-slider-thumb{-webkit-appearance:none;width:3px;height:100%;
 background:#fff;box-shadow:0 0 0 1px rgba(0,0,0,.45)}
-.maskloom .pair input::-moz-range-thumb{width:3px;height:9999px;border:0;border-radius:0;
+.maskloom .pair input::-moz-range-thumb{width:3px;height:100%;border:0;border-radius:0;
 background:#fff;box-shadow:0 0 0 1px rgba(0,0,0,.45)}
 .maskloom figcaption,.maskloom p{margin:6px 0 0;opacity:.75}
-.maskloom figure{margin:0;flex:0 1 640px}
+.maskloom figure{margin:0;flex:0 1 auto}
 .maskloom table{border-collapse:collapse;margin:0;font-variant-numeric:tabular-nums}
 .maskloom th,.maskloom td{padding:3px 10px 3px 0;text-align:right;background:none;
 border:0;border-bottom:1px solid rgba(128,128,128,.3)}
@@ -126,7 +127,8 @@ def coloured(
     table = np.zeros((len(classes.names) + 1, 4), np.uint8)
     for i, (colour, opaque) in enumerate(zip(classes.colours, alpha, strict=True)):
         table[i] = (*colour, opaque)
-    return table[np.minimum(labels.astype(np.int64), len(classes.names))]
+    found: NDArray[np.uint8] = table[np.minimum(labels.astype(np.int64), len(classes.names))]
+    return found
 
 
 def shown(pixels: NDArray[Any], valid: NDArray[np.bool_]) -> NDArray[np.uint8]:
@@ -150,7 +152,9 @@ def area_rows(areas: Mapping[str, Sequence[Any]]) -> list[tuple[str, str, str]]:
     """Class, area with its unit and share, of the rows of the table `areas`."""
     from maskloom.segcore.ground.amounts import amount
 
-    rows = zip(areas["class_name"], areas["area"], areas["area_unit"], areas["fraction"])
+    rows = zip(
+        areas["class_name"], areas["area"], areas["area_unit"], areas["fraction"], strict=True
+    )
     return [
         (name, amount(area, unit), "–" if share is None else f"{share:.1%}")
         for name, area, unit, share in rows
@@ -169,7 +173,9 @@ def _object_colours(labels: NDArray[np.integer]) -> NDArray[np.uint8]:
 
     hues = np.array(ClassTable.of(tuple(map(str, range(12)))).colours, np.uint8)
     # Neighbours mostly have neighbouring ids; a step coprime to their number tells them apart.
-    return np.concatenate([hues, np.full((12, 1), 255, np.uint8)], axis=1)[labels * 5 % 12]
+    table: NDArray[np.uint8] = np.concatenate([hues, np.full((12, 1), 255, np.uint8)], axis=1)
+    found: NDArray[np.uint8] = table[labels * 5 % 12]
+    return found
 
 
 def _data_uri(picture: NDArray[np.uint8]) -> str:
@@ -200,7 +206,8 @@ def pair_of_previews(found: SegmentedImage) -> Pair:
         place = tuple(slice(a, a + n) for a, n in zip(part.start, part.labels.shape, strict=True))
         pixels[place], valid[place], labels[place] = part.pixels, part.valid, part.labels
     every = -(-max(shape) // SIDE)
-    pixels, valid, labels = (each[::every, ::every] for each in (pixels, valid, labels))
+    reduced = np.s_[::every, ::every]
+    pixels, valid, labels = pixels[reduced], valid[reduced], labels[reduced]
     mask = coloured(labels, found.class_table, objects=labels.dtype == np.uint32)
     mask[~valid] = 0
     return Pair(shown(pixels, valid), mask)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -160,8 +160,9 @@ def segment_in_memory(settings: RunSettings, image: Openable) -> SegmentedImage:
     selections = {key: select_engine_on(each, image) for key, each in pending.items()}
     settings = replace(settings, model=with_selections(settings.model, selections))
     model = fitted(settings, image)
-    run = _RunInMemory.of(replace(settings, model=model), image.spec)
-    run.canvas.append(_Canvas.of(run))
+    plain = ImageRun.of(replace(settings, model=model), image.spec)
+    canvas = _Canvas.of(plain)
+    run = _RunInMemory(plain.settings, plain.model, plain.source, plain.spec, canvas)
     with image.open(run.source) as reader:
         tiles = [run.segment_tile(reader, tile) for tile in run.grid]
     whole, _ = run.finish_tiles(tiles)
@@ -171,7 +172,6 @@ def segment_in_memory(settings: RunSettings, image: Openable) -> SegmentedImage:
         for row in tables["areas"].select(["class_name", "fraction"]).to_pylist()
         if row["fraction"] is not None
     }
-    [canvas] = run.canvas
     return SegmentedImage(
         model,
         run.source,
@@ -217,12 +217,11 @@ class _Canvas:
 class _RunInMemory(ImageRun):
     """The run of one image whose mask stays in memory."""
 
-    canvas: list[_Canvas] = field(default_factory=list)
-    """The mask, once the run is known."""
+    canvas: _Canvas
 
     def mask_writer(self, count: int) -> MaskWriter:  # noqa: ARG002  it takes any number
         """The canvas."""
-        return self.canvas[0]
+        return self.canvas
 
 
 def _tables(run: ImageRun, whole: TileResults) -> dict[str, pa.Table]:
