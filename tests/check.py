@@ -9,7 +9,6 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from subprocess import DEVNULL
 
 from links import link
 
@@ -29,8 +28,7 @@ STATIC = (
     (TOOLS / "mypy", "--config-file", CONFIG),
     (TOOLS / "lint-imports", "--config", CONFIG),
 )
-PYTEST = (sys.executable, "-m", "pytest")
-TESTS = (*PYTEST, "-n", PROCESSES, "--dist", "worksteal")
+TESTS = (sys.executable, "-m", "pytest", "-n", PROCESSES, "--dist", "worksteal")
 
 
 def failures_of(tree: Path) -> list[str]:
@@ -56,11 +54,6 @@ def main() -> int:
     # Tests often wait for processes that they start, so the static checks run beside them.
     with ThreadPoolExecutor(1) as beside:
         static = beside.submit(failures_of, link())
-        if not any((ROOT / "tests").glob("__pycache__")):
-            # In a fresh checkout, one process compiles the tests and what they import for all.
-            subprocess.run(
-                [*PYTEST, "--collect-only", "-qq"], cwd=ROOT, check=False, stdout=DEVNULL
-            )
         tests = subprocess.run([*TESTS, *sys.argv[1:]], cwd=ROOT, check=False)
         failed = static.result() + ["pytest"] * (tests.returncode != 0)
     for command in failed:
