@@ -23,7 +23,6 @@ from maskloom.segcore.segmenters.kmeans import KMeans
 from maskloom.segcore.segmenters.quickshift import Quickshift
 from maskloom.segcore.testing.segmenters import Picture, fitted, labelled
 from maskloom.tasks.clusters.address import ExistingCluster
-from maskloom.tasks.clusters.local import LocalCluster
 
 GAP, TITLE = 12, 46
 
