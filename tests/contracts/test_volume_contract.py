@@ -72,8 +72,20 @@ exact = pytest.mark.parametrize("recipe", EXACT, ids=str)
 planar = pytest.mark.parametrize("recipe", PLANAR, ids=str)
 
 
-@exact
-@pytest.mark.parametrize("tile", TILES, ids=str)
+@pytest.mark.parametrize(
+    ("tile", "recipe"),
+    [
+        pytest.param(
+            tile,
+            recipe,
+            id=f"{tile}-{recipe}",
+            # Slow to fit, and held by one shape of tiles every time.
+            marks=pytest.mark.nightly if recipe == MeanShift() and tile != TILES[0] else (),
+        )
+        for tile in TILES
+        for recipe in EXACT
+    ],
+)
 def test_tiling_does_not_matter(recipe: Any, tile: tuple[int, ...]) -> None:
     assert not recipe.start().requirements.planar
     check.check_tiling(recipe, volume(bands=3, holes=True), tile)
@@ -89,7 +101,14 @@ def test_labels_are_classes_and_merging_does_not_depend_on_order(recipe: Any) ->
 
 @pytest.mark.parametrize("recipe", EXACT, ids=str)
 @pytest.mark.parametrize(
-    ("dtype", "bands"), [("int16", 1), ("uint16", 4), ("int32", 2), ("float32", 3), ("float64", 1)]
+    ("dtype", "bands"),
+    [
+        ("int16", 1),
+        ("uint16", 4),
+        pytest.param("int32", 2, marks=pytest.mark.nightly),
+        ("float32", 3),
+        pytest.param("float64", 1, marks=pytest.mark.nightly),
+    ],
 )
 def test_any_type_of_voxel(recipe: Any, dtype: str, bands: int) -> None:
     check.check_tiling(recipe, volume(dtype, bands, holes=True), (4, 26, 9))

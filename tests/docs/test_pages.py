@@ -61,9 +61,10 @@ def run(page: Path, folder: Path, quick: bool) -> subprocess.CompletedProcess[st
     )
 
 
-SLOW = ("start.md", "training.md")
-"""Pages whose commands other tests run too: README.md has those of the first steps, and
-tests/flows/test_train.py trains.
+SLOW = ("start.md", "training.md", "networks.md", "formats.md", "objects.md", "clusters.md")
+"""Pages whose commands other tests run too: README.md has those of the first steps,
+tests/flows/test_train.py trains, and tests/pipeline has runs of networks, of every format, of
+objects and on clusters.
 """
 
 

@@ -29,7 +29,12 @@ def recipe_of(folder: Path, segmenter: str, cluster: str = "serial") -> RunRecip
 
 @pytest.mark.parametrize(
     "segmenter",
-    ["{kind: kmeans, clusters: 3}", "{kind: connected_parts, of: {kind: threshold, value: 90}}"],
+    [
+        "{kind: kmeans, clusters: 3}",
+        pytest.param(
+            "{kind: connected_parts, of: {kind: threshold, value: 90}}", marks=pytest.mark.nightly
+        ),
+    ],
 )
 def test_an_exact_segmenter_gives_the_same_report_on_workers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, segmenter: str

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from maskloom.segcore.pipeline.in_memory import Region, segment_source
 from maskloom.segcore.segmenters.kmeans import KMeans
 from maskloom.segcore.segmenters.quickshift import Quickshift
 from maskloom.segcore.testing.segmenters import Picture, fitted, labelled
-from maskloom.tasks.clusters.local import LocalCluster
+from maskloom.tasks.clusters.address import ExistingCluster
 
 GAP, TITLE = 12, 46
 
@@ -177,15 +178,16 @@ def test_the_image_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert reads == [(1, 2, 3), (2,)]
 
 
-def test_two_workers_draw_what_this_process_draws(tmp_path: Path) -> None:
+def test_two_workers_draw_what_this_process_draws(tmp_path: Path, two_workers: str) -> None:
+    workers = ExistingCluster(json.loads(two_workers)["address"])
     path = written(data.coffee()[100:180, 150:260].copy(), tmp_path)
     kinds = [{"kind": "kmeans", "clusters": 3}, "threshold", {"kind": "threshold", "band": 2}]
     compare(path, kinds, tmp_path / "one.png")
-    compare(path, kinds, tmp_path / "two.png", LocalCluster(2))
+    compare(path, kinds, tmp_path / "two.png", workers)
     assert (tmp_path / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes()
     # What a segmenter raises on a worker is raised here.
     with pytest.raises(ModelMismatch, match="band"):
-        compare(path, [{"kind": "threshold", "band": 9}], tmp_path / "no.png", LocalCluster(1))
+        compare(path, [{"kind": "threshold", "band": 9}], tmp_path / "no.png", workers)
 
 
 def test_a_list_is_an_ensemble(tmp_path: Path, drawn: list[Cell]) -> None:

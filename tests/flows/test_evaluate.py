@@ -159,7 +159,7 @@ def test_two_workers_give_what_one_gives(made: Path, tmp_path: Path) -> None:
         assert one.read_bytes() == two.read_bytes(), one.name
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.nightly)])
 def test_an_image_that_fails_is_named_and_does_not_stop_the_others(
     made: Path, tmp_path: Path, workers: int
 ) -> None:

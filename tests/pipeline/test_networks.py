@@ -131,7 +131,17 @@ def test_the_nuclei_weights_find_bright_blobs(maskloom, tmp_path):
     assert read_table(tmp_path / "out", "images")[0]["warning"] is None
 
 
-def test_the_nuclei_weights_warn_of_stained_tissue(maskloom, tmp_path, caplog):
+@pytest.mark.parametrize(
+    "kind",
+    [
+        ("unet", "-p", "weights=nuclei"),
+        pytest.param(
+            ("watershed", "-p", "of={kind: unet, weights: nuclei}"), marks=pytest.mark.nightly
+        ),
+    ],
+    ids=["unet", "watershed"],
+)
+def test_the_nuclei_weights_warn_of_stained_tissue(maskloom, tmp_path, caplog, kind):
     """Purple clouds in the manner of stained tissue, in which these weights find more nuclei than
     any image of their training has.
     """
@@ -141,34 +151,30 @@ def test_the_nuclei_weights_warn_of_stained_tissue(maskloom, tmp_path, caplog):
     clouds = gaussian_filter(np.random.default_rng(0).normal(size=(256, 300)), 4)[..., None]
     pixels = np.array([140, 70, 140]) + np.array([25, 35, 20]) * clouds / clouds.std()
     Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(tmp_path / "tissue.png")
-    for kind in (
-        ("unet", "-p", "weights=nuclei"),
-        ("watershed", "-p", "of={kind: unet, weights: nuclei}"),
-    ):
-        output = tmp_path / kind[0]
-        result = maskloom(
-            "segment",
-            tmp_path / "tissue.png",
-            "-o",
-            output,
-            "-s",
-            *kind,
-            "--set",
-            "cluster=serial",
-            *QUIET,
-        )
-        assert result.exit_code == 0, result.output
-        (share,) = [
-            row["fraction"] for row in read_table(output, "areas") if row["class_name"] == "nucleus"
-        ]
-        assert share > 0.6
-        told = (
-            f"nuclei.keras may not suit this kind of image: nucleus {share:.2%} (in training 0.26% "
-            "to 59.20% of an image)"
-        )
-        (row,) = read_table(output, "images")
-        assert row["warning"].startswith(told)
-        assert f"tissue: {told}" in caplog.text
+    output = tmp_path / kind[0]
+    result = maskloom(
+        "segment",
+        tmp_path / "tissue.png",
+        "-o",
+        output,
+        "-s",
+        *kind,
+        "--set",
+        "cluster=serial",
+        *QUIET,
+    )
+    assert result.exit_code == 0, result.output
+    (share,) = [
+        row["fraction"] for row in read_table(output, "areas") if row["class_name"] == "nucleus"
+    ]
+    assert share > 0.6
+    told = (
+        f"nuclei.keras may not suit this kind of image: nucleus {share:.2%} (in training 0.26% "
+        "to 59.20% of an image)"
+    )
+    (row,) = read_table(output, "images")
+    assert row["warning"].startswith(told)
+    assert f"tissue: {told}" in caplog.text
 
 
 def test_scores_of_instances_reach_the_table_and_the_evaluation(maskloom, tmp_path, monkeypatch):

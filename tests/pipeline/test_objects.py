@@ -127,7 +127,7 @@ def test_rows_name_the_recipe_that_made_them(collection, maskloom, monkeypatch):
     for part_pixels in (batching.RANGE_PIXELS, 2**16):
         monkeypatch.setattr(batching, "RANGE_PIXELS", part_pixels)
         output = f"out{part_pixels}"
-        tiled = ("--set", "tiling.tile=64", "--set", f"output={output}")
+        tiled = ("--set", "tiling.tile=160", "--set", f"output={output}")
         assert maskloom("run", recipe, *QUIET, *tiled).exit_code == 0
 
         of_areas, of_objects = (

@@ -41,36 +41,41 @@ pytestmark = pytest.mark.timeout(3 * HANG)
 class FirstRuns:
     """Two runs that began at once with a Prefect home that nobody had used."""
 
-    home: Path
     said: list[tuple[str, str]]
     """What each wrote on standard output and standard error."""
     recorded: dict[str, list[tuple[str, int]]]
     """States and their numbers in the tables of the database, when both had ended."""
 
 
-@pytest.fixture(scope="module")
-def first_runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FirstRuns]:
+@pytest.fixture
+def first_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FirstRuns:
     import sqlite3
 
+    home = tmp_path / "prefect"
+    monkeypatch.setenv("PREFECT_HOME", str(home))
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    folders = tmp_path / "one", tmp_path / "two"
+    for folder in folders:
+        folder.mkdir()
+    processes = [driver(folder, PREFECT, 0.1) for folder in folders]
+    said = [process.communicate(timeout=HANG) for process in processes]
+    recorded = {}
+    with closing(sqlite3.connect(home / "prefect.db")) as database:
+        for table in ("task_run", "flow_run"):
+            recorded[table] = database.execute(
+                f"select state_type, count(*) from {table} group by state_type"
+            ).fetchall()
+    return FirstRuns(said, recorded)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A Prefect home for all tests of this module: to create its database takes ten seconds."""
     home = tmp_path_factory.mktemp("prefect")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PREFECT_HOME", str(home))
         patch.delenv("PREFECT_API_URL", raising=False)
-        processes = [driver(tmp_path_factory.mktemp("run"), PREFECT, 0.1) for _ in range(2)]
-        said = [process.communicate(timeout=HANG) for process in processes]
-        recorded = {}
-        with closing(sqlite3.connect(home / "prefect.db")) as database:
-            for table in ("task_run", "flow_run"):
-                recorded[table] = database.execute(
-                    f"select state_type, count(*) from {table} group by state_type"
-                ).fetchall()
-        yield FirstRuns(home, said, recorded)
-
-
-@pytest.fixture(scope="module")
-def home(first_runs: FirstRuns) -> Path:
-    """A Prefect home for all tests of this module: to create its database takes ten seconds."""
-    return first_runs.home
+        yield home
 
 
 @pytest.fixture(scope="module")
@@ -505,6 +510,7 @@ def test_a_signal_stops_the_run_in_order(
     assert psutil.wait_procs(family, timeout=HANG)[1] == []
 
 
+@pytest.mark.nightly
 def test_runs_with_a_common_new_home_do_not_disturb_each_other(first_runs: FirstRuns) -> None:
     assert first_runs.said == [("3\n", "")] * 2
     assert first_runs.recorded == {"task_run": [("COMPLETED", 6)], "flow_run": [("COMPLETED", 2)]}

@@ -431,6 +431,7 @@ def test_the_disk_of_a_geostationary_satellite() -> None:
     )
 
 
+@pytest.mark.nightly
 def test_a_small_planet_in_a_large_cell_is_found() -> None:
     """The whole disk covers 23 x 23 pixels somewhere in the first cell of 2048; most nodes of the
     cell see space.

@@ -25,6 +25,8 @@ SMALL = {
     "16 bit": (data.chelsea()[::14, ::18].astype("uint16") * 200 + 3, 4000.0),
     "floats": (data.astronaut()[::20, ::20, :2].astype("float32") / 255, 0.1),
 }
+SLOW = ("16 bit", "floats", "coffee")
+"""Those whose paths are long with the widest kernel."""
 
 
 def full(pixels: np.ndarray, interpretation: Any = "bands") -> Picture:
@@ -99,8 +101,18 @@ def test_modes_are_those_of_scikit_learn(name: str) -> None:
     assert np.mean(labels[close] == nearest[close]) > 0.97
 
 
-@pytest.mark.parametrize("kernel", ["flat", "epanechnikov", "gaussian"])
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize(
+    ("name", "kernel"),
+    [
+        pytest.param(
+            name,
+            kernel,
+            marks=pytest.mark.nightly if kernel == "gaussian" and name in SLOW else (),
+        )
+        for name in SMALL
+        for kernel in ("flat", "epanechnikov", "gaussian")
+    ],
+)
 def test_modes_and_basins_are_those_of_a_slow_mean_shift(name: str, kernel: Any) -> None:
     pixels, bandwidth = SMALL[name]
     if kernel == "gaussian":

@@ -80,11 +80,11 @@ def test_volumes_have_the_width_of_their_hull(
 def test_the_tiling_changes_no_bit(seed: int, tile: tuple[int, int, int], depth: float) -> None:
     """Of objects larger than tiles, in volumes of unequal steps and in images."""
     generator = np.random.default_rng(seed)
-    noise = ndimage.gaussian_filter(generator.random((12, 13, 14)), 1.5)
+    noise = ndimage.gaussian_filter(generator.random((8, 9, 10)), 1.5)
     ids = ndimage.label(noise > np.quantile(noise, 0.6))[0]
     volume = solid(ids, Space(axes=AXES, metric=Metric((depth, 0.7, 0.3))))
     assert volume.table(tile, seed=seed).equals(volume.table())
-    image = ObjectImage(ids[5].astype(np.uint32), np.zeros((13, 14, 0), np.uint8))
+    image = ObjectImage(ids[5].astype(np.uint32), np.zeros((9, 10, 0), np.uint8))
     assert image.table(tile[1:], seed=seed).equals(image.table())
 
 
