@@ -242,14 +242,14 @@ def reduced_shapes(spec: RasterSpec) -> tuple[Shape, ...]:
     return tuple(image_format.reduced_shapes(spec))
 
 
-def open_reduced(spec: RasterSpec, number: int) -> Reader:
-    """Open an image at one of its `reduced_shapes`; use as a context manager. Raises
-    `ReadError`.
+def open_reduced(spec: RasterSpec, number: int, *, stored: bool = False) -> Reader:
+    """Open an image at one of its `reduced_shapes`; use as a context manager. `stored`: with the
+    numbers as stored, see `StoredFormat`. Raises `ReadError`.
     """
     image_format = FORMATS[spec.format]
     assert isinstance(image_format, PyramidFormat)
-    if spec.user_nodata is None:
-        return image_format.open_reduced(spec, number)
+    if stored or spec.user_nodata is None:
+        return image_format.open_reduced(spec, number, stored=stored)
     return open_with(spec, spec.user_nodata, lambda own: image_format.open_reduced(own, number))
 
 

@@ -334,9 +334,9 @@ class PyramidFormat(Format, Protocol, metaclass=CheckedOnce):
         """
         ...
 
-    def open_reduced(self, spec: RasterSpec, number: int) -> Reader:
-        """Open one of these, counted from 0; the reader takes boxes in its pixels. Raises as
-        `open`.
+    def open_reduced(self, spec: RasterSpec, number: int, *, stored: bool = False) -> Reader:
+        """Open one of these, counted from 0; the reader takes boxes in its pixels. `stored`: with
+        the numbers as stored, see `StoredFormat`. Raises as `open`.
         """
         ...
 

@@ -77,7 +77,13 @@ class Slide:
         """Those of the coarser levels; see `PyramidFormat.reduced_shapes`."""
         return _read(spec.location).pyramid.levels[spec.level + 1 :]
 
-    def open_reduced(self, spec: RasterSpec, number: int) -> Reader:
+    def open_reduced(
+        self,
+        spec: RasterSpec,
+        number: int,
+        *,
+        stored: bool = False,  # noqa: ARG002  the numbers are those stored
+    ) -> Reader:
         """Open a coarser level; see `PyramidFormat.open_reduced`."""
         level = spec.level + 1 + number
         shape = _read(spec.location).pyramid.levels[level]

@@ -188,7 +188,7 @@ class GeoTiff:
                 shapes.append(reduced.spec.shape)
         return tuple(shapes)
 
-    def open_reduced(self, spec: RasterSpec, number: int) -> Reader:
+    def open_reduced(self, spec: RasterSpec, number: int, *, stored: bool = False) -> Reader:
         """Open an overview; see `PyramidFormat.open_reduced`."""
         with self.open(spec) as full:
             assert isinstance(full, TiffReader)
@@ -204,7 +204,8 @@ class GeoTiff:
                 "again."
             ) from error
         layout = replace(layout, shape=tuple(shape), block=tuple(block), chunks=tuple(block))
-        return TiffReader(dataset, layout, replace(spec, shape=layout.delivered_shape))
+        reader = TiffReader(dataset, layout, replace(spec, shape=layout.delivered_shape))
+        return reader.as_stored() if stored and reader.stores_otherwise else reader
 
 
 FORMATS.register("tiff")(GeoTiff())

@@ -113,7 +113,13 @@ class Zarr:
         levels = (_opened_at(spec.location, spec.part, level) for level in coarser)
         return tuple(each.spatial(each.values.shape) for each in levels)
 
-    def open_reduced(self, spec: RasterSpec, number: int) -> ZarrReader:
+    def open_reduced(
+        self,
+        spec: RasterSpec,
+        number: int,
+        *,
+        stored: bool = False,  # noqa: ARG002  the numbers are those stored
+    ) -> ZarrReader:
         """Open a coarser level; see `PyramidFormat.open_reduced`."""
         level = spec.level + 1 + number
         array = _opened_at(spec.location, spec.part, level)
