@@ -75,6 +75,7 @@ function show(place) {
   list.mark(facts.image_id, facts.place);
   $("map").hidden = failed || volume;
   $("planes").hidden = !volume;
+  $("stage").classList.toggle("volume", volume);
   for (const id of ["mask-part", "contrast-part", "clicked", "about", "zoom"]) $(id).hidden = failed;
   $("scale").hidden = failed || volume;
   $("failed").hidden = !failed;
