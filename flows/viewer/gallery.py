@@ -340,9 +340,7 @@ def _classes(rows: Sequence[Mapping[str, Any]]) -> Classes:
     names = tuple(row["class_name"] for row in ordered)
     known = ClassTable.of(names).colours
     stated = [row.get("colour") for row in ordered]
-    colours = [
-        _rgb(colour) if colour else own for colour, own in zip(stated, known, strict=True)
-    ]
+    colours = [_rgb(colour) if colour else own for colour, own in zip(stated, known, strict=True)]
     count = max((row["class_id"] for row in ordered), default=-1) + 1
     table: list[Colour] = [(128, 128, 128)] * count
     for row, colour in zip(ordered, colours, strict=True):
@@ -424,5 +422,3 @@ def _containing(
         ):
             return row
     return None
-
-

@@ -102,9 +102,7 @@ def application(gallery: Gallery, token: str) -> Starlette:
     return Starlette(
         routes=[Mount(f"/{token}", routes=inside)],
         middleware=[
-            Middleware(
-                TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"], www_redirect=False
-            )
+            Middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"], www_redirect=False)
         ],
         exception_handlers={KeyError: wrong, _Wrong: wrong, MaskloomError: failed},
         lifespan=lifespan,
@@ -254,9 +252,7 @@ def _json(content: Any) -> Response:
     from starlette.responses import Response as Plain
 
     # NaN is not JSON; only numbers of objects may be it.
-    return Plain(
-        _dumped(content), media_type="application/json", headers=_FRESH
-    )
+    return Plain(_dumped(content), media_type="application/json", headers=_FRESH)
 
 
 def _dumped(content: Any) -> bytes:
@@ -293,9 +289,7 @@ def _picture(
         content, media_type = encoded(shown(pixels, limits), valid, exact=exact)
         return Plain(content, media_type=media_type, headers=_KEPT)
     if image.has_objects:
-        return Plain(
-            object_picture(pixels, valid, _OBJECTS), media_type="image/png", headers=_KEPT
-        )
+        return Plain(object_picture(pixels, valid, _OBJECTS), media_type="image/png", headers=_KEPT)
     hidden = {_number(each) for each in query.get("hidden", "").split(",") if each}
     content = class_picture(pixels, valid, image.classes.colours, hidden)
     return Plain(content, media_type="image/png", headers=_KEPT)
@@ -353,5 +347,6 @@ def _outline(image: Opened, geometry: bytes | None) -> list[list[list[float]]] |
         )
     if shapely.get_num_coordinates(shape) > _MOST_VERTICES:
         shape = shapely.simplify(shape, max(image.spec.shape) / 2048)
-    rings = shapely.get_rings(shape)
+    # Pixels that touch at corners make an object of several polygons.
+    rings = shapely.get_rings(shapely.get_parts(shape))
     return [np.round(shapely.get_coordinates(ring), 2).tolist() for ring in rings]

@@ -36,15 +36,16 @@ def limits_of(
     """The limits for pixels (y, x, band): those of 8 bits as they are unless they are dark, others
     between two percentiles. `together`: one pair for all bands, which keeps hues.
     """
-    bands = pixels.shape[-1]
+    bands = int(pixels.shape[-1])
     values = pixels[valid].astype(np.float64)
     values = values[np.isfinite(values).all(axis=-1)]
     if not values.size:
-        return (_EIGHT_BITS,) * bands
+        return tuple(_EIGHT_BITS for _ in range(bands))
     if together or pixels.dtype == np.uint8:
         low, high = (float(each) for each in np.percentile(values, percentiles))
         bright = pixels.dtype == np.uint8 and high >= _DARK
-        return ((_EIGHT_BITS if bright else _pair(low, high)),) * bands
+        pair = _EIGHT_BITS if bright else _pair(low, high)
+        return tuple(pair for _ in range(bands))
     low, high = np.percentile(values, percentiles, axis=0)
     return tuple(_pair(float(a), float(b)) for a, b in zip(low, high, strict=True))
 
@@ -56,7 +57,7 @@ def shown(pixels: NDArray[np.generic], limits: Limits) -> NDArray[np.uint8]:
     low, high = np.array(limits, np.float32).T
     with np.errstate(over="ignore", invalid="ignore"):
         spread = (pixels.astype(np.float32) - low) * (255 / (high - low))
-    return np.clip(np.nan_to_num(spread), 0, 255).astype(np.uint8)
+    return np.asarray(np.clip(np.nan_to_num(spread), 0, 255), np.uint8)
 
 
 def encoded(
@@ -72,9 +73,7 @@ def encoded(
         colours = np.repeat(ordered, 3, axis=2) if picture.shape[2] == 1 else ordered
         alpha = valid[..., None].astype(np.uint8) * 255
         ordered, exact = np.concatenate([colours, alpha], axis=2), True
-    options = (
-        [cv2.IMWRITE_PNG_COMPRESSION, 1] if exact else [cv2.IMWRITE_JPEG_QUALITY, _QUALITY]
-    )
+    options = [cv2.IMWRITE_PNG_COMPRESSION, 1] if exact else [cv2.IMWRITE_JPEG_QUALITY, _QUALITY]
     done, content = cv2.imencode(
         ".png" if exact else ".jpg", np.ascontiguousarray(ordered), options
     )

@@ -48,7 +48,9 @@ Report = Callable[[float], None]
 class Boxes(Protocol):
     """Delivers pixels and `valid` of boxes."""
 
-    def read(self, box: Box) -> Pixels: ...
+    def read(self, box: Box) -> Pixels:
+        """See `segcore.raster.spec.Reader.read`."""
+        ...
 
 
 @dataclass(slots=True)
@@ -298,4 +300,3 @@ def _quarters(values: NDArray[Any]) -> NDArray[Any]:
         values[::2, ::2] + values[1::2, ::2] + values[::2, 1::2] + values[1::2, 1::2]
     )
     return sums
-

@@ -28,7 +28,7 @@ _HELD = 2**28
 """Bytes from which on a volume is in a file."""
 _SLAB = 2**24
 """Voxels that are read at once."""
-_LETTERS = ("LR", "PA", "IS")
+_LETTERS = (("L", "R"), ("P", "A"), ("I", "S"))
 """The two ends of each direction of a patient: x to the right, y to the front, z to the head."""
 _NAMES = {0: "sagittal", 1: "coronal", 2: "axial"}
 """Name of a plane by the direction of the patient across it."""
@@ -118,9 +118,7 @@ class Volume:
         step = max(step, spec.chunks[0])
         voxels: NDArray[Any] | None = None
         valid = _room(spec.shape, np.bool_)
-        with (
-            open_mask(spec, "index") if kind == "mask" else formats.open_image(spec)
-        ) as reader:
+        with open_mask(spec, "index") if kind == "mask" else formats.open_image(spec) as reader:
             for start in range(0, depth, step):
                 stop = min(start + step, depth)
                 part, known = reader.read(Box((start, 0, 0), (stop, height, width)))

@@ -170,7 +170,7 @@ class TiffDataset:
 
         siblings = "TRUE" if beside else "EMPTY_DIR"
         context, failures = contextvars.Context(), []
-        path, options = source.local_path, {}
+        path, options = source.local_path, dict[str, Any]()
         if path is None or beside or directory is not None:
             files = _StoredFiles({NAME: source, **(beside or {})}, directory)
             _adopt(_StoredFiles)
