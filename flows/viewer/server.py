@@ -118,7 +118,11 @@ def listening(port: int) -> socket.socket:
     """A socket on the loopback interface; port 0: any free one. Raises `OSError`."""
     found = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    found.bind((HOST, port))
+    try:
+        found.bind((HOST, port))
+    except OSError:
+        found.close()
+        raise
     return found
 
 
