@@ -170,7 +170,8 @@ class Gallery:
             found = self._open(image_id, bands)
             with self._lock:
                 self._opened[key] = found
-                old = [self._opened.pop(next(iter(self._opened)))] * (len(self._opened) > _OPEN)
+                surplus = list(self._opened)[:-_OPEN]
+                old = [self._opened.pop(each) for each in surplus]
         for each in old:
             each.close()
         return found

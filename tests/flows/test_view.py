@@ -129,6 +129,12 @@ def test_failed_images_are_listed_with_their_reason(client: TestClient) -> None:
     assert facts["before"] == IMAGE
 
 
+def test_an_image_stays_open_between_requests(output: Path) -> None:
+    gallery = Gallery(Output.open(str(output / "out")))
+    assert gallery.opened(IMAGE) is gallery.opened(IMAGE)
+    gallery.close()
+
+
 def test_nothing_is_kept_by_shared_caches(client: TestClient) -> None:
     for address in ("", "api/images", f"tile/mask/0/0/0?image={IMAGE}"):
         answer = client.get(f"/{TOKEN}/{address}")
