@@ -116,7 +116,8 @@ def new_token() -> str:
 
 def listening(port: int) -> socket.socket:
     """A socket on the loopback interface; port 0: any free one. Raises `OSError`."""
-    found = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    # With its protocol named, asyncio sends small answers at once (TCP_NODELAY).
+    found = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         found.bind((HOST, port))
