@@ -21,6 +21,7 @@ from maskloom.flows.commands.reference import list_, schema
 from maskloom.flows.commands.runs import demo, plan, run, segment
 from maskloom.flows.commands.schedules import deploy, serve
 from maskloom.flows.commands.training import train
+from maskloom.flows.commands.view import view
 
 app = typer.Typer(
     name="maskloom",
@@ -54,7 +55,7 @@ def main_options(
 
 for command in (run, segment, plan, demo, audit, compare, train, evaluate):
     app.command()(command)
-for command in (status, verify, clean, doctor):
+for command in (view, status, verify, clean, doctor):
     app.command()(command)
 app.command(name="list")(list_)
 app.command()(schema)
