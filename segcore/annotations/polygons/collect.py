@@ -225,10 +225,10 @@ class _Collecting:
             else f", the image from ({place[0]:.6g}, {place[1]:.6g}) to ({place[2]:.6g}, "
             f"{place[3]:.6g})"
         )
+        system = "pixels" if crs is None else "the CRS of the polygons"
         return (
-            f"No polygon of {mask.location} lies in {uri}. In "
-            f"{'pixels' if crs is None else 'the CRS of the polygons'} they reach from ({west:.6g}, "
-            f"{south:.6g}) to ({east:.6g}, {north:.6g}){here}. Check the CRS that both state, and "
+            f"No polygon of {mask.location} lies in {uri}. In {system} they reach from "
+            f"({west:.6g}, {south:.6g}) to ({east:.6g}, {north:.6g}){here}. Check the CRS that both state, and "
             "whether coordinates are pixels."
         )
 
@@ -243,9 +243,10 @@ class _Collecting:
             if self._of[uri]:
                 return self._elsewhere(self._mask(self._images[uri], self._of[uri]), uri)
         named = ", ".join(name for name, _ in counts.nowhere.most_common(_SHOWN))
+        known = ", ".join(grid.image_id for grid in list(self._images.values())[:_SHOWN])
         return (
             f"No polygon belongs to an image: the attribute {self._rules.image!r} names {named}; "
-            f"images are {', '.join(grid.image_id for grid in list(self._images.values())[:_SHOWN])}."
+            f"images are {known}."
         )
 
     def image_named(self, value: Any) -> str | None:

@@ -70,7 +70,8 @@ class PolygonRules:
         """Class id of pixels that no polygon covers, or `VOID`."""
         if self.outside:
             return VOID if self.outside == VOID_NAME else self.classes.index(self.outside)
-        return 0 if self.classes[0].lower() in BACKGROUND_NAMES else VOID
+        of_objects = bool(self.numbered) and 0 not in self.numbered
+        return 0 if of_objects or self.classes[0].lower() in BACKGROUND_NAMES else VOID
 
     def class_of(self, value: Any) -> int:
         """Class id of a polygon by its attribute, `VOID` or `UNKNOWN`."""
