@@ -142,15 +142,24 @@ class _Collecting:
             return
         with VectorFile(uri, self._rules.layer) as file:
             layer = file.describe()
-            attribute, rules = _attribute(layer, self._rules)
-            columns = [attribute] if attribute else []
-            if self._rules.image:
-                layer.require(self._rules.image, "image")
-                columns.append(self._rules.image)
+            try:
+                attribute, rules = self._attributes(layer)
+            except RecipeError:
+                if any(len(shapes) for shapes, _ in file.features(())):
+                    raise
+                # A file without features often has no attributes either.
+                attribute, rules = "", self._rules
+            columns = [each for each in (attribute, rules.image) if each in layer.columns]
             reading = _Reading(self, uri, layer, rules, images)
             for shapes, values in file.features(tuple(dict.fromkeys(columns))):
                 by_name = dict(zip(dict.fromkeys(columns), values, strict=True))
                 add_features(self._store, reading.rows(shapes, attribute, by_name))
+
+    def _attributes(self, layer: Layer) -> tuple[str, PolygonRules]:
+        """As `_attribute`; the attribute that names the image is required too."""
+        if self._rules.image:
+            layer.require(self._rules.image, "image")
+        return _attribute(layer, self._rules)
 
     def group(self, uri: str, layer: Layer, images: Sequence[str]) -> int:
         """A new group of the store, for these images."""
@@ -228,8 +237,8 @@ class _Collecting:
         system = "pixels" if crs is None else "the CRS of the polygons"
         return (
             f"No polygon of {mask.location} lies in {uri}. In {system} they reach from "
-            f"({west:.6g}, {south:.6g}) to ({east:.6g}, {north:.6g}){here}. Check the CRS that both state, and "
-            "whether coordinates are pixels."
+            f"({west:.6g}, {south:.6g}) to ({east:.6g}, {north:.6g}){here}. Check the CRS that "
+            "both state, and whether coordinates are pixels."
         )
 
     def _no_image(self, without: Sequence[str]) -> str:

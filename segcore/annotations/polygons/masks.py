@@ -6,7 +6,7 @@ a pixel do not depend on the boxes that are read, and memory does not grow with 
 belongs to a polygon that has its centre, or, on demand, to each that touches it.
 
 Edges that are straight in the CRS of the polygons bend on the grid of the image: they get vertices
-until they are within a hundredth of a pixel.
+until they are within a thousandth of a pixel.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _MANY_VERTICES = 1000
 """Vertices beyond which a polygon is cut to each cell: GDAL goes through all of them for each
 row.
 """
-_BEND = 0.01
+_BEND = 0.001
 """Largest distance of a bent edge from its straight parts, in pixels."""
 _HALVINGS = 16
 """Most often that an edge is halved."""
