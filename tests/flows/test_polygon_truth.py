@@ -79,7 +79,7 @@ def measures(folder: Path, out: str, *arguments: str) -> dict:
 
 def test_evaluation_gives_the_same_figures_and_the_rest_is_void(folder) -> None:
     command = ["segment", str(folder / "images"), "-o", str(folder / "run"), "-s", "threshold"]
-    command += ["-p", "value=120", "-p", f"classes={list(NAMES)}", "--no-prefect", "-q"]
+    command += ["-p", "value=100", "-p", f"classes={list(NAMES)}", "--no-prefect", "-q"]
     done = CliRunner().invoke(app, [*command, "--set", "cluster=serial"])
     assert done.exit_code == 0, done.output
     stored = measures(folder, "a", "-t", str(folder / "masks"), "--void", "9")
