@@ -64,7 +64,8 @@ def export(output: Output, kind: Kind, target: str | None) -> Exported:
     """
     rows = output.images().to_pylist()
     done = [row for row in rows if row["status"] == "ok"]
-    flat, passed_over = [], [row["image_id"] for row in rows if row["status"] != "ok"]
+    flat: list[dict[str, Any]] = []
+    passed_over = [row["image_id"] for row in rows if row["status"] != "ok"]
     for row in done:
         spec = output.mask_spec(row["image_id"])
         usable = len(spec.shape) == len("yx") and not holds_object_ids(spec)
