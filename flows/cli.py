@@ -15,6 +15,7 @@ import typer
 import maskloom
 from maskloom.flows.commands.checks import doctor
 from maskloom.flows.commands.comparisons import audit, compare, evaluate
+from maskloom.flows.commands.export import export
 from maskloom.flows.commands.messages import DONE
 from maskloom.flows.commands.outputs import clean, status, verify
 from maskloom.flows.commands.reference import list_, schema
@@ -53,7 +54,7 @@ def main_options(
     """Options before any command."""
 
 
-for command in (run, segment, plan, demo, audit, compare, train, evaluate):
+for command in (run, segment, plan, demo, audit, compare, train, evaluate, export):
     app.command()(command)
 for command in (view, status, verify, clean, doctor):
     app.command()(command)

@@ -28,7 +28,7 @@ from maskloom.tasks.plan import PlanFile
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from maskloom.segcore.annotations.masks import MaskReader
+    from maskloom.segcore.annotations.masks import LabelReader
     from maskloom.segcore.raster.spec import RasterSpec, Reader
 
 _STRIP = 2**22
@@ -42,7 +42,7 @@ class Layer:
     """An open source or mask; use as a context manager."""
 
     spec: RasterSpec
-    reader: Reader | MaskReader
+    reader: Reader | LabelReader
 
     def read(self, box: Box) -> tuple[NDArray[Any], NDArray[np.bool_]]:
         """The pixels of a box, (y, x, band) of a source and (y, x) of a mask, with the axis z first
