@@ -7,8 +7,9 @@ on a disk or in a forge. Pages are plain CommonMark; only docs/api.md needs Sphi
 import re
 from pathlib import Path
 
-import maskloom
 from sphinx import addnodes
+
+import maskloom
 
 project = "maskloom"
 author = "the authors of maskloom"
@@ -52,7 +53,7 @@ _HEADING = re.compile(r"^## (.+)$", re.MULTILINE)
 _ENTRY = re.compile(r"^- \[[^]]+\]\(([^)#]+\.md)\)", re.MULTILINE)
 
 
-def add_contents(app, docname, source):
+def add_contents(_app, docname, source):
     """Give the first page a table of contents: the pages that it lists below each heading."""
     if docname != root_doc:
         return
@@ -68,7 +69,7 @@ def _place(entry):
     return (ROOT / "docs" / entry).resolve().relative_to(ROOT).with_suffix("").as_posix()
 
 
-def leave_folders(app, doctree):
+def leave_folders(_app, doctree):
     """Show links to folders, which a site has no pages for, as plain text."""
     here = Path(doctree["source"]).parent
     for link in list(doctree.findall(addnodes.pending_xref)):
