@@ -296,8 +296,8 @@ def upsampling() -> None:
             d.text(620, middle - 2, "maps put side by side,\nthen convolved", BLUE, "start", 13)
         else:
             bars(20, (96, 62, 40, 26), "#f1eee7", INK)
-            for number, words in enumerate(("1 x 1", "rate 6", "rate 12", "rate 18", "mean")):
-                y = middle - 54 + 23 * number
+            for number, words in enumerate(("1 x 1", "rate 6", "rate 12", "rate 18")):
+                y = middle - 43 + 23 * number
                 d.box(224, y, 62, 18, LIGHT_GREEN, GREEN)
                 d.text(255, y + 13, words, GREEN, size=12)
                 d.arrow((182, middle), (222, y + 9), line=GREY)
