@@ -52,9 +52,7 @@ def with_parameters(page: str) -> str:
     schema = run_schema()
     whole = _resolved(schema["properties"]["segmenter"], schema)
     choices = (whole, *(_resolved(each, schema) for each in whole.get("anyOf", [])))
-    kinds = {
-        kind["properties"]["kind"]["const"]: kind for each in choices for kind in _kinds(each)
-    }
+    kinds = {kind["properties"]["kind"]["const"]: kind for each in choices for kind in _kinds(each)}
     return _PARAMETERS.sub(
         lambda found: found[1] + "\n" + _table(kinds[found[2]], schema) + "\n" + found[3], page
     )

@@ -211,14 +211,21 @@ def areas() -> None:
                   LIGHT_GREEN, GREEN)  # fmt: skip
     d.text(130, 250, "scale within 0.1 % of 1,\nand corrected", GREY, size=13)
     d.text(380, 250, "as wide as the parallel\nthat they lie on", GREY, size=13)
-    d.text(630, 250, "green: the ground inside a pixel;\na quarter of it at 60 degrees", GREY, size=13)
+    d.text(
+        630, 250, "green: the ground inside a pixel;\na quarter of it at 60 degrees", GREY, size=13
+    )
     d.save("areas")
 
 
 def commits() -> None:
     """Two runs and one output: each result takes a numbered place."""
-    d = Drawing(760, 300, "Two runs that share an output take numbered commits, one after the other")
-    for y, name, fill, line in ((48, "run A", LIGHT_BLUE, BLUE), (196, "run B", LIGHT_ORANGE, ORANGE)):
+    d = Drawing(
+        760, 300, "Two runs that share an output take numbered commits, one after the other"
+    )
+    for y, name, fill, line in (
+        (48, "run A", LIGHT_BLUE, BLUE),
+        (196, "run B", LIGHT_ORANGE, ORANGE),
+    ):
         d.label(24, y, 70, name, fill, line, 50)
         d.arrow((96, y + 25), (128, y + 25))
         d.label(130, y, 130, "draft: all new files\nstaged beside", fill, line, 50)

@@ -120,8 +120,10 @@ PICTURES = {
     "connected_parts": Picture(
         sample("coins"),
         [
-            "connected_parts -p 'of={kind: threshold, method: local, window: 151}'"
-            " -p fill_holes=true -p min_size=400"
+            (
+                "connected_parts -p 'of={kind: threshold, method: local, window: 151}'"
+                " -p fill_holes=true -p min_size=400"
+            )
         ],
     ),
     "watershed": Picture(
@@ -131,11 +133,15 @@ PICTURES = {
         sample("microaneurysms"),
         [
             "threshold -p method=li -p above=false -p 'classes=[tissue, vessel]'",
-            "threshold -p method=local -p window=31 -p offset=6 -p above=false"
-            " -p 'classes=[tissue, vessel]'",
-            "ensemble -p 'members=[{kind: threshold, method: li, above: false},"
-            " {kind: threshold, method: otsu, above: false},"
-            " {kind: threshold, method: local, window: 31, offset: 6, above: false}]'",
+            (
+                "threshold -p method=local -p window=31 -p offset=6 -p above=false"
+                " -p 'classes=[tissue, vessel]'"
+            ),
+            (
+                "ensemble -p 'members=[{kind: threshold, method: li, above: false},"
+                " {kind: threshold, method: otsu, above: false},"
+                " {kind: threshold, method: local, window: 31, offset: 6, above: false}]'"
+            ),
         ],
         width=220,
         colours=(PAPER, (176, 58, 46)),
@@ -226,4 +232,3 @@ def objects(mask: NDArray[np.int64], image: Pixels, *, regions: bool) -> Pixels:
 if __name__ == "__main__":
     for each in sys.argv[1:] or PICTURES:
         draw(each)
-        print(each)
