@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import colorsys
 import json
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -176,13 +177,10 @@ def run(image: NDArray[np.generic], folder: Path, options: str) -> tuple[NDArray
 
     folder.mkdir()
     tifffile.imwrite(folder / "image.tif", image, photometric="rgb" if image.ndim == 3 else None)
-    subprocess.run(
-        f"{Path(sys.executable).parent}/maskloom segment {folder}/image.tif -o {folder}/out "
-        f"-s {options} --no-prefect --set cluster=serial --quiet 2>&1",
-        shell=True,
-        check=True,
-        stdout=subprocess.DEVNULL,
-    )
+    command = [str(Path(sys.executable).with_name("maskloom")), "segment", f"{folder}/image.tif"]
+    command += ["-o", f"{folder}/out", "-s", *shlex.split(options)]
+    command += ["--no-prefect", "--set", "cluster=serial", "--quiet"]
+    subprocess.run(command, check=True, capture_output=True)
     mask = tifffile.imread(folder / "out/masks/image.tif")
     return mask.astype(np.int64), mask.dtype == np.uint32
 
