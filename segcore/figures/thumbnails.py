@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 _PHOTO_QUALITY, _THUMBNAIL_QUALITY = 70, 60
 _TINT = 0.5
 _OBJECT_HUES = tuple(f"object {i}" for i in range(12))
-_TIERS = ((1_000, 160, 512), (10_000, 128, 320))
+_TIERS = ((1_000, 160, 400), (10_000, 128, 256))
 _SMALLEST = 96
 
 
@@ -45,7 +45,7 @@ class PictureSizes:
         mail.
 
         >>> PictureSizes.for_images(40), PictureSizes.for_images(50_000)
-        (PictureSizes(thumbnail=160, pair=512), PictureSizes(thumbnail=96, pair=0))
+        (PictureSizes(thumbnail=160, pair=400), PictureSizes(thumbnail=96, pair=0))
         """
         for most, thumbnail, pair in _TIERS:
             if images <= most:
@@ -84,9 +84,9 @@ def draw(
     thumbnail = np.rint(small * (1 - opacity) + tint[..., :3] * opacity).astype(np.uint8)
     source = shown = None
     if sizes.pair:
-        source = _webp(_reduced(photo, sizes.pair), quality=_PHOTO_QUALITY)
-        shown = _webp(_sampled(mask, sizes.pair), lossless=True)
-    return Pictures(_webp(thumbnail, quality=_THUMBNAIL_QUALITY), source, shown)
+        source = _webp(_reduced(photo, sizes.pair), quality=_PHOTO_QUALITY, method=2)
+        shown = _webp(_sampled(mask, sizes.pair), lossless=True, method=0)
+    return Pictures(_webp(thumbnail, quality=_THUMBNAIL_QUALITY, method=2), source, shown)
 
 
 def _joined(
@@ -166,5 +166,5 @@ def _webp(picture: NDArray[np.uint8], **options: Any) -> bytes:
     from PIL import Image
 
     out = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(picture)).save(out, "WEBP", method=2, **options)
+    Image.fromarray(np.ascontiguousarray(picture)).save(out, "WEBP", **options)
     return out.getvalue()
