@@ -110,6 +110,16 @@ def _age(process: Process) -> float | None:
     return None if process.renewed is None else max(0.0, time.time() - process.renewed)
 
 
+def report(output: Output) -> None:
+    """Write the report of an output again: OUTPUT/report.html, one page to look at. It shows the
+    whole output, whichever runs made it.
+    """
+    from maskloom.flows.report.write import write_report
+
+    with errors_as_messages():
+        typer.echo(write_report(location_of(output)))
+
+
 def verify(output: Output) -> None:
     """Check that an output is as it was written. Compares digests of masks, tables and records, and
     checks the sums in the tables. Exit code 1 if something is wrong.
