@@ -128,9 +128,7 @@ def load(path: Path, changes: Sequence[str] = ()) -> RunRecipe:
     return replace(loaded, written={**loaded.written, "file": recordable(str(path.resolve()))})
 
 
-def as_written(
-    document: Mapping[str, Any], folder: Path, changes: Sequence[str]
-) -> dict[str, Any]:
+def as_written(document: Mapping[str, Any], folder: Path, changes: Sequence[str]) -> dict[str, Any]:
     """The recipe as its user wrote it: without the values of variables, with signatures of
     addresses masked, and with the first of many inputs.
     """

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
 from maskloom.flows.report.collect import STEPS_PER_DECADE
 from maskloom.segcore.ground.amounts import amount
@@ -93,7 +93,7 @@ def histogram(
             for side in (0, 1)
         )
         y = float(plot)
-        for number in np.flatnonzero(counts[column]):
+        for number in np.flatnonzero(counts[column]).tolist():
             share = counts[column, number] / most * (plot - 12)
             y -= share
             parts.append(
@@ -134,7 +134,9 @@ def lines(series: Sequence[Series], label: str, *, best: int | None = None) -> M
     step = (_WIDTH - _LEFT - 8) / max(epochs - 1, 1)
 
     def at(epoch: int, value: float) -> str:
-        return f"{_LEFT + (epoch - 1) * step:.1f} {plot - min(value, high) / high * (plot - 12):.1f}"
+        return (
+            f"{_LEFT + (epoch - 1) * step:.1f} {plot - min(value, high) / high * (plot - 12):.1f}"
+        )
 
     parts = [
         Markup('<path class="axis" d="M{} {}H{}"/>').format(
@@ -181,9 +183,9 @@ def spread(values: Sequence[float], label: str) -> Markup:
         for number, count in enumerate(counts.tolist())
         if count
     ]
-    return Markup('<svg class="spread" viewBox="0 0 240 36" role="img" aria-label="{}">{}</svg>').format(
-        label, Markup("").join(bars)
-    )
+    return Markup(
+        '<svg class="spread" viewBox="0 0 240 36" role="img" aria-label="{}">{}</svg>'
+    ).format(label, Markup("").join(bars))
 
 
 def _is_known(value: float | None) -> bool:
@@ -202,9 +204,7 @@ def _nice(high: float) -> float:
     return next(size * part for part in (1, 1.5, 2, 2.5, 4, 5, 8, 10) if high <= size * part)
 
 
-def _steps(
-    heights: NDArray[np.float64], width: float, plot: float, *, forward: bool
-) -> list[str]:
+def _steps(heights: NDArray[np.float64], width: float, plot: float, *, forward: bool) -> list[str]:
     points = []
     for number, height in enumerate(heights.tolist()):
         y = plot - height * (plot - 6)
@@ -251,6 +251,6 @@ def _text(x: float, y: float, text: str, anchor: str) -> Markup:
 
 
 def _svg(label: str, height: int, parts: Sequence[Markup]) -> Markup:
-    return Markup('<svg class="chart" viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg>').format(
-        _WIDTH, height, escape(label), Markup("").join(parts)
-    )
+    return Markup(
+        '<svg class="chart" viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg>'
+    ).format(_WIDTH, height, label, Markup("").join(parts))

@@ -26,12 +26,17 @@ if TYPE_CHECKING:
     from maskloom.tasks.output import Output
 
 _IMAGE_COLUMNS = (
-    "run_id image_id uri status error error_type warning mask_uri width height depth bands dtype "
-    "crs total_pixels valid_pixels nodata_pixels unprocessed_pixels tiles seconds"
-).split()
-_AREA_COLUMNS = "image_id class_id class_name pixel_count fraction area area_unit colour".split()
+    *("run_id", "image_id", "uri", "status", "error", "error_type", "warning", "mask_uri"),
+    *("width", "height", "depth", "bands", "dtype", "crs"),
+    *("total_pixels", "valid_pixels", "nodata_pixels", "unprocessed_pixels", "tiles", "seconds"),
+)
+_AREA_COLUMNS = (
+    *("image_id", "class_id", "class_name", "pixel_count", "fraction", "area", "area_unit"),
+    "colour",
+)
 _OBJECT_COLUMNS = (
-    "image_id object_id class_name area area_unit score bbox_x0 bbox_y0 bbox_x1 bbox_y1".split()
+    *("image_id", "object_id", "class_name", "area", "area_unit", "score"),
+    *("bbox_x0", "bbox_y0", "bbox_x1", "bbox_y1"),
 )
 _DATES = ("acquired", "datetime")
 """Columns of the table `images` with the time of acquisition, where a run writes one."""
@@ -150,7 +155,8 @@ def _areas(
 ) -> tuple[ClassTable, dict[tuple[str, str], float], dict[str, int], NDArray[np.float32]]:
     order: dict[str, int] = {}
     colours: dict[str, str] = {}
-    areas, pixels = Counter[tuple[str, str]](), Counter[str]()
+    areas: dict[tuple[str, str], float] = {}
+    pixels = Counter[str]()
     found: list[tuple[NDArray[np.int64], str, NDArray[np.float32]]] = []
     for table in output.tables("areas", _AREA_COLUMNS):
         ours = table.filter(pc.is_in(table["image_id"], value_set=pa.array(list(done))))
@@ -160,7 +166,7 @@ def _areas(
         if "colour" in ours.column_names:
             colours.update(zip(names, ours["colour"].to_pylist(), strict=True))
         for key, total in _sums(ours, ["class_name", "area_unit"], "area"):
-            areas[key[0], key[1]] += total
+            areas[key[0], key[1]] = areas.get((key[0], key[1]), 0.0) + total
         for key, total in _sums(ours, ["class_name"], "pixel_count"):
             pixels[key[0]] += int(total)
         for name in ours["class_name"].unique().to_pylist():
@@ -184,7 +190,7 @@ def _areas(
             for name, colour in zip(usual.names, usual.colours, strict=True)
         ),
     )
-    return table, dict(areas), dict(pixels), shares
+    return table, areas, dict(pixels), shares
 
 
 def _rgb(text: str) -> tuple[int, int, int]:

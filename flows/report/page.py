@@ -68,12 +68,16 @@ def rendered(template: str, values: Mapping[str, Any]) -> bytes:
     folder = Path(__file__).parent / "templates"
     script = (folder / "script.js").read_text("utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    text = environment().get_template(template).render(
-        values,
-        version=maskloom.__version__,
-        style=Markup((folder / "style.css").read_text("utf-8")),  # noqa: S704
-        script=Markup(script),  # noqa: S704
-        script_hash=f"sha256-{digest}",
+    text = (
+        environment()
+        .get_template(template)
+        .render(
+            values,
+            version=maskloom.__version__,
+            style=Markup((folder / "style.css").read_text("utf-8")),  # noqa: S704
+            script=Markup(script),  # noqa: S704
+            script_hash=f"sha256-{digest}",
+        )
     )
     return text.encode("utf-8", "backslashreplace")
 
@@ -100,7 +104,9 @@ def page(output: Output, collected: Collected, findings: Findings, left: int, wh
     rows["pictures"] = bool(thumbnails)
     settings = collected.manifests[-1]["settings"] if collected.manifests else {}
     written = settings.get("written") or {}
-    name = written.get("document", {}).get("name") or output.store.root.rstrip("/").rpartition("/")[2]
+    name = (
+        written.get("document", {}).get("name") or output.store.root.rstrip("/").rpartition("/")[2]
+    )
     failed, done = int(images.failed.sum()), int((~images.failed).sum())
     cards = _Cards(collected, findings, thumbnails, place)
     stripes = _stripes(collected)
@@ -198,7 +204,7 @@ def _pictures(
     """
     rank = {int(i): number for number, i in enumerate(findings.order)}
     ids = {collected.images.ids[i]: i for i in shown}
-    paired = {i for i in sorted(shown, key=rank.__getitem__)[:_MOST_PAIRS]}
+    paired = set(sorted(shown, key=rank.__getitem__)[:_MOST_PAIRS])
     thumbnails: dict[int, bytes] = {}
     pairs: dict[int, tuple[bytes, bytes]] = {}
     for table in output.tables("pictures", ["image_id", "thumbnail", "source", "mask"]):
@@ -270,7 +276,7 @@ def _rows(collected: Collected, findings: Findings, shown: Sequence[int]) -> dic
         "pixels": total.astype(np.int64).tolist(),
         "seconds": images.column("seconds")[chosen].round(2).tolist(),
         "nodata": nodata.round(4).tolist(),
-        "odd": np.float64(findings.distance[chosen]).round(1).tolist(),
+        "odd": (np.floor(np.float64(findings.distance[chosen]) * 10) / 10).tolist(),
         "score": [None if np.isnan(each) else round(float(each), 3) for each in score],
         "date": [
             None if images.dates[i] is None else images.dates[i].isoformat()  # type: ignore[union-attr]
@@ -423,9 +429,7 @@ def _areas(collected: Collected) -> list[dict[str, Any]]:
                 "width": round(100 * sizes[name] / whole, 3) if whole else 0,
                 "pixels": f"{collected.pixels.get(name, 0):,}",
             }
-            for name, colour in zip(
-                collected.classes.names, collected.classes.colours, strict=True
-            )
+            for name, colour in zip(collected.classes.names, collected.classes.colours, strict=True)
         ]
         rows.sort(key=lambda row: -float(str(row["width"])))
         label = "Shares: " + ", ".join(f"{row['name']} {row['share']}" for row in rows[:12])
@@ -451,7 +455,7 @@ def _over_time(collected: Collected) -> dict[str, Any]:
     nothing = {"over_time": "", "over_time_text": ""}
     if not images.dates_from or not images.shares.size:
         return nothing
-    known = ~np.isnan(images.shares).any(axis=1)
+    known = np.asarray(~np.isnan(images.shares).any(axis=1))
     by_date: dict[dt.date, list[int]] = {}
     for i, date in enumerate(images.dates):
         if date is not None and known[i]:
@@ -519,14 +523,18 @@ def _model(output: Output, collected: Collected, settings: Mapping[str, Any]) ->
     colours = dict(_key(collected))
     names = fields.get("classes") or collected.classes.names
     usable = isinstance(centres, list) and len(centres) == len(names)
-    rows = [
-        {
-            "name": name,
-            "colour": colours.get(name, "#888888"),
-            "values": [f"{value:.4g}" for value in centre],
-        }
-        for name, centre in zip(names, centres, strict=True)
-    ] if usable and centres else []
+    rows = (
+        [
+            {
+                "name": name,
+                "colour": colours.get(name, "#888888"),
+                "values": [f"{value:.4g}" for value in centre],
+            }
+            for name, centre in zip(names, centres, strict=True)
+        ]
+        if usable and centres
+        else []
+    )
     bands = fields.get("bands") or range(1, len(centres[0]) + 1) if rows and centres else ()
     simple = {
         key: value
@@ -610,18 +618,20 @@ def _provenance(
 
 
 def _snippets(root: str) -> list[tuple[str, str]]:
-    areas = f"{root}/tables/areas/*.parquet"
-    query = f"SELECT class_name, sum(area) AS area, any_value(area_unit) AS unit\nFROM '{areas}' GROUP BY 1 ORDER BY 2 DESC;"
-    return [
-        ("DuckDB", query),
-        (
-            "pandas",
-            f"import pandas as pd\n\nareas = pd.read_parquet({f'{root}/tables/areas'!r})\n"
-            'print(areas.groupby("class_name")["area"].sum())',
-        ),
-        (
-            "Polars",
-            f"import polars as pl\n\nareas = pl.read_parquet({areas!r})\n"
-            'print(areas.group_by("class_name").agg(pl.col("area").sum()))',
-        ),
-    ]
+    """Programs that sum the areas of the classes."""
+    folder = f"{root}/tables/areas"
+    files = f"{folder}/*.parquet"
+    quoted = files.replace("'", "''")
+    duckdb = (
+        "SELECT class_name, sum(area) AS area, any_value(area_unit) AS unit\n"
+        f"FROM '{quoted}' GROUP BY 1 ORDER BY 2 DESC;"
+    )
+    pandas = (
+        f"import pandas as pd\n\nareas = pd.read_parquet({folder!r})\n"
+        'print(areas.groupby("class_name")["area"].sum())'
+    )
+    polars = (
+        f"import polars as pl\n\nareas = pl.read_parquet({files!r})\n"
+        'print(areas.group_by("class_name").agg(pl.col("area").sum()))'
+    )
+    return [("DuckDB", duckdb), ("pandas", pandas), ("Polars", polars)]
