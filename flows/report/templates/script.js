@@ -100,12 +100,13 @@
     if (active !== null) grid.querySelector(`[data-at="${active}"]`)?.focus({preventScroll: true});
   };
   const focus = position => {
-    focused = Math.max(0, Math.min(found.length - 1, position));
-    const y = Math.floor(focused / across()) * HEIGHT;
+    const to = Math.max(0, Math.min(found.length - 1, position)), y = Math.floor(to / across()) * HEIGHT;
+    document.activeElement?.blur();
+    focused = to;
     if (y < box.scrollTop) box.scrollTop = y;
     if (y + HEIGHT > box.scrollTop + box.clientHeight) box.scrollTop = y + HEIGHT - box.clientHeight + 8;
     draw(true);
-    grid.querySelector(`[data-at="${focused}"]`)?.focus({preventScroll: true});
+    grid.querySelector(`[data-at="${to}"]`)?.focus({preventScroll: true});
   };
   grid.addEventListener("keydown", event => {
     const steps = {ArrowLeft: -1, ArrowRight: 1, ArrowUp: -across(), ArrowDown: across()};

@@ -129,7 +129,7 @@ def test_in_a_browser(output: Path, browser: Any, scheme: str) -> None:
     page.keyboard.press("PageDown")
     assert "05-08" not in page.locator("#view-name").inner_text()
     page.keyboard.press("Escape")
-    assert page.evaluate("document.activeElement.dataset.at") == "2"
+    page.wait_for_function("document.activeElement.dataset.at === '2'", timeout=5000)
     page.select_option("select[name=status]", "failed")
     assert page.locator("#grid .card").count() == 1
     outside = [url for url in requests if not url.startswith("data:")]
