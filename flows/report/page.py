@@ -218,7 +218,7 @@ def _pictures(
     small = _within(thumbnails, rank, _MOST_THUMBNAIL_BYTES)
     used = sum(map(len, small.values())) + len(shown) * _ROW_BYTES * 3 // 4
     sizes = {i: both[0] + both[1] for i, both in pairs.items()}
-    kept = _within(sizes, rank, MOST_BYTES * 3 // 4 - 500_000 - used)
+    kept = _within(sizes, rank, MOST_BYTES * 3 // 4 - 750_000 - used)
     return small, {i: pairs[i] for i in kept}
 
 
@@ -408,7 +408,8 @@ def _facts(collected: Collected, failed: int, done: int, left: int) -> list[dict
     if collected.objects.counts:
         facts.append(fact("objects", f"{sum(collected.objects.counts.values()):,}"))
     if worked:
-        facts.append(fact("a second and worker", pixels(float(total[ok].sum()) / worked, unit)))
+        speed = pixels(float(total[ok].sum()) / worked, unit)
+        facts.append(fact("speed of a worker", f"{speed}/s"))
     return facts
 
 

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import datetime as dt
 import logging
+from collections.abc import Callable
 
+from maskloom.flows.report.accuracy import (
+    evaluation_page,
+    is_evaluation,
+    is_training,
+    training_page,
+)
 from maskloom.flows.report.collect import collect
 from maskloom.flows.report.notable import find
 from maskloom.flows.report.page import page
@@ -16,27 +23,53 @@ from maskloom.tasks.output import Output
 log = logging.getLogger("maskloom.run")
 
 NAME = "report.html"
+EVALUATION = "evaluation/"
+"""Folder of an evaluation below an output."""
+
+
+def write_reports(location: str) -> list[str]:
+    """Write the reports of an output: of its masks and their evaluation, of an evaluation in a
+    folder of its own, or of a training; return their locations.
+
+    Raises `RecipeError` if there is none of these, `DamagedRecord` and `StoreError`.
+    """
+    store = Store(location)
+    if is_training(store):
+        return [_published(store, NAME, training_page(store))]
+    if is_evaluation(store):
+        return [_published(store, NAME, evaluation_page(store))]
+    found = [write_report(location)]
+    if is_evaluation(store, EVALUATION):
+        found.append(_published(store, f"{EVALUATION}{NAME}", evaluation_page(store, EVALUATION)))
+    return found
 
 
 def write_report(location: str) -> str:
-    """Write the report of an output; return its location. Raises `RecipeError` if there is no
-    output, `DamagedRecord` and `StoreError`.
-    """
+    """Write the report of an output of masks; return its location. Raises as `write_reports`."""
     output = Output.open(location)
     collected = collect(output)
     left = status(location).left
     content = page(output, collected, find(collected), left, _finished(output.store))
-    output.store.publish(NAME, content)
-    return output.store.uri(NAME)
+    return _published(output.store, NAME, content)
 
 
-def try_to_write(location: str) -> str | None:
-    """The location of the report. None: it could not be written, which a warning says."""
+def try_to_write(
+    location: str, write: Callable[[str], str | list[str]] = write_report
+) -> str | None:
+    """The location of the report, or of the last of several. None: it could not be written, which
+    a warning says.
+    """
     try:
-        return write_report(location)
+        written = write(location)
+        return written if isinstance(written, str) else written[-1]
     except Exception as error:  # noqa: BLE001
         log.warning("The report could not be written: %s", told(error) or type(error).__name__)
         return None
+
+
+def _published(store: Store, name: str, content: bytes) -> str:
+    store.publish(name, content)
+    return store.uri(name)
 
 
 def _finished(store: Store) -> str:

@@ -35,7 +35,7 @@
   const thumb = i => (thumbs ??= parse("thumbs"))[i];
   const n = data.id.length, classes = data.classes, webp = "data:image/webp;base64,";
   const share = (i, c) => data.shares[c][i] / 10000;
-  const percent = x => `${(100 * x).toFixed(1)} %`;
+  const percent = x => `${(100 * x).toFixed(1)}%`;
 
   const bar = i => {
     if (data.failed[i] || data.shares.length === 0 || data.shares[0][i] < 0) return "";

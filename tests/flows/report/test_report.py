@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ from typer.testing import CliRunner
 from maskloom.flows.cli import app
 
 HOSTILE = "<script>alert(1)<⁄script>"
+IMAGES = [f"2026-05-{number:02d} <b>.png" for number in range(1, 11)]
 AXE = Path(__file__).parent / "axe" / "axe.min.js"
 SERIOUS = ("serious", "critical")
 
@@ -36,10 +38,10 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("report")
     (folder / "images").mkdir()
     rng = np.random.default_rng(0)
-    for number in range(10):
+    for number, name in enumerate(IMAGES):
         pixels = rng.integers(0, 256, (60, 90, 3), np.uint8)
         pixels[:30] = 240 if number == 7 else 20
-        Image.fromarray(pixels).save(folder / "images" / f"2026-05-{number + 1:02d} <b>.png")
+        Image.fromarray(pixels).save(folder / "images" / name)
     (folder / "images" / f"{HOSTILE}.png").write_bytes(b"<img src=x onerror=alert(1)>")
     said = run(folder)
     assert said.splitlines()[-1] == f"Report: {folder}/out/report.html"
@@ -82,6 +84,42 @@ def test_without_pictures(output: Path) -> None:
     assert b"image/webp;base64,U" not in (bare / "report.html").read_bytes()
     run(output.parent, "--set", "output=none", "--set", "report=false")
     assert not (output.parent / "none" / "report.html").exists()
+
+
+def evaluate(output: Path, folder: Path) -> str:
+    """Evaluate the masks against themselves; what the command says."""
+    (folder / "truth").mkdir()
+    for image in IMAGES:
+        (mask,) = (output / "masks").glob(f"{image[:10]}*.png")
+        shutil.copy(mask, folder / "truth" / image)
+    command = ["evaluate", str(output), "--truth", str(folder / "truth"), "--no-objects"]
+    return CliRunner().invoke(app, [*command, "--quiet"]).output
+
+
+def test_evaluations_and_audits_have_a_place(output: Path, tmp_path: Path) -> None:
+    out, recipe = tmp_path / "out", str(output.parent / "recipe.yaml")
+    said = evaluate(shutil.copytree(output, out), tmp_path)
+    assert f"Report: {out}/evaluation/report.html" in said
+    # The masks are their own truth.
+    assert "<dd>1.000</dd>" in (out / "evaluation" / "report.html").read_text()
+    audited = CliRunner().invoke(app, ["audit", recipe, "--set", f"output={out}"])
+    assert CliRunner().invoke(app, ["report", str(out)]).exit_code == 0
+    line = next(each for each in audited.output.splitlines() if "differing pixels" in each)
+    assert line in (out / "report.html").read_text()
+
+
+def training(folder: Path) -> None:
+    """The records of a training of two epochs."""
+    folder.mkdir()
+    epochs = [
+        {"loss": 1.0 / n, "validation_loss": 1.2 / n, "mean_iou": n / 4, "iou": [n / 4, None]}
+        for n in (1, 2)
+    ]
+    history = {"classes": ["soil", "<b>weed"], "best_epoch": 2, "epochs": epochs}
+    card = {"kind": "unet", "parameters": 9, "about": {"minutes": 1, "licence": "<i>CC0"}}
+    (folder / "training_history.json").write_text(json.dumps(history))
+    (folder / "weeds.json").write_text(json.dumps(card))
+    (folder / "weeds.keras").write_bytes(b"")
 
 
 @pytest.fixture(scope="module")
@@ -140,3 +178,20 @@ def test_in_a_browser(output: Path, browser: Any, scheme: str) -> None:
     page.evaluate("document.body.append(document.createElement('button'))")
     assert findings(page) != []
     context.close()
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_other_reports_in_a_browser(
+    output: Path, browser: Any, scheme: str, tmp_path: Path
+) -> None:
+    training(tmp_path / "trained")
+    evaluate(shutil.copytree(output, tmp_path / "out"), tmp_path)
+    assert CliRunner().invoke(app, ["report", str(tmp_path / "trained")]).exit_code == 0
+    for page_of in ("trained", "out/evaluation"):
+        context = browser.new_context(offline=True, color_scheme=scheme, bypass_csp=True)
+        page = context.new_page()
+        page.goto((tmp_path / page_of / "report.html").as_uri())
+        assert findings(page) == []
+        assert page.locator("i, b").count() == 0
+        context.close()
