@@ -130,8 +130,9 @@ def run(
                 return RunResult(recipe.output, inventory, outcome, time.monotonic() - started)
 
             result = orchestrator.flow(Watched(recipe.name, recipe.output, stop, noted), body)
+    result = replace(result, report=_report(recipe, changed=result.outcome is not None))
     tidy(recipe.output)
-    return replace(result, report=_report(recipe, changed=result.outcome is not None))
+    return result
 
 
 def _report(recipe: RunRecipe, *, changed: bool) -> str | None:

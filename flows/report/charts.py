@@ -233,10 +233,10 @@ def _count_axis(most: int, plot: float) -> Markup:
 
 
 def _short(number: float) -> str:
-    """A count in at most five characters.
+    """A count in a few characters.
 
     >>> _short(950), _short(12_400), _short(3_000_000)
-    ('950', '12k', '3M')
+    ('950', '12.4k', '3M')
     """
     for size, prefix in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
         if number >= size:

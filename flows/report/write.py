@@ -16,7 +16,7 @@ from maskloom.flows.report.collect import collect
 from maskloom.flows.report.notable import find
 from maskloom.flows.report.page import page
 from maskloom.flows.terminal import told
-from maskloom.segcore.storage.store import Store
+from maskloom.segcore.storage.store import STAGING, Store
 from maskloom.tasks.inspect import status
 from maskloom.tasks.output import Output
 
@@ -35,7 +35,10 @@ def write_reports(location: str) -> list[str]:
     """
     store = Store(location)
     if is_training(store):
-        return [_published(store, NAME, training_page(store))]
+        written = _published(store, NAME, training_page(store))
+        # A training leaves its folder tidy, and works on it alone.
+        store.remove(STAGING)
+        return [written]
     if is_evaluation(store):
         return [_published(store, NAME, evaluation_page(store))]
     found = [write_report(location)]
