@@ -35,16 +35,22 @@ def write_reports(location: str) -> list[str]:
     """
     store = Store(location)
     if is_training(store):
-        written = _published(store, NAME, training_page(store))
-        # A training leaves its folder tidy, and works on it alone.
-        store.remove(STAGING)
-        return [written]
+        return [_published(store, NAME, training_page(store))]
     if is_evaluation(store):
         return [_published(store, NAME, evaluation_page(store))]
     found = [write_report(location)]
     if is_evaluation(store, EVALUATION):
         found.append(_published(store, f"{EVALUATION}{NAME}", evaluation_page(store, EVALUATION)))
     return found
+
+
+def write_of_training(location: str) -> str:
+    """Write the report of a training that has just ended. Raises as `write_reports`."""
+    store = Store(location)
+    written = _published(store, NAME, training_page(store))
+    # The training is alone in its folder, and leaves it tidy.
+    store.remove(STAGING)
+    return written
 
 
 def write_report(location: str) -> str:
