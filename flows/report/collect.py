@@ -44,6 +44,8 @@ _DATE_IN_NAME = re.compile(
     r"(?<!\d)((?:19|20)\d\d)([-_]?)(0[1-9]|1[0-2])\2(0[1-9]|[12]\d|3[01])(?!\d)"
 )
 _MOST_FITTED = 20_000
+_COUNTS = frozenset({"pixels", "values", "steps"})
+"""Numbers in the column `segmenter` that describe the work, not the model."""
 _LARGEST = 10
 STEPS_PER_DECADE = 10
 """Bins of the histogram of sizes in each power of ten."""
@@ -301,6 +303,8 @@ def _fits(output: Output, done: Mapping[str, int]) -> dict[str, list[float]]:
             except (TypeError, ValueError):
                 continue
             for key, value in found.items() if isinstance(found, dict) else ():
-                if isinstance(value, int | float) and not isinstance(value, bool):
-                    fits.setdefault(key, []).append(float(value))
+                only = value[0] if isinstance(value, list) and len(value) == 1 else value
+                number = isinstance(only, int | float) and not isinstance(only, bool)
+                if number and key not in _COUNTS:
+                    fits.setdefault(key, []).append(float(only))
     return {key: values for key, values in fits.items() if len(set(values)) > 1}
