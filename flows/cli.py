@@ -17,7 +17,7 @@ from maskloom.flows.commands.checks import doctor
 from maskloom.flows.commands.comparisons import audit, compare, evaluate
 from maskloom.flows.commands.export import export
 from maskloom.flows.commands.messages import DONE
-from maskloom.flows.commands.outputs import clean, status, verify
+from maskloom.flows.commands.outputs import clean, report, status, verify
 from maskloom.flows.commands.reference import list_, schema
 from maskloom.flows.commands.runs import demo, plan, run, segment
 from maskloom.flows.commands.schedules import deploy, serve
@@ -56,7 +56,7 @@ def main_options(
 
 for command in (run, segment, plan, demo, audit, compare, train, evaluate, export):
     app.command()(command)
-for command in (view, status, verify, clean, doctor):
+for command in (view, status, report, verify, clean, doctor):
     app.command()(command)
 app.command(name="list")(list_)
 app.command()(schema)

@@ -140,6 +140,7 @@ def evaluate(
     pixels are alike, they are too narrow.
     """
     from maskloom.flows.evaluation import evaluate as flow
+    from maskloom.flows.report.write import try_to_write, write_reports
 
     with errors_as_messages():
         request = _evaluation_request((*truth, *(more or [])), flags)
@@ -148,6 +149,9 @@ def evaluate(
             typer.echo(line(note), err=True)
         typer.echo(escaped(found.table))
         typer.echo(f"{found.summary}. Look at {found.folder}/evaluation.png; tables are beside it.")
+        report = try_to_write(found.folder, write_reports)
+        if report is not None:
+            typer.echo(f"Report: {line(report)}")
         if found.failures:
             raise typer.Exit(SOME_FAILED)
 
