@@ -223,7 +223,8 @@ def _write_mosaic(scene: Path, target: Path, side: int) -> None:
     ):
         pass
     with tifffile.TiffFile(part) as tiff:
-        offsets, sizes = (tiff.pages[0].tags[tag] for tag in ("TileOffsets", "TileByteCounts"))
+        tags = tiff.pages.first.tags
+        offsets, sizes = tags["TileOffsets"], tags["TileByteCounts"]
     stored, across = len(period) // _BLOCK, -(-side // _BLOCK)
     size = _BLOCK * _BLOCK * period.shape[2] * period.itemsize
     row, column = np.divmod(np.arange(across * across), across)

@@ -64,7 +64,7 @@ def init(
     with errors_as_messages():
         first_line(f"Looking at {', '.join(paths[:3])}", quiet)
         from maskloom.flows.progress import ItemProgress, display
-        from maskloom.flows.suggest import suggest
+        from maskloom.flows.starting.suggest import suggest
 
         with display(quiet) as shown:
             progress: list[ItemProgress] = []
@@ -91,12 +91,12 @@ def try_(
     changes: Changes = None,
     quiet: QuietFlag = False,
 ) -> None:
-    """Try a recipe on a part of one image, in seconds. Draws the result, or those for several values
-    of a parameter side by side. Nothing is written but the picture.
+    """Try a recipe on a part of one image, in seconds. Draws the result, or those for several
+    values of a parameter side by side. Nothing is written but the picture.
     """
     with errors_as_messages():
         first_line(f"Reading {recipe}", quiet)
-        from maskloom.flows.try_out import TryRequest, try_out
+        from maskloom.flows.starting.try_out import TryRequest, try_out
 
         found = try_out(
             TryRequest(recipe, image, crop, tuple(vary or ()), tuple(changes or ())),

@@ -31,6 +31,7 @@ from maskloom.segcore.models.protocols import Fitter, ObjectSegmenter
 from maskloom.segcore.pipeline.in_memory import Region, fit_to, segment_source
 from maskloom.segcore.pipeline.worker import prepare_process
 from maskloom.segcore.storage.filesystems import configure
+from maskloom.tasks.clusters.serial import SerialCluster
 from maskloom.tasks.discovery.discover import discover
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ def try_out(request: TryRequest, picture: Path, *, quiet: bool = True) -> list[s
     """
     panels, notes = _panels(request)
     first = panels[0].recipe
-    prepare_process(first.storage, None, first.limits)
+    prepare_process(first.storage, SerialCluster().worker_threads, first.limits)
     configure(first.storage)
     spec = _header(first, request.image)
     box = _box(spec, request.crop)
@@ -110,7 +111,8 @@ def try_out(request: TryRequest, picture: Path, *, quiet: bool = True) -> list[s
             f"Cannot write {picture}: {error.strerror}. Check that its folder exists and can be "
             "written."
         ) from error
-    if isinstance(first.segmenter, Fitter):
+    whole = box.shape == spec.shape and first.fit == "image"
+    if isinstance(first.segmenter, Fitter) and not whole:
         notes.append(
             "Fitted to this part alone: a run fits to "
             + ("each whole image" if first.fit == "image" else "all pixels of all images")
@@ -320,9 +322,9 @@ def _starts(length: int, side: int) -> list[int]:
 def _sampled(reader: Reader, box: Box, axes: int) -> tuple[NDArray[np.float64], float]:
     """Some valid pixels of a box, (n, band), and the share of pixels that are valid."""
     pixels, valid = reader.read(box)
-    every = (*(0,) * axes, slice(None, None, _SAMPLED), slice(None, None, _SAMPLED))
-    kept = valid[every]
-    values = pixels[every][kept].astype(np.float64)
+    plane = (0,) * axes
+    kept = valid[plane][::_SAMPLED, ::_SAMPLED]
+    values = pixels[plane][::_SAMPLED, ::_SAMPLED][kept].astype(np.float64)
     return values[np.isfinite(values).all(axis=1)], float(kept.mean())
 
 
