@@ -61,7 +61,7 @@ segmenter:
 cluster: serial                 # in this process: one small image needs no workers
 """,
     LAND_COVER: """\
-# Land cover of a Sentinel-2 scene (blue, green, red, near infrared; pixels of 10 m) and of a mosaic
+# Land cover of a Sentinel-2 scene (red, green, blue, near infrared; pixels of 10 m) and of a mosaic
 # of it: one model for both, so that a class means the same in both.
 name: landcover
 inputs: [images/scene.tif, images/mosaic.tif]
@@ -123,9 +123,10 @@ class Demo:
 
     def next_commands(self) -> list[str]:
         """What to type next."""
+        scene = self.folder / "images" / "scene.tif"
         return [
             f"maskloom view {self.folder / LAND_COVER}",
-            f"maskloom try {self.folder / LAND_COVER}.yaml --vary segmenter.clusters=3,5,7",
+            f"maskloom try {self.folder / LAND_COVER}.yaml --vary clusters=3,5,7 --image {scene}",
             "maskloom init YOUR_IMAGES -o recipe.yaml",
         ]
 
