@@ -1,4 +1,4 @@
-"""`maskloom init`, `try` and `list`: for all kinds of inputs the recipe runs, and `try` draws it."""
+"""`maskloom init`, `try` and `list`: the recipe for any kind of images runs, and is drawn."""
 
 from __future__ import annotations
 
