@@ -21,7 +21,7 @@ from maskloom.flows.progress import ItemProgress, display
 from maskloom.flows.recipes import run as recipes
 from maskloom.flows.run import RunOptions, run
 from maskloom.flows.terminal import count
-from maskloom.segcore.errors import RunError
+from maskloom.segcore.errors import RunError, StoreError
 from maskloom.segcore.geometry import Box
 from maskloom.segcore.ground.amounts import amount
 from maskloom.tasks.output import Output
@@ -159,12 +159,18 @@ def demo(
     """Run all parts; the run of the land cover is recorded. `say` is called with a line at each
     step.
 
-    Raises `RunError` if a part cannot be run.
+    Raises `StoreError` if nothing can be written there, and `RunError` if a part cannot be run.
     """
     steps = len(RECIPES) + 1
     step = say if not options.quiet else lambda _: None
     step("Making the images")
-    paths = prepare(folder)
+    try:
+        paths = prepare(folder)
+    except OSError as error:
+        raise StoreError(
+            f"Cannot write the demo in {folder}: {error.strerror}. Name another folder: maskloom "
+            "demo FOLDER."
+        ) from error
     rows: list[Row] = []
     for number, part in enumerate(RECIPES, 1):
         step(f"{number}/{steps} {_STEPS[part]}")

@@ -61,6 +61,13 @@ def test_the_mosaic_is_the_scene_mirrored(tmp_path, small):
     assert np.array_equal(mosaic, true)
 
 
+def test_a_file_is_no_folder_for_the_demo(tmp_path, maskloom):
+    (tmp_path / "file").write_text("")
+    refused = maskloom("demo", tmp_path / "file", "--no-prefect", "--quiet")
+    assert refused.exit_code == 1
+    assert "Name another folder" in " ".join(refused.output.split())
+
+
 @pytest.mark.nightly
 def test_the_whole_demo_on_workers(tmp_path, maskloom):
     result = maskloom("demo", tmp_path / "demo", "--no-prefect", "--quiet")
