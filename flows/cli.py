@@ -21,6 +21,7 @@ from maskloom.flows.commands.outputs import clean, report, status, verify
 from maskloom.flows.commands.reference import list_, schema
 from maskloom.flows.commands.runs import demo, plan, run, segment
 from maskloom.flows.commands.schedules import deploy, serve
+from maskloom.flows.commands.starting import init, try_
 from maskloom.flows.commands.training import train
 from maskloom.flows.commands.view import view
 
@@ -56,6 +57,8 @@ def main_options(
 
 for command in (run, segment, plan, demo, audit, compare, train, evaluate, export):
     app.command()(command)
+app.command()(init)
+app.command(name="try")(try_)
 for command in (view, status, report, verify, clean, doctor):
     app.command()(command)
 app.command(name="list")(list_)

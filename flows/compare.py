@@ -26,7 +26,9 @@ from maskloom.segcore.models.planes import planes_of
 from maskloom.segcore.models.protocols import SEGMENTERS, ObjectSegmenter
 from maskloom.segcore.pipeline.in_memory import Region
 from maskloom.segcore.pipeline.worker import prepare_process
+from maskloom.segcore.raster.source import Source
 from maskloom.segcore.raster.spec import Block, RasterSpec
+from maskloom.segcore.raster.stored import ReadOptions
 from maskloom.tasks.clusters.serial import SerialCluster
 from maskloom.tasks.discovery.single import single_source
 from maskloom.tasks.regions import RegionJob, segment_regions
@@ -114,7 +116,7 @@ def compare(
         ]
     sections = [_section(kind) for kind in kinds]
     starts = [_start(section, f"segmenter {number}") for number, section in enumerate(sections, 1)]
-    image = _header(image_path)
+    image = header_of(image_path)
     region = CachedRegion(Region.middle(image, _MOST_PIXELS))
     jobs = [
         RegionJob(number, f"segmenter {number + 1} ({section['kind']})", start, region)
@@ -142,11 +144,11 @@ def _cells(
     planes = list(planes_of(region.block(Tile.whole(spec.shape), spec)))
     block = planes[len(planes) // 2]
     picture = photo(block.pixels, block.valid, rgb=spec.interpretation == "rgb")
-    part = "" if spec.shape == image_shape else f"middle {_size(spec.shape)} of "
+    part = "" if spec.shape == image_shape else f"middle {size_text(spec.shape)} of "
     if len(spec.shape) > len("yx"):
         part = f"middle plane of {part}"
     name = image_path.replace("\\", "/").rstrip("/").rsplit("/", 1)[-1]
-    cells = [photo_cell(name, f"{part}{_size(image_shape)} pixels", picture)]
+    cells = [photo_cell(name, f"{part}{size_text(image_shape)} pixels", picture)]
     plane = tuple(n // 2 for n in spec.shape[:-2])
     for section, result in zip(sections, results, strict=True):
         values, valid = result.mask.values[plane], result.mask.valid[plane]
@@ -181,15 +183,24 @@ def _start(section: Mapping[str, Any], path: str) -> Fitter | Model:
     return started
 
 
-def _header(path: str) -> RasterSpec:
-    """The header of an image. Raises `RecipeError` if there is none, or no single one, there."""
-    source = single_source(path)
-    found = formats.describe_images(source, source.version)
+def header_of(
+    path: str,
+    image_format: str | None = None,
+    options: ReadOptions | None = None,
+    source: Source | None = None,
+) -> RasterSpec:
+    """The header of an image; `source`: what is at that path, where known. Raises `RecipeError` if
+    there is none, or no single one, there.
+    """
+    source = source or single_source(path)
+    found = formats.describe_images(source, source.version, image_format, options or ReadOptions())
     headers = [header for _, header in found if isinstance(header, RasterSpec)]
     if not headers:
         raise RecipeError(f"None of the {len(found)} images in {path!r} can be read: {found[0][1]}")
     if len(found) > 1:
-        log.warning("%s holds %d images; %s is compared.", path, len(found), headers[0].part)
+        log.warning(
+            "%s holds %d images; the first, %s, is taken.", path, len(found), headers[0].part
+        )
     return headers[0]
 
 
@@ -212,5 +223,6 @@ def _in_words(value: Any) -> str:
     return str(value["kind"] if isinstance(value, Mapping) and "kind" in value else value)
 
 
-def _size(shape: Shape) -> str:
+def size_text(shape: Shape) -> str:
+    """Width, height and depth in words."""
     return " x ".join(str(n) for n in reversed(shape))

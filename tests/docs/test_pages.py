@@ -32,7 +32,6 @@ def by_name(path: Path) -> str:
 QUICK = """maskloom() {
   case $1 in
     run|segment) command maskloom "$@" --no-prefect --set cluster=serial ;;
-    demo) command maskloom "$@" --no-prefect ;;
     *) command maskloom "$@" ;;
   esac
 }
