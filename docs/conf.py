@@ -18,7 +18,13 @@ language = "en"
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 root_doc = "docs/README"
-include_patterns = ["*.md", "docs/**.md", "deploy/**.md", "tests/drills/README.md", "flows/samples/README.md"]
+include_patterns = [
+    "*.md",
+    "docs/**.md",
+    "deploy/**.md",
+    "tests/drills/README.md",
+    "flows/samples/README.md",
+]
 exclude_patterns = [".*", "**/.*", "**/__pycache__", "build", "dist", "*.egg-info"]
 
 myst_enable_extensions = ["colon_fence"]
