@@ -1,10 +1,12 @@
-"""Writes `docs/reference.md` from the JSON Schemas of the recipes: `python docs/make_reference.py`.
+"""Writes `docs/reference.md` from the JSON Schemas of the recipes, and the parameters on the pages
+of the segmenters: `python docs/make_reference.py`.
 
-A test compares the file with the schemas, so it is run whenever a key or its help changes.
+A test compares the files with the schemas, so it is run whenever a key or its help changes.
 """
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -14,6 +16,8 @@ from maskloom.flows.recipes.run_file import schema as run_schema
 from maskloom.flows.recipes.training import schema as training_schema
 
 FILE = Path(__file__).with_name("reference.md")
+SEGMENTERS = Path(__file__).with_name("segmenters")
+_PARAMETERS = re.compile(r"(<!-- parameters of (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 _HEAD = """\
 # Reference of the recipes
 
@@ -41,6 +45,17 @@ def reference() -> str:
         *_recipe("Training recipe", training_schema()),
     ]
     return "\n".join(parts)
+
+
+def with_parameters(page: str) -> str:
+    """The page of a segmenter with the table of its parameters between its two comments."""
+    schema = run_schema()
+    whole = _resolved(schema["properties"]["segmenter"], schema)
+    choices = (whole, *(_resolved(each, schema) for each in whole.get("anyOf", [])))
+    kinds = {kind["properties"]["kind"]["const"]: kind for each in choices for kind in _kinds(each)}
+    return _PARAMETERS.sub(
+        lambda found: found[1] + "\n" + _table(kinds[found[2]], schema) + "\n" + found[3], page
+    )
 
 
 def _recipe(title: str, schema: Schema) -> Iterator[str]:
@@ -132,3 +147,5 @@ def _text(text: str) -> str:
 
 if __name__ == "__main__":
     FILE.write_text(reference(), encoding="utf-8")
+    for page in SEGMENTERS.glob("*.md"):
+        page.write_text(with_parameters(page.read_text(encoding="utf-8")), encoding="utf-8")

@@ -6,6 +6,7 @@ functions that runs use. Differences are counted by class or by object, and draw
 
 from __future__ import annotations
 
+import json
 import math
 import threading
 from contextlib import AbstractContextManager, ExitStack
@@ -48,6 +49,8 @@ if TYPE_CHECKING:
     from maskloom.tasks.regions import SegmentedRegion
 
 DEFAULT_PIXELS = 2_000_000
+RECORD = "runs/audit/audit.json"
+RECORDED_BESIDE = "runs/head.json"
 _TILES_ACROSS = 3
 _SEAMS = {2: "line", 3: "plane"}
 """What a seam is, by number of axes."""
@@ -94,7 +97,17 @@ def audit(recipe: RunRecipe, pixels: int, tile: int | None, *, quiet: bool = Tru
             ],
             ItemProgress(shown_by, "audit", "passes", 2),
         )
-    return _report(recipe, image, region, side, (whole, tiled))
+    found = _report(recipe, image, region, side, (whole, tiled))
+    _record(recipe.output, found)
+    return found
+
+
+def _record(output: str, found: Audit) -> None:
+    """Keep the result in an output that exists, for its report."""
+    store = Store(output)
+    if store.exists(RECORDED_BESIDE):
+        content = {"lines": list(found.lines), "broken": found.broken}
+        store.publish(RECORD, json.dumps(content, indent=1).encode())
 
 
 def _tile_side(most: int, shape: Shape, tile: int | None) -> int:

@@ -15,12 +15,15 @@ import typer
 import maskloom
 from maskloom.flows.commands.checks import doctor
 from maskloom.flows.commands.comparisons import audit, compare, evaluate
+from maskloom.flows.commands.export import export
 from maskloom.flows.commands.messages import DONE
-from maskloom.flows.commands.outputs import clean, status, verify
+from maskloom.flows.commands.outputs import clean, report, status, verify
 from maskloom.flows.commands.reference import list_, schema
 from maskloom.flows.commands.runs import demo, plan, run, segment
 from maskloom.flows.commands.schedules import deploy, serve
+from maskloom.flows.commands.starting import init, try_
 from maskloom.flows.commands.training import train
+from maskloom.flows.commands.view import view
 
 app = typer.Typer(
     name="maskloom",
@@ -52,9 +55,11 @@ def main_options(
     """Options before any command."""
 
 
-for command in (run, segment, plan, demo, audit, compare, train, evaluate):
+for command in (run, segment, plan, demo, audit, compare, train, evaluate, export):
     app.command()(command)
-for command in (status, verify, clean, doctor):
+app.command()(init)
+app.command(name="try")(try_)
+for command in (view, status, report, verify, clean, doctor):
     app.command()(command)
 app.command(name="list")(list_)
 app.command()(schema)

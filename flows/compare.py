@@ -18,11 +18,9 @@ from typing import TYPE_CHECKING, Any
 from maskloom.flows.progress import ItemProgress, display
 from maskloom.flows.recipes.schemas import build
 from maskloom.flows.signals import stop_on_signals
-from maskloom.flows.terminal import count
 from maskloom.segcore import formats
 from maskloom.segcore.errors import RecipeError, StoreError
 from maskloom.segcore.figures.comparison import Cell, draw, label_cell, photo, photo_cell
-from maskloom.segcore.formats.dicom.grouping import is_series
 from maskloom.segcore.geometry import Tile
 from maskloom.segcore.models.planes import planes_of
 from maskloom.segcore.models.protocols import SEGMENTERS, ObjectSegmenter
@@ -30,9 +28,9 @@ from maskloom.segcore.pipeline.in_memory import Region
 from maskloom.segcore.pipeline.worker import prepare_process
 from maskloom.segcore.raster.source import Source
 from maskloom.segcore.raster.spec import Block, RasterSpec
-from maskloom.segcore.storage.filesystems import filesystem, store_errors, version_of
+from maskloom.segcore.raster.stored import ReadOptions
 from maskloom.tasks.clusters.serial import SerialCluster
-from maskloom.tasks.discovery.discover import discover
+from maskloom.tasks.discovery.single import single_source
 from maskloom.tasks.regions import RegionJob, segment_regions
 
 if TYPE_CHECKING:
@@ -66,7 +64,6 @@ CLASSICAL: tuple[Kind, ...] = (
 """All classical segmenters, with parameters that suit a photo."""
 
 _MOST_PIXELS = 10**6
-_LISTED = 20
 log = logging.getLogger(__name__)
 
 
@@ -119,7 +116,7 @@ def compare(
         ]
     sections = [_section(kind) for kind in kinds]
     starts = [_start(section, f"segmenter {number}") for number, section in enumerate(sections, 1)]
-    image = _header(image_path)
+    image = header_of(image_path)
     region = CachedRegion(Region.middle(image, _MOST_PIXELS))
     jobs = [
         RegionJob(number, f"segmenter {number + 1} ({section['kind']})", start, region)
@@ -147,11 +144,11 @@ def _cells(
     planes = list(planes_of(region.block(Tile.whole(spec.shape), spec)))
     block = planes[len(planes) // 2]
     picture = photo(block.pixels, block.valid, rgb=spec.interpretation == "rgb")
-    part = "" if spec.shape == image_shape else f"middle {_size(spec.shape)} of "
+    part = "" if spec.shape == image_shape else f"middle {size_text(spec.shape)} of "
     if len(spec.shape) > len("yx"):
         part = f"middle plane of {part}"
     name = image_path.replace("\\", "/").rstrip("/").rsplit("/", 1)[-1]
-    cells = [photo_cell(name, f"{part}{_size(image_shape)} pixels", picture)]
+    cells = [photo_cell(name, f"{part}{size_text(image_shape)} pixels", picture)]
     plane = tuple(n // 2 for n in spec.shape[:-2])
     for section, result in zip(sections, results, strict=True):
         values, valid = result.mask.values[plane], result.mask.valid[plane]
@@ -186,55 +183,25 @@ def _start(section: Mapping[str, Any], path: str) -> Fitter | Model:
     return started
 
 
-def _header(path: str) -> RasterSpec:
-    """The header of an image. Raises `RecipeError` if there is none, or no single one, there."""
-    source = _source(path)
-    found = formats.describe_images(source, source.version)
+def header_of(
+    path: str,
+    image_format: str | None = None,
+    options: ReadOptions | None = None,
+    source: Source | None = None,
+) -> RasterSpec:
+    """The header of an image; `source`: what is at that path, where known. Raises `RecipeError` if
+    there is none, or no single one, there.
+    """
+    source = source or single_source(path)
+    found = formats.describe_images(source, source.version, image_format, options or ReadOptions())
     headers = [header for _, header in found if isinstance(header, RasterSpec)]
     if not headers:
         raise RecipeError(f"None of the {len(found)} images in {path!r} can be read: {found[0][1]}")
     if len(found) > 1:
-        log.warning("%s holds %d images; %s is compared.", path, len(found), headers[0].part)
+        log.warning(
+            "%s holds %d images; the first, %s, is taken.", path, len(found), headers[0].part
+        )
     return headers[0]
-
-
-def _source(path: str) -> Source:
-    """A file, a folder that is or holds one image, or one of the series in a folder."""
-    fs, inner = filesystem(path)
-    uri = inner if "file" in fs.protocol else path
-    try:
-        with store_errors(uri):
-            info = fs.info(inner)
-    except FileNotFoundError as error:
-        folder, _, name = uri.rpartition("/")
-        found = _images_in(folder) if is_series(uri) and fs.isdir(folder) else []
-        if len(named := [each for each in found if each.uri.rpartition("/")[2] == name]) == 1:
-            return named[0]
-        raise RecipeError(f"{path!r} does not exist. Check its name.") from error
-    if info["type"] == "other":
-        raise RecipeError(f"{path!r} is neither a file nor a folder. Check its name.")
-    if info["type"] != "directory":
-        return Source(uri, "image", version_of(info), int(info.get("size") or 0))
-    found = _images_in(path)
-    if len(found) > 1:
-        listed = "\n".join(f"  {each.uri}{_files(each)}" for each in found[:_LISTED])
-        more = f"\n  and {len(found) - _LISTED} more" if len(found) > _LISTED else ""
-        raise RecipeError(f"{path!r} holds {len(found)} images. Name one of them:\n{listed}{more}")
-    return found[0]
-
-
-def _images_in(folder: str) -> list[Source]:
-    """The files, folders and series of files below a folder that are images, and the folder itself
-    if it is one. Raises `RecipeError` if there is none.
-    """
-    try:
-        return discover([folder], "", {}).sources
-    except RecipeError as error:
-        raise RecipeError(str(error).removeprefix("inputs: ")) from error
-
-
-def _files(source: Source) -> str:
-    return f" ({count(len(source.members), 'file')})" if source.members else ""
 
 
 def _text(section: Mapping[str, Any], result: SegmentedRegion) -> str:
@@ -256,5 +223,6 @@ def _in_words(value: Any) -> str:
     return str(value["kind"] if isinstance(value, Mapping) and "kind" in value else value)
 
 
-def _size(shape: Shape) -> str:
+def size_text(shape: Shape) -> str:
+    """Width, height and depth in words."""
     return " x ".join(str(n) for n in reversed(shape))

@@ -27,8 +27,18 @@ from maskloom.tasks.publish import heal
 
 log = logging.getLogger("maskloom.run")
 
-_NOT_OF_THE_RECIPE = {"maskloom", "libraries", "machine", "python", "passed_over", WORKER_MEMORY}
-"""Settings of a plan that do not come from the recipe, but from the code and the machine."""
+WRITTEN = "written"
+"""The setting of a plan with the recipe as its user wrote it."""
+_NOT_OF_THE_RECIPE = {
+    "maskloom",
+    "libraries",
+    "machine",
+    "python",
+    "passed_over",
+    WORKER_MEMORY,
+    WRITTEN,
+}
+"""Settings of a plan that do not decide its results, or come from the code and the machine."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,12 +11,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from maskloom.flows.inventory import Inventory, Sharing, inventory_to_write, notes
 from maskloom.flows.progress import ItemProgress, Quiet, RunProgress, display
 from maskloom.flows.recipes.run import RunRecipe
+from maskloom.flows.report.write import NAME as REPORT
+from maskloom.flows.report.write import try_to_write
 from maskloom.flows.segment import Outcome, segment
 from maskloom.flows.signals import stop_on_signals
 from maskloom.flows.stages import Orchestrator, Plain, Stages, Watched
@@ -60,6 +62,8 @@ class RunResult:
     outcome: Outcome | None
     """How the run ended. None: there was nothing to do."""
     seconds: float
+    report: str | None = None
+    """Where the report is. None: there is none."""
 
     @property
     def unchanged(self) -> int:
@@ -126,8 +130,21 @@ def run(
                 return RunResult(recipe.output, inventory, outcome, time.monotonic() - started)
 
             result = orchestrator.flow(Watched(recipe.name, recipe.output, stop, noted), body)
+    result = replace(result, report=_report(recipe, changed=result.outcome is not None))
     tidy(recipe.output)
     return result
+
+
+def _report(recipe: RunRecipe, *, changed: bool) -> str | None:
+    """The location of the report, which is written anew after a change. None: not wanted, or it
+    could not be written.
+    """
+    if not recipe.reports:
+        return None
+    store = Store(recipe.output)
+    if not changed and store.exists(REPORT):
+        return store.uri(REPORT)
+    return try_to_write(recipe.output)
 
 
 def _inventory(recipe: RunRecipe, sharing: Sharing, workers: _Workers, shown: Quiet) -> Inventory:

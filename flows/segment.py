@@ -17,12 +17,13 @@ from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from maskloom.flows.inventory import Inventory, Sharing
+from maskloom.flows.inventory import WRITTEN, Inventory, Sharing
 from maskloom.flows.progress import RunProgress
 from maskloom.flows.recipes.run import RunRecipe
 from maskloom.flows.stages import Stages
 from maskloom.flows.terminal import at, count, millions, pixels
 from maskloom.segcore.errors import RunError, Stopped, StoreError, TooManyFailures
+from maskloom.segcore.figures.thumbnails import PictureSizes
 from maskloom.segcore.ground.amounts import amount
 from maskloom.segcore.models.files import dump_model, model_of
 from maskloom.segcore.models.protocols import Fitter, is_blank
@@ -171,7 +172,11 @@ def segment(
             inventory.replaced,
         )
         try:
-            settings = replace(recipe.run_settings(plan.run_id), results=f"{folder}/results")
+            settings = replace(
+                recipe.run_settings(plan.run_id),
+                results=f"{folder}/results",
+                pictures=_pictures(recipe, inventory),
+            )
             if pending_selections(settings.model):
                 settings = stages.stage(
                     "choose", _select_engines, settings, plan, inventory, fanout, progress
@@ -187,6 +192,13 @@ def segment(
         except RunError as error:
             error.add_note(_how_far(plan, tables))
             raise
+
+
+def _pictures(recipe: RunRecipe, inventory: Inventory) -> PictureSizes | None:
+    """The sizes of pictures for the report, which shows the images of earlier runs too."""
+    if not (recipe.reports and recipe.pictures):
+        return None
+    return PictureSizes.for_images(len({*inventory.ids}))
 
 
 def _segment_shards(
@@ -279,6 +291,7 @@ def _plan(recipe: RunRecipe, inventory: Inventory, fanout: Fanout, progress: Run
         "machine": platform.machine(),
         "python": platform.python_version(),
         WORKER_MEMORY: available,
+        WRITTEN: dict(recipe.written),
     }
     plan = empty_plan(replace(work, settings=recorded_settings), head, identity)
     shards = make_shards(identity, images, inventory.committed, work.apart_by_crs)

@@ -17,8 +17,10 @@ from maskloom.segcore.models.protocols import SEGMENTERS
 from maskloom.segcore.raster.source import Source
 from maskloom.segcore.storage.filesystems import configure
 from maskloom.segcore.training.export import PICTURES
+from maskloom.segcore.training.labels import Polygons
 from maskloom.segcore.training.run import TrainingResult, prepare, train
 from maskloom.tasks.discovery.discover import discover, passed_over_note
+from maskloom.tasks.discovery.vectors import find_vectors
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +52,10 @@ def sources(training: TrainingRun) -> tuple[list[Source], list[Source]]:
     """
     # If the model is in the folder of the images, its pictures are not training images.
     ours = {f"{training.recipe.output}/{name}" for name in PICTURES}
+    if isinstance(training.recipe.labels, Polygons):
+        found = _discovered(training.images, "images")
+        vectors = find_vectors(training.masks, "masks")
+        return [source for source in found if source.uri not in ours], vectors
     images, masks = (
         [source for source in _discovered(entries, key) if source.uri not in ours]
         for entries, key in ((training.images, "images"), (training.masks, "masks"))

@@ -18,7 +18,7 @@ import io
 import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence, Set
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -43,6 +43,12 @@ from maskloom.tasks.image_rows import IMAGES_SCHEMA, image_row
 from maskloom.tasks.object_files import KEYS, ROW_GROUP, ObjectFile
 from maskloom.tasks.plan import SHARD_IMAGES
 
+PICTURES = "tables/pictures"
+PICTURES_SCHEMA = pa.schema(
+    [*KEYS, ("thumbnail", pa.binary()), ("source", pa.binary()), ("mask", pa.binary())],
+    metadata={"maskloom_schema": "1"},
+)
+"""The small pictures of each image, as WebP: see `segcore.figures.thumbnails`."""
 _FAILURES_NAMED = 1000
 FILE_IMAGES = SHARD_IMAGES
 """Number of images up to which a file takes more."""
@@ -283,6 +289,7 @@ class Tables:
                     ids,
                 )
             self._write_objects(draft, file, members, gone.get(file, set()))
+            self._write_pictures(draft, file, members, ids)
             image_rows = pa.Table.from_pylist(
                 [image_row(self.plan, result) for result in members], schema=IMAGES_SCHEMA
             )
@@ -358,6 +365,18 @@ class Tables:
         ObjectFile(self.store, name, self.plan.run_id, self.plan.fingerprint).write(
             draft, staged, results, self._widest, former
         )
+
+    def _write_pictures(
+        self, draft: Draft, file: str, results: Sequence[ImageResult], replaced: Set[str]
+    ) -> None:
+        name = f"{PICTURES}/{file}"
+        rows = [
+            self._keyed(result, asdict(result.pictures)) for result in results if result.pictures
+        ]
+        # Without pictures in this recipe, those of an earlier one are removed.
+        if rows or self.store.exists(name):
+            table = pa.Table.from_pylist(rows, schema=PICTURES_SCHEMA)
+            _write(self.store, draft, name, table, replaced)
 
     def _keyed(self, result: ImageResult, row: Mapping[str, Any]) -> dict[str, Any]:
         return {

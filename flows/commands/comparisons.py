@@ -22,6 +22,7 @@ from maskloom.flows.commands.options import (
     takes_flags,
 )
 from maskloom.flows.terminal import escaped, line
+from maskloom.segcore.errors import RecipeError
 
 if TYPE_CHECKING:
     from maskloom.flows.evaluation.options import EvaluationRequest
@@ -71,7 +72,10 @@ Truth = Annotated[
         "--truth",
         "-t",
         metavar="GLOB",
-        help="Truth masks: files, quoted globs, folders or list files. Repeatable.",
+        help=(
+            "Truth: masks, or polygons as GeoJSON, GeoPackage or GeoParquet. Files, quoted globs, "
+            "folders or list files. Repeatable."
+        ),
     ),
 ]
 MoreTruth = Annotated[
@@ -136,6 +140,7 @@ def evaluate(
     pixels are alike, they are too narrow.
     """
     from maskloom.flows.evaluation import evaluate as flow
+    from maskloom.flows.report.write import try_to_write, write_reports
 
     with errors_as_messages():
         request = _evaluation_request((*truth, *(more or [])), flags)
@@ -144,16 +149,31 @@ def evaluate(
             typer.echo(line(note), err=True)
         typer.echo(escaped(found.table))
         typer.echo(f"{found.summary}. Look at {found.folder}/evaluation.png; tables are beside it.")
+        report = try_to_write(found.folder, write_reports)
+        if report is not None:
+            typer.echo(f"Report: {line(report)}")
         if found.failures:
             raise typer.Exit(SOME_FAILED)
 
 
 def _evaluation_request(truth: tuple[str, ...], flags: EvaluationFlags) -> EvaluationRequest:
-    from maskloom.flows.evaluation.options import EvaluationRequest, cluster_of
+    from maskloom.flows.evaluation.options import EvaluationRequest, PolygonOptions, cluster_of
     from maskloom.segcore.annotations.pairing import NameSuffixes
 
+    if flags.overlap not in ("last", "class"):
+        raise RecipeError(f"--overlap: expected last or class; got {flags.overlap!r}.")
     return EvaluationRequest(
         truth=truth,
+        polygons=PolygonOptions(
+            attribute=flags.attribute,
+            of=flags.of,
+            outside=flags.outside,
+            overlap="last" if flags.overlap == "last" else "class",
+            all_touched=flags.all_touched,
+            layer=flags.layer,
+            image=flags.image_attribute,
+            pixels=flags.pixels,
+        ),
         values=tuple(flags.values or ()),
         colours=flags.colours,
         void=tuple(flags.void or ()),

@@ -98,8 +98,67 @@ Void = Annotated[
     list[str] | None,
     typer.Option(
         metavar="VALUE",
-        help="Value, range or colour of the truth masks to ignore, e.g. 255. Repeatable.",
+        help=(
+            "Value, range or colour of the truth masks to ignore, e.g. 255; of polygons, a value "
+            "of their attribute. Repeatable. `rest`: all that have no class."
+        ),
     ),
+]
+Attribute = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME",
+        help=(
+            "Polygons: attribute that names the class. Default: class_name, class, classification "
+            "or label."
+        ),
+    ),
+]
+AllOf = Annotated[
+    str, typer.Option("--of", metavar="CLASS", help="Polygons: the class of all of them.")
+]
+Outside = Annotated[
+    str,
+    typer.Option(
+        metavar="CLASS",
+        help=(
+            "Polygons: class of pixels that none covers, or void. Default: the first class if its "
+            "name means background, otherwise void."
+        ),
+    ),
+]
+OverlapRule = Annotated[
+    str,
+    typer.Option(
+        "--overlap",
+        metavar="last|class",
+        help="Polygons: the last in the file covers others, or that of the last class.",
+    ),
+]
+AllTouched = Annotated[
+    bool,
+    typer.Option(
+        "--all-touched",
+        help="Polygons have all pixels that they touch, not only those whose centre they have.",
+    ),
+]
+VectorLayer = Annotated[
+    str, typer.Option("--layer", metavar="NAME", help="Polygons: layer of the file.")
+]
+ImageAttribute = Annotated[
+    str,
+    typer.Option(
+        "--image-attribute",
+        metavar="NAME",
+        help=(
+            "Polygons: attribute that names the image. Default: the file's name if it is that of "
+            "an image, otherwise the place."
+        ),
+    ),
+]
+PixelCoordinates = Annotated[
+    bool,
+    typer.Option("--pixels", help="Polygons: coordinates are pixels in images with a CRS too."),
 ]
 TruthSuffix = Annotated[
     str,
@@ -180,6 +239,14 @@ class EvaluationFlags:
     void: Void = None
     truth_suffix: TruthSuffix = ""
     image_suffix: ImageSuffix = ""
+    attribute: Attribute = ""
+    of: AllOf = ""
+    outside: Outside = ""
+    overlap: OverlapRule = "last"
+    all_touched: AllTouched = False
+    layer: VectorLayer = ""
+    image_attribute: ImageAttribute = ""
+    pixels: PixelCoordinates = False
     tolerance: Tolerance = 2.0
     objects: CompareObjects = None
     out: ResultFolder = None

@@ -11,6 +11,7 @@ import typer
 from maskloom.flows.commands.messages import CANNOT_CONTINUE, errors_as_messages, location_of
 from maskloom.flows.commands.options import AsJson, Output
 from maskloom.flows.terminal import at, duration, failure, line
+from maskloom.segcore.storage.addresses import redacted
 
 if TYPE_CHECKING:
     from maskloom.tasks.commits.presence import Process
@@ -108,6 +109,18 @@ def _as_json(output: str, found: Status) -> dict[str, Any]:
 def _age(process: Process) -> float | None:
     """Seconds since the last sign of life of a process."""
     return None if process.renewed is None else max(0.0, time.time() - process.renewed)
+
+
+def report(output: Output) -> None:
+    """Write the report of an output again: OUTPUT/report.html, one page to look at. It shows the
+    whole output, whichever runs made it. OUTPUT may also be that of a training, or of an
+    evaluation.
+    """
+    from maskloom.flows.report.write import write_reports
+
+    with errors_as_messages():
+        for written in write_reports(location_of(output)):
+            typer.echo(line(redacted(written)))
 
 
 def verify(output: Output) -> None:

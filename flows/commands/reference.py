@@ -9,9 +9,23 @@ import typer
 
 from maskloom.flows.commands.messages import errors_as_messages
 
-Registry = Annotated[
-    Literal["segmenters", "formats", "statistics", "networks", "clusters"],
-    typer.Argument(help="What to list."),
+
+def _names(incomplete: str) -> list[str]:
+    from maskloom.flows.catalogue import names
+
+    return names(incomplete)
+
+
+What = Annotated[
+    str,
+    typer.Argument(
+        metavar="NAME",
+        help=(
+            "segmenters, formats, statistics, networks or clusters; or the name of one, e.g. "
+            "kmeans."
+        ),
+        autocompletion=_names,
+    ),
 ]
 RecipeKind = Annotated[
     Literal["run", "train"],
@@ -19,14 +33,14 @@ RecipeKind = Annotated[
 ]
 
 
-def list_(what: Registry) -> None:
-    """List segmenters, formats, statistics, networks or clusters. Shows their parameters with
-    defaults, and how exact segmenters are in tiles.
+def list_(what: What) -> None:
+    """List segmenters, formats, statistics, networks or clusters, or explain one of them. Shows
+    what it does, when to use it, its parameters with defaults, and how exact it is in tiles.
     """
     with errors_as_messages():
-        from maskloom.flows.catalogue import catalogue
+        from maskloom.flows.catalogue import shown
 
-        typer.echo(catalogue(what))
+        typer.echo(shown(what))
 
 
 def schema(of: RecipeKind = "run") -> None:

@@ -10,6 +10,7 @@ import typer
 from maskloom.flows.commands.messages import SOME_FAILED
 from maskloom.flows.signals import end_process
 from maskloom.flows.terminal import count, duration, failure, line, recordable
+from maskloom.segcore.storage.addresses import redacted
 
 if TYPE_CHECKING:
     from maskloom.flows.commands.options import RunFlags
@@ -64,6 +65,8 @@ def print_result(result: RunResult) -> None:
     failed = outcome.failed if outcome is not None else result.inventory.failed_before
     reasons = f" (why images failed: maskloom status {result.output})" if failed else ""
     typer.echo(f"Results: {result.output}{reasons}")
+    if result.report is not None:
+        typer.echo(f"Report: {line(redacted(result.report))}")
 
 
 def _table(rows: Sequence[ClassRow]) -> list[str]:

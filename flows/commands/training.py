@@ -22,6 +22,8 @@ def train(
     from maskloom.flows import train as flow
     from maskloom.flows.commands.log_file import written_to
     from maskloom.flows.recipes import training
+    from maskloom.flows.report.write import try_to_write, write_of_training
+    from maskloom.flows.terminal import line
 
     with errors_as_messages(), written_to(log_file, f"train {recipe}"):
         training_run = training.load(recipe, changes or [])
@@ -32,3 +34,6 @@ def train(
             f"{result.epochs} trained in {result.minutes:.1f} minutes. Use it:\n"
             f"  {flow.usage(training_run, result)}"
         )
+        report = try_to_write(training_run.recipe.output, write_of_training)
+        if report is not None:
+            typer.echo(f"Report: {line(report)}")

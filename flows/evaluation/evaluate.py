@@ -10,7 +10,8 @@ from __future__ import annotations
 import contextlib
 import itertools
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -25,6 +26,7 @@ from maskloom.segcore import formats
 from maskloom.segcore.annotations.label_mapping import VOID
 from maskloom.segcore.annotations.masks import holds_object_ids
 from maskloom.segcore.annotations.pairing import MaskPairs, pair
+from maskloom.segcore.annotations.polygons.collect import Collected, LabelledGrid, collect
 from maskloom.segcore.errors import ImageError, RecipeError, StoreError, Unavailable
 from maskloom.segcore.evaluation.run_tables import Output, RunMask
 from maskloom.segcore.evaluation.scoring import EvaluatedImage, EvaluationOptions, Score
@@ -38,16 +40,20 @@ from maskloom.tasks.clusters.local import LocalCluster
 from maskloom.tasks.clusters.serial import SerialCluster
 from maskloom.tasks.discovery.discover import discover
 from maskloom.tasks.discovery.series import SeriesHeaders
+from maskloom.tasks.discovery.vectors import are_vectors, find_vectors
 from maskloom.tasks.evaluate import ImageFailure, score_images, view_images
 from maskloom.tasks.inspect import status
 
 if TYPE_CHECKING:
+    from maskloom.segcore.annotations.polygons.masks import PolygonMask
     from maskloom.segcore.raster.source import Member
     from maskloom.tasks.clusters.protocol import Cluster
 
 FOLDER = "evaluation"
 """Folder of the results below an output."""
 _WORST = 3
+_AT_ONCE = 16
+"""Headers that are read at once."""
 _FAILURES_SHOWN = 5
 _PIXELS_IN_PROCESS = 50_000_000
 """Worker processes take seconds to start, so they are worth it only above this number."""
@@ -70,16 +76,22 @@ def evaluate(location: str, request: EvaluationRequest, *, quiet: bool = True) -
             "Run its recipe again to finish it."
         )
     output = Output.read(Store(location))
-    truths, passed_over = find_truths(request.truth, location)
-    pairs = pair({mask.uri: mask.image_id for mask in output.masks}, truths, request.suffixes)
-    compared = _compare(output, pairs, request, quiet)
+    if are_vectors(request.truth):
+        found = _polygons(output, request)
+        pairs, drawn = _pairs_of_polygons(output, found), found.masks
+        extra, passed_over = found.notes, ""
+    else:
+        truths, passed_over = find_truths(request.truth, location)
+        pairs = pair({mask.uri: mask.image_id for mask in output.masks}, truths, request.suffixes)
+        drawn, extra = {}, ()
+    compared = _compare(output, pairs, drawn, request, quiet)
     store, folder = (
         (Store(location), f"{FOLDER}/") if request.out is None else (Store(request.out), "")
     )
     evaluation = Evaluation(
         compared.result,
         compared.failures,
-        tuple(notes(output, run.left, pairs, compared, passed_over)),
+        (*extra, *notes(output, run.left, pairs, compared, passed_over)),
         store.uri(folder).rstrip("/"),
         compared.volumes,
     )
@@ -89,23 +101,52 @@ def evaluate(location: str, request: EvaluationRequest, *, quiet: bool = True) -
     return evaluation
 
 
+def _polygons(output: Output, request: EvaluationRequest) -> Collected:
+    """The polygons of the run's images. The headers of the masks say where these are."""
+    files = find_vectors(request.truth, "--truth")
+    with _errors_for_users(), ThreadPoolExecutor(_AT_ONCE, "headers") as pool:
+        specs = pool.map(
+            lambda mask: formats.describe(output.store.uri(mask.mask_uri)), output.masks
+        )
+        grids = {
+            mask.uri: LabelledGrid(mask.image_id, replace(spec, location=mask.uri))
+            for mask, spec in zip(output.masks, specs, strict=True)
+        }
+        first = formats.describe(output.store.uri(output.masks[0].mask_uri))
+        options = request.job_options(output, holds_object_ids(first), polygons=True)
+        rules = request.polygon_rules(output.classes.names, options.foreground)
+        return collect({file.uri: file.image_id for file in files}, grids, rules, request.suffixes)
+
+
+def _pairs_of_polygons(output: Output, found: Collected) -> MaskPairs:
+    truth_of = {uri: mask.location for uri, mask in found.masks.items()}
+    names = {mask.uri: mask.image_id for mask in output.masks if mask.uri in truth_of}
+    return MaskPairs(truth_of, names, (), ())
+
+
 def _compare(
-    output: Output, pairs: MaskPairs, request: EvaluationRequest, quiet: bool
+    output: Output,
+    pairs: MaskPairs,
+    polygons: Mapping[str, PolygonMask],
+    request: EvaluationRequest,
+    quiet: bool,
 ) -> Comparison:
-    """Compare all pairs, on a cluster or in this process."""
+    """Compare all pairs, on a cluster or in this process. `polygons`: truth that is no mask, by
+    URI of the image.
+    """
     masks = [mask for mask in output.masks if mask.uri in pairs.truth_of]
     cluster = request.cluster or _cluster(output, len(masks))
     stop = threading.Event()
     with _errors_for_users(), ExitStack() as stack:
         first = formats.describe(output.store.uri(masks[0].mask_uri))
-        options = request.job_options(output, holds_object_ids(first))
+        options = request.job_options(output, holds_object_ids(first), polygons=bool(polygons))
         stack.enter_context(stop_on_signals(stop))
         prepare = partial(prepare_process, threads=cluster.worker_threads)
         fanout = stack.enter_context(cluster.opened(prepare, stop))
         progress = ItemProgress(
             stack.enter_context(display(quiet)), "evaluate", "images", len(masks)
         )
-        images = _images(output, masks, pairs, options)
+        images = _with_polygons(_images(output, masks, pairs, options), polygons)
         scored = score_images(fanout, images, options, progress)
         _require_valid(scored.failures, all_failed=not scored.scores)
         result = Result(output.classes, scored.scores)
@@ -119,7 +160,7 @@ def _compare(
         shown = [mask for mask in masks if mask.image_id in tiles]
         pictured = (
             replace(each, members=_members(output.store, each.image_uri))
-            for each in _images(output, shown, pairs, options)
+            for each in _with_polygons(_images(output, shown, pairs, options), polygons)
         )
         views = view_images(fanout, pictured, options, tiles)
     volumes = len(first.shape) > len("yx")
@@ -182,6 +223,12 @@ def _images(
                 yield EvaluatedImage(*files, known.classes, known.others, known.scores)
             else:
                 yield EvaluatedImage(*files, classes[mask.image_id], VOID)
+
+
+def _with_polygons(
+    images: Iterator[EvaluatedImage], polygons: Mapping[str, PolygonMask]
+) -> Iterator[EvaluatedImage]:
+    return (replace(each, polygons=polygons.get(each.image_uri)) for each in images)
 
 
 def _members(store: Store, uri: str) -> tuple[Member, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Literal
 from maskloom.flows.recipes.yaml_files import read_yaml
 from maskloom.segcore import formats
 from maskloom.segcore.annotations.label_mapping import (
+    UNKNOWN,
+    VOID,
     VOID_NAME,
     LabelMapping,
     ValueRule,
@@ -18,6 +20,7 @@ from maskloom.segcore.annotations.label_mapping import (
     parse_values,
 )
 from maskloom.segcore.annotations.pairing import NameSuffixes
+from maskloom.segcore.annotations.polygons.rules import PolygonRules
 from maskloom.segcore.errors import ImageError, RecipeError
 from maskloom.segcore.evaluation.scoring import EvaluationOptions
 from maskloom.segcore.raster.source import ABSENT
@@ -28,6 +31,24 @@ from maskloom.tasks.discovery.discover import discover, passed_over_note
 if TYPE_CHECKING:
     from maskloom.segcore.evaluation.run_tables import Output
     from maskloom.tasks.clusters.protocol import Cluster
+
+
+REST = "rest"
+"""In place of a void value: all values that no class has."""
+
+
+@dataclass(frozen=True, slots=True)
+class PolygonOptions:
+    """How polygons are truth; see `segcore.annotations.polygons.rules`."""
+
+    attribute: str = ""
+    of: str = ""
+    outside: str = ""
+    overlap: Literal["last", "class"] = "last"
+    all_touched: bool = False
+    layer: str = ""
+    image: str = ""
+    pixels: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +62,9 @@ class EvaluationRequest:
     colours: Path | None = None
     """YAML file of classes with their values or colours."""
     void: tuple[str, ...] = ()
-    """Values, ranges or colours of the truth that are ignored."""
+    """Values, ranges or colours of the truth that are ignored; `rest`: all without a class."""
+    polygons: PolygonOptions | None = None
+    """How polygons are truth. None: as the defaults say, if the files hold polygons."""
     suffixes: NameSuffixes = field(default_factory=NameSuffixes)
     tolerance: float = 2.0
     """Distance in pixels up to which boundaries agree."""
@@ -54,9 +77,12 @@ class EvaluationRequest:
     processes of this machine.
     """
 
-    def job_options(self, output: Output, numbered: bool) -> EvaluationOptions:
-        """The options of the jobs. `numbered`: whether the run's masks hold ids of objects. Raises
-        `RecipeError` if the options do not suit the run.
+    def job_options(
+        self, output: Output, numbered: bool, *, polygons: bool = False
+    ) -> EvaluationOptions:
+        """The options of the jobs. `numbered`: whether the run's masks hold ids of objects;
+        `polygons`: whether the truth is polygons. Raises `RecipeError` if the options do not suit
+        the run.
         """
         classes = output.classes
         compared = numbered if self.objects == "auto" else self.objects == "yes"
@@ -66,12 +92,39 @@ class EvaluationRequest:
                 "background, so nothing is an object. Use --no-objects."
             )
         objects = tuple(classes.names[i] for i in classes.foreground) if numbered else None
+        foreground = classes.foreground if compared else ()
+        if polygons:
+            drawn = self.polygon_rules(classes.names, foreground)
+            mapping = LabelMapping.of(drawn.value_rules(), classes.names)
+            return EvaluationOptions(mapping, self.tolerance, foreground, numbered)
         rules = self._rules() or default_rules(classes.names, objects)
-        return EvaluationOptions(
-            LabelMapping.of([*rules, *self._void_rules()], classes.names),
-            self.tolerance,
-            classes.foreground if compared else (),
-            numbered,
+        mapping = LabelMapping.of(
+            [*rules, *self._void_rules()],
+            classes.names,
+            VOID if REST in self._void_texts() else UNKNOWN,
+        )
+        return EvaluationOptions(mapping, self.tolerance, foreground, numbered)
+
+    def polygon_rules(self, names: tuple[str, ...], foreground: tuple[int, ...]) -> PolygonRules:
+        """The meaning of polygons. Raises `RecipeError` for options that do not suit them."""
+        wanted = self.polygons or PolygonOptions()
+        if self.colours is not None:
+            raise RecipeError("--colours: polygons have no colours. Use --values VALUE=CLASS.")
+        values = dict(_attribute_values(self.values))
+        values |= {text: VOID_NAME for text in self._void_texts() if text != REST}
+        return PolygonRules(
+            names,
+            attribute=wanted.attribute,
+            values=_with_own_names(values, names),
+            of=wanted.of,
+            outside=wanted.outside,
+            rest_is_void=REST in self._void_texts(),
+            overlap=wanted.overlap,
+            all_touched=wanted.all_touched,
+            numbered=frozenset(foreground),
+            layer=wanted.layer,
+            image=wanted.image,
+            pixels=wanted.pixels,
         )
 
     def _rules(self) -> list[ValueRule]:
@@ -82,8 +135,34 @@ class EvaluationRequest:
         return rules
 
     def _void_rules(self) -> list[ValueRule]:
-        values = (value for text in self.void for value in text.split(","))
-        return [ValueRule.parse(value, VOID_NAME, "--void") for value in values]
+        return [
+            ValueRule.parse(value, VOID_NAME, "--void")
+            for value in self._void_texts()
+            if value != REST
+        ]
+
+    def _void_texts(self) -> list[str]:
+        return [value.strip() for text in self.void for value in text.split(",")]
+
+
+def _attribute_values(texts: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Values of an attribute and their classes, from VALUE=CLASS."""
+    for part in (part for text in texts for part in text.split(",")):
+        # Values may hold the sign, names of classes seldom do.
+        value, equals, name = part.rpartition("=")
+        if not equals or not name.strip():
+            raise RecipeError(
+                f"--values {part!r}: expected VALUE=CLASS, for example Tumor=tumour, or "
+                f"maize={VOID_NAME} for polygons that do not count."
+            )
+        yield value.strip(), name.strip()
+
+
+def _with_own_names(values: dict[str, str], names: tuple[str, ...]) -> dict[str, str]:
+    """These values and, if they only say what is void, the classes by their own names."""
+    if not values or set(values.values()) != {VOID_NAME}:
+        return values
+    return {**{name: name for name in names}, **values}
 
 
 def cluster_of(workers: int) -> Cluster:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import maskloom
 from maskloom.flows.recipes.fingerprints import json_values
-from maskloom.flows.recipes.run_file import RunFile, Schedule, checked
+from maskloom.flows.recipes.run_file import ReportOptions, RunFile, Schedule, checked
 from maskloom.flows.recipes.schemas import (
     build,
     did_you_mean,
@@ -20,6 +20,7 @@ from maskloom.flows.recipes.yaml_files import (
     load_document,
     output_below,
 )
+from maskloom.flows.terminal import recordable
 from maskloom.segcore import geometry
 from maskloom.segcore.errors import RecipeError, StoreError
 from maskloom.segcore.models.composed import Composed
@@ -47,6 +48,7 @@ IDENTIFYING_MASKS = (
     "identifiers of the study, from the scans. Keep the folder `masks` as you keep the scans."
 )
 """Shown for a recipe with such masks."""
+_INPUTS_WRITTEN = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +77,12 @@ class RunRecipe:
     """See `RunSettings.masks`."""
     schedule: Schedule | None = None
     """When a server starts the recipe. None: only by hand."""
+    reports: bool = True
+    """Whether a run ends with a report."""
+    pictures: bool = True
+    """Whether its report shows the images."""
+    written: Mapping[str, Any] = field(default_factory=dict)
+    """The recipe as its user wrote it, for the report: see `as_written`."""
 
     @property
     def work(self) -> Fingerprint:
@@ -116,14 +124,41 @@ class RunRecipe:
 def load(path: Path, changes: Sequence[str] = ()) -> RunRecipe:
     """The recipe of a YAML file, with `key.sub=value` changes. Raises `RecipeError`."""
     document = load_document(path, "inputs, output and segmenter")
-    return make(document, path.resolve().parent, changes)
+    loaded = make(document, path.resolve().parent, changes)
+    return replace(loaded, written={**loaded.written, "file": recordable(str(path.resolve()))})
 
 
-def make(document: dict[str, Any], folder: Path, changes: Sequence[str] = ()) -> RunRecipe:
-    """A recipe from its document; relative paths are below `folder`. Raises `RecipeError`."""
+def as_written(document: Mapping[str, Any], folder: Path, changes: Sequence[str]) -> dict[str, Any]:
+    """The recipe as its user wrote it: without the values of variables, with signatures of
+    addresses masked, and with the first of many inputs.
+    """
+    inputs = document.get("inputs")
+    if isinstance(inputs, list) and len(inputs) > _INPUTS_WRITTEN:
+        more = f"... and {len(inputs) - _INPUTS_WRITTEN} more"
+        document = {**document, "inputs": [*inputs[:_INPUTS_WRITTEN], more]}
+    found: dict[str, Any] = recordable(
+        {"document": dict(document), "folder": str(folder), "changes": list(changes)}
+    )
+    return found
+
+
+def make(
+    document: dict[str, Any],
+    folder: Path,
+    changes: Sequence[str] = (),
+    started: Fitter | Model | None = None,
+) -> RunRecipe:
+    """A recipe from its document; relative paths are below `folder`. Raises `RecipeError`.
+
+    `started` is a model or fitter in place of the one that the document describes by more than its
+    kind.
+    """
+    written = as_written(document, folder, changes)
     file = checked(completed(document, changes))
     time_limits: Limits = build({"limits": Limits}, {**file.limits, "kind": "limits"}, "limits")
-    kind_of_segmenter, segmenter = _segmenter(file, folder, time_limits)
+    kind_of_segmenter, segmenter = (
+        _segmenter(file, folder, time_limits) if started is None else (str(file.segmenter), started)
+    )
     tables = {"area": build(STATISTICS, "area", "statistics")}
     for i, entry in enumerate(_wanted_tables(file.statistics, segmenter)):
         kind = entry if isinstance(entry, str) else str(entry.get("kind"))
@@ -146,6 +181,9 @@ def make(document: dict[str, Any], folder: Path, changes: Sequence[str] = ()) ->
         limits=time_limits,
         masks=file.masks,
         schedule=file.schedule,
+        reports=file.report is not False,
+        pictures=file.report.pictures if isinstance(file.report, ReportOptions) else file.report,
+        written=written,
     )
     _refuse_unknown_format(recipe)
     _refuse_unknown_masks(recipe)

@@ -110,6 +110,17 @@ class TilingOptions(pydantic.BaseModel):
         )
 
 
+class ReportOptions(pydantic.BaseModel):
+    """What `report.html` shows."""
+
+    model_config = pydantic.ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+    pictures: Annotated[bool, pydantic.Field(strict=True)] = True
+    """Whether it holds small pictures of the images, and the output the table `pictures`. False
+    for images that must not leave their place, such as those of patients.
+    """
+
+
 class Schedule(pydantic.BaseModel):
     """When `maskloom serve` or a work pool runs the recipe: either `cron` or `interval`. `maskloom
     run` checks it and runs the recipe at once.
@@ -269,6 +280,10 @@ class RunFile(pydantic.BaseModel):
     """
     schedule: Schedule | None = None
     """When a server starts the recipe: see `maskloom serve`."""
+    report: bool | ReportOptions = True
+    """Whether a run ends with `report.html`, a page to look at: true, false, or options. See
+    `maskloom report`.
+    """
     limits: dict[str, Any] = {}
     """Time limits in seconds, after which a step is given up: read, work, examine."""
 
@@ -307,7 +322,11 @@ def checked(document: dict[str, Any]) -> RunFile:
                 error,
                 "",
                 list(RunFile.model_fields),
-                {"tiling": TilingOptions.model_fields, "schedule": Schedule.model_fields},
+                {
+                    "tiling": TilingOptions.model_fields,
+                    "report": ReportOptions.model_fields,
+                    "schedule": Schedule.model_fields,
+                },
             )
         ) from None
     refuse_secrets(file.storage)

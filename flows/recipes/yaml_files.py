@@ -104,11 +104,16 @@ def completed(
     Raises `RecipeError`, also if an address holds a password, or a signature outside the keys
     `inputs`.
     """
-    for change in changes:
-        _change(document, change)
+    change_keys(document, changes)
     whole: dict[str, Any] = _expand(document, "")
     _refuse_secret_addresses(whole, "", inputs)
     return whole
+
+
+def change_keys(document: dict[str, Any], changes: Sequence[str]) -> None:
+    """Make `key.sub=value` changes in a document. Raises `RecipeError`."""
+    for change in changes:
+        _change(document, change)
 
 
 def read_yaml(path: Path, what: str) -> Any:

@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Protocol, Self
 
 import numpy as np
 
 from maskloom.segcore import formats
 from maskloom.segcore.annotations.places import Turn, TurnedReader
+from maskloom.segcore.annotations.polygons.masks import PolygonMask
 from maskloom.segcore.errors import FormatError, ImageError, StoreError
 from maskloom.segcore.formats.source import StoredFile
 
@@ -120,10 +121,28 @@ def packed_colours(pixels: NDArray[np.generic]) -> NDArray[np.int32]:
     return packed
 
 
-def open_mask(spec: RasterSpec, by: By, turn: Turn | None = None) -> MaskReader:
+class LabelReader(Protocol):
+    """An open mask, stored as pixels or drawn from polygons. Use as a context manager."""
+
+    @property
+    def location(self) -> str:
+        """Where it is, for messages."""
+        ...
+
+    def read(self, box: Box) -> tuple[NDArray[np.integer], NDArray[np.bool_]]:
+        """The number of each pixel of a box, and whether it is known, both in the box's shape."""
+        ...
+
+    def __enter__(self) -> Self: ...
+    def __exit__(self, *_: object) -> None: ...
+
+
+def open_mask(spec: RasterSpec | PolygonMask, by: By, turn: Turn | None = None) -> LabelReader:
     """Open a mask for reading, its pixels in the order of `turn`, or as stored. Raises `ReadError`
     if its pixels are broken.
     """
+    if isinstance(spec, PolygonMask):
+        return spec.open()
     reader = formats.open_image(spec) if by == "colour" else formats.open_stored(spec)
     if turn is not None and turn != Turn.none(len(spec.shape)):
         reader = TurnedReader(reader, turn, turn.shape(spec.shape))

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from maskloom.segcore.annotations.label_mapping import LabelMapping
-    from maskloom.segcore.annotations.masks import MaskReader
+    from maskloom.segcore.annotations.masks import LabelReader
     from maskloom.segcore.geometry import Box, Grid, Tile
 
 _FIRST_COMPONENT = 2**41
@@ -58,7 +58,7 @@ class LabelledImage(Protocol):
 class TruthImage:
     """A truth mask with the meaning of its values."""
 
-    reader: MaskReader
+    reader: LabelReader
     mapping: LabelMapping
 
     def classes(self, box: Box) -> NDArray[np.int64]:
@@ -79,7 +79,7 @@ class TruthImage:
 class PredictedImage:
     """A mask of a run: classes or ids of objects."""
 
-    reader: MaskReader
+    reader: LabelReader
     table: NDArray[np.int64]
     """Class id of each value. `UNKNOWN` if the run's tables do not have it."""
     beyond: int = VOID

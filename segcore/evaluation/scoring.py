@@ -18,7 +18,7 @@ from maskloom.segcore.annotations.label_mapping import UNKNOWN
 from maskloom.segcore.annotations.masks import holds_object_ids, open_mask
 from maskloom.segcore.annotations.metrics import Confusion
 from maskloom.segcore.annotations.object_metrics import Matching, ObjectCounts, Overlaps
-from maskloom.segcore.annotations.places import Fit, fit
+from maskloom.segcore.annotations.places import Fit, Turn, fit
 from maskloom.segcore.errors import FormatError, ImageError, RecipeError, StoreError
 from maskloom.segcore.evaluation.boundary import Boundary, halo_of
 from maskloom.segcore.evaluation.labelled_images import ImageInstances, PredictedImage, TruthImage
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from maskloom.segcore.annotations.label_mapping import LabelMapping
+    from maskloom.segcore.annotations.polygons.masks import PolygonMask
     from maskloom.segcore.evaluation.labelled_images import LabelledImage
     from maskloom.segcore.raster.source import Member
     from maskloom.segcore.raster.spec import RasterSpec
@@ -62,6 +63,8 @@ class EvaluatedImage:
     """Score of each object by its id. None if not available."""
     members: tuple[Member, ...] = ()
     """The files of the image if it is a series, for pictures."""
+    polygons: PolygonMask | None = None
+    """Its truth, if that is polygons; `truth` then is the file's name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,7 +225,32 @@ def _photo(
 def _open_both(
     image: EvaluatedImage, options: EvaluationOptions, stack: ExitStack
 ) -> tuple[TruthImage, PredictedImage, Grid, Fit]:
-    theirs, ours = formats.describe(image.truth), formats.describe(image.mask)
+    ours = formats.describe(image.mask)
+    if image.polygons is None:
+        stored = formats.describe(image.truth)
+        theirs: RasterSpec | PolygonMask = stored
+        fits = _checked_fit(image, stored, ours)
+    else:
+        # They are drawn on the grid of the mask.
+        theirs, fits = image.polygons, Fit(Turn.none(len(ours.shape)), "by position", True)
+    if holds_object_ids(ours) != options.numbered:
+        kinds = ("classes", "ids of objects") if options.numbered else ("ids of objects", "classes")
+        raise RecipeError(
+            f"{image.mask} holds {kinds[0]}, other masks of the run hold {kinds[1]}: they were "
+            "made by different recipes. Give --truth only for the images of one recipe, or run one "
+            "over all images."
+        )
+    truth = TruthImage(
+        stack.enter_context(open_mask(theirs, options.mapping.by, fits.turn)), options.mapping
+    )
+    predicted = PredictedImage(
+        stack.enter_context(open_mask(ours, "index")), image.table, image.beyond
+    )
+    return truth, predicted, options.grid(ours.shape), fits
+
+
+def _checked_fit(image: EvaluatedImage, theirs: RasterSpec, ours: RasterSpec) -> Fit:
+    """How a truth mask fits the mask of the run. Raises `TruthMismatch` if it does not."""
     fits = fit(theirs, ours)
     if not fits.same_shape:
         sizes = [" x ".join(str(n) for n in reversed(spec.shape)) for spec in (theirs, ours)]
@@ -242,20 +270,7 @@ def _open_both(
             f"{image.truth} lies elsewhere on earth than the mask of {image.image_id}: their "
             f"corners are {shift:.3g} pixels apart. Warp the truth to the grid of {image.mask}."
         )
-    if holds_object_ids(ours) != options.numbered:
-        kinds = ("classes", "ids of objects") if options.numbered else ("ids of objects", "classes")
-        raise RecipeError(
-            f"{image.mask} holds {kinds[0]}, other masks of the run hold {kinds[1]}: they were "
-            "made by different recipes. Give --truth only for the images of one recipe, or run one "
-            "over all images."
-        )
-    truth = TruthImage(
-        stack.enter_context(open_mask(theirs, options.mapping.by, fits.turn)), options.mapping
-    )
-    predicted = PredictedImage(
-        stack.enter_context(open_mask(ours, "index")), image.table, image.beyond
-    )
-    return truth, predicted, options.grid(ours.shape), fits
+    return fits
 
 
 def _largest_shift(truth: RasterSpec, mask: RasterSpec) -> float:

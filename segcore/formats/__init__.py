@@ -22,12 +22,13 @@ from maskloom.segcore.formats.content import (
 from maskloom.segcore.formats.source import StoredFile
 from maskloom.segcore.formats.user_nodata import open_with
 from maskloom.segcore.raster.source import list_folder
-from maskloom.segcore.raster.spec import FORMATS, OptionsFormat, StoredFormat
+from maskloom.segcore.raster.spec import FORMATS, OptionsFormat, PyramidFormat, StoredFormat
 from maskloom.segcore.raster.stored import ReadOptions, StoredImage, split_part, uri_of_part
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
+    from maskloom.segcore.geometry import Shape
     from maskloom.segcore.raster.source import Source
     from maskloom.segcore.raster.spec import Format, RasterSpec, Reader
 
@@ -43,7 +44,9 @@ __all__ = [
     "image_folders",
     "images_of",
     "open_image",
+    "open_reduced",
     "open_stored",
+    "reduced_shapes",
     "suffix_of",
     "suffixes",
     "tail_of",
@@ -227,6 +230,27 @@ def open_image(spec: RasterSpec) -> Reader:
     if spec.user_nodata is not None:
         return open_with(spec, spec.user_nodata)
     return FORMATS[spec.format].open(spec)
+
+
+def reduced_shapes(spec: RasterSpec) -> tuple[Shape, ...]:
+    """Shapes of an image at the lower resolutions in its file, the finest first; see
+    `PyramidFormat`.
+    """
+    image_format = FORMATS[spec.format]
+    if not isinstance(image_format, PyramidFormat):
+        return ()
+    return tuple(image_format.reduced_shapes(spec))
+
+
+def open_reduced(spec: RasterSpec, number: int, *, stored: bool = False) -> Reader:
+    """Open an image at one of its `reduced_shapes`; use as a context manager. `stored`: with the
+    numbers as stored, see `StoredFormat`. Raises `ReadError`.
+    """
+    image_format = FORMATS[spec.format]
+    assert isinstance(image_format, PyramidFormat)
+    if stored or spec.user_nodata is None:
+        return image_format.open_reduced(spec, number, stored=stored)
+    return open_with(spec, spec.user_nodata, lambda own: image_format.open_reduced(own, number))
 
 
 def open_stored(spec: RasterSpec) -> Reader:

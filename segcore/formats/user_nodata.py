@@ -15,6 +15,7 @@ import numpy as np
 from maskloom.segcore.raster.spec import FORMATS, RasterSpec, UserNodata
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import TracebackType
 
     from numpy.typing import NDArray
@@ -32,10 +33,14 @@ def with_user_nodata(spec: RasterSpec, value: float) -> RasterSpec:
     return replace(spec, user_nodata=UserNodata(value, bands))
 
 
-def open_with(spec: RasterSpec, nodata: UserNodata) -> Reader:
-    """Open an image whose pixels with this value are not valid. Raises `ReadError`."""
+def open_with(
+    spec: RasterSpec, nodata: UserNodata, opened: Callable[[RasterSpec], Reader] | None = None
+) -> Reader:
+    """Open an image whose pixels with this value are not valid: with `opened`, or by its format.
+    Raises `ReadError`.
+    """
     read = tuple(dict.fromkeys((*spec.bands, *nodata.bands)))
-    inner = FORMATS[spec.format].open(replace(spec, bands=read))
+    inner = (opened or FORMATS[spec.format].open)(replace(spec, bands=read))
     return _MarkingReader(
         inner,
         _typed(nodata.value, np.dtype(spec.dtype)),

@@ -58,6 +58,38 @@ def to_lonlat(space: Space, column: Floats, row: Floats) -> tuple[Floats, Floats
     return np.where(found, longitude, np.nan), np.where(found, np.clip(latitude, -90, 90), np.nan)
 
 
+def from_lonlat(
+    space: Space, longitude: Floats, latitude: Floats, shape: Shape
+) -> tuple[Floats, Floats]:
+    """Columns and rows of positions in degrees, the inverse of `to_lonlat`, for a raster of this
+    shape with a CRS. Shapes (n,). Where a map goes around the planet, they are those nearest to the
+    raster. NaN if the CRS has no longitude and latitude.
+    """
+    assert space.affine is not None
+    assert space.crs is not None
+    transformer = _transformer(space.crs)
+    if transformer is None:
+        return np.full(len(longitude), np.nan), np.full(len(longitude), np.nan)
+    a, b, c, d, e, f = space.affine
+    near: tuple[Floats, Floats] | None = None
+    for turn in (0, 360, -360):
+        x, y = transformer.transform(longitude + turn, latitude, direction="INVERSE")
+        column, row = np.linalg.solve([[a, b], [d, e]], np.stack([x - c, y - f]))
+        if near is None:
+            near = column, row
+            continue
+        # Half a pixel beyond the border is inside, as far as rounding goes.
+        closer = _outside(column, shape[1]) < _outside(near[0], shape[1]) - 0.5
+        near = np.where(closer, column, near[0]), np.where(closer, row, near[1])
+    assert near is not None
+    return near
+
+
+def _outside(position: Floats, length: int) -> Floats:
+    """Distance of positions from the range 0 to `length`."""
+    return np.maximum(np.maximum(-position, position - length), 0)
+
+
 @lru_cache(maxsize=256)
 def poles(space: Space) -> dict[int, tuple[float, float]]:
     """The poles that are points of the raster's plane: (column, row) by 1 (north) and -1 (south).

@@ -40,7 +40,7 @@ from maskloom.segcore.objects.two_pass import (
     with_ring,
 )
 from maskloom.segcore.pipeline.jobs import RunSettings
-from maskloom.segcore.pipeline.tile_results import States, TileResults
+from maskloom.segcore.pipeline.tile_results import States, TileResults, merge_results
 from maskloom.segcore.raster.classes import BACKGROUND_NAMES, ClassTable
 from maskloom.segcore.raster.spec import FORMATS, Block, RasterSpec, Reader
 from maskloom.segcore.statistics.objects.table import (
@@ -163,6 +163,23 @@ class ImageRun:
         if merger is None:
             return iter(())
         return join_tiles(merger, self.grid, tiles, self.spec.location)
+
+    def finish_tiles(
+        self, tiles: Sequence[tuple[TileResults, PackedLabels | None]]
+    ) -> tuple[TileResults, int]:
+        """The results of the whole image, from those of the first pass over all its tiles in the
+        order of the grid; and the number of its objects. Raises as `join`.
+        """
+        labels = [found for _, found in tiles if found is not None]
+        relabellings = list(self.join(labels))
+        count = max((each.numbers.greatest for each in relabellings), default=0)
+        # Without objects there are no labels, and no second pass.
+        again = zip(self.grid, labels, relabellings, strict=bool(labels))
+        parts = [
+            *(results for results, _ in tiles),
+            *(self.relabel_tile(tile, each.labels, to, count) for tile, each, to in again),
+        ]
+        return merge_results(parts, self.settings.statistics), count
 
     def relabel_tile(
         self, tile: Tile, labels: bytes, relabelling: Relabelling, count: int

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
+from maskloom.segcore.figures.thumbnails import PictureSizes
 from maskloom.segcore.geometry import Grid, Tiling
 from maskloom.segcore.models.protocols import EngineSelector, Fitter, Model, ObjectSegmenter
 from maskloom.segcore.pipeline.records import Failure, PlannedImage
@@ -44,6 +45,9 @@ class RunSettings:
     """Folder below the output for masks and rows that are not committed yet. Each driver has a
     different one, since two may carry out the same run.
     """
+
+    pictures: PictureSizes | None = None
+    """Sizes of the small pictures for the report. None: no pictures."""
 
     @property
     def joins(self) -> bool:

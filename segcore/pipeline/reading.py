@@ -72,7 +72,7 @@ def _planned(
     try:
         if isinstance(header, FormatError):
             raise header
-        return PlannedImage(source, _placed(header, options))
+        return PlannedImage(source, placed(header, options))
     except FormatError as error:
         return PlannedImage(source, None, Failure.of(error))
 
@@ -90,7 +90,7 @@ def read_headers(job: HeadersJob) -> tuple[str, ...]:
     return tuple(image_format.headers(job.members, job.options))
 
 
-def _placed(spec: RasterSpec, options: ReadOptions) -> RasterSpec:
+def placed(spec: RasterSpec, options: ReadOptions) -> RasterSpec:
     """The metadata with the position, the pixel size and the nodata value that the user wants."""
     if options.ground_control == "affine":
         spec = _fitted_to_ground(spec)

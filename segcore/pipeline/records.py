@@ -19,6 +19,7 @@ from operator import attrgetter
 from typing import Any
 
 from maskloom.segcore.errors import FitError, ImageError
+from maskloom.segcore.figures.thumbnails import Pictures
 from maskloom.segcore.raster.source import Source
 from maskloom.segcore.raster.spec import RasterSpec
 from maskloom.segcore.storage.addresses import redacted
@@ -159,6 +160,8 @@ class ImageResult:
     """Kind and fitted or selected parameters, as JSON."""
     warning: str | None = None
     """A warning about its result. None: no warning."""
+    pictures: Pictures | None = None
+    """Its small pictures for the report, of some kilobytes. None: not asked for."""
 
 
 def run_id(name: str, fingerprint: str, inputs: Sequence[Source], parent: str | None) -> str:

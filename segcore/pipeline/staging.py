@@ -10,6 +10,7 @@ from dataclasses import replace
 import pyarrow as pa
 
 from maskloom.segcore.errors import RunError
+from maskloom.segcore.figures import thumbnails
 from maskloom.segcore.figures.preview import PreviewPart, preview_stride, render_preview
 from maskloom.segcore.masks import EncodedBlock
 from maskloom.segcore.models.protocols import FIRST_CLASSES, caution_of
@@ -78,7 +79,17 @@ def stage_mask(
         mask_sha256=mask.sha256,
         tiles=len(run.grid),
         segmenter=canonical({"kind": settings.kind, **model.provenance()}),
+        pictures=_small_pictures(run, previews),
     )
+
+
+def _small_pictures(run: ImageRun, previews: list[PreviewPart]) -> thumbnails.Pictures | None:
+    """The pictures for the report. None: not asked for."""
+    sizes, spec = run.settings.pictures, run.spec
+    if sizes is None:
+        return None
+    stride = preview_stride(spec.shape)
+    return thumbnails.draw(previews, spec.shape, run.class_table, stride, sizes, spec.space.frame)
 
 
 def stage_objects(
@@ -118,11 +129,11 @@ def with_rows(result: ImageResult, run: ImageRun, states: States) -> ImageResult
         result,
         rows=rows,
         nodata_pixels=areas[0]["nodata_pixels"],
-        warning=_warning(run, shares),
+        warning=warning_of(run, shares),
     )
 
 
-def _warning(run: ImageRun, shares: Mapping[str, float]) -> str | None:
+def warning_of(run: ImageRun, shares: Mapping[str, float]) -> str | None:
     """The warnings about the result on an image. None: no warning."""
     level = run.spec.level
     read = f"level {level} of the pyramid was read, not full resolution" if level else None

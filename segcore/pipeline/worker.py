@@ -26,8 +26,7 @@ from typing import Any
 from maskloom.segcore.errors import FitError, ImageError
 from maskloom.segcore.fold import observe_all
 from maskloom.segcore.geometry import Tile
-from maskloom.segcore.models.protocols import Fitter, Model, concluded
-from maskloom.segcore.models.selection import probe_box
+from maskloom.segcore.models.protocols import Fitter
 from maskloom.segcore.objects.two_pass import Relabelling
 from maskloom.segcore.pipeline.image_run import ImageRun
 from maskloom.segcore.pipeline.jobs import (
@@ -42,6 +41,7 @@ from maskloom.segcore.pipeline.jobs import (
     TileRangeJob,
     TileRangeResult,
 )
+from maskloom.segcore.pipeline.one_image import PlannedFile, fitted, select_engine_on
 from maskloom.segcore.pipeline.reading import describe_source, open_planned, read_block, spec_of
 from maskloom.segcore.pipeline.records import Failure, ImageResult, PlannedImage
 from maskloom.segcore.pipeline.staging import (
@@ -58,7 +58,6 @@ from maskloom.segcore.pipeline.tile_results import (
     merge_states,
 )
 from maskloom.segcore.processes import limits
-from maskloom.segcore.raster.spec import Block
 from maskloom.segcore.storage.filesystems import configure
 from maskloom.segcore.storage.packing import PackedFile, pack, unpack
 from maskloom.segcore.storage.store import Store
@@ -97,16 +96,10 @@ def select_engine(job: SelectEngineJob) -> Mapping[str, Any] | None:
     """Select an engine on the middle of an image. None if no image can be read."""
     for image in job.images:
         try:
-            spec = job.selector.select(spec_of(image))
-            box = probe_box(spec.shape)
-            with open_planned(image, spec) as reader:
-                pixels, valid = reader.read(box)
+            return select_engine_on(job.selector, PlannedFile(image, spec_of(image)))
         except ImageError:
             # It becomes a failed row later.
             continue
-        return job.selector.select_engine(
-            Block(Tile.whole(box.shape), pixels, valid, replace(spec, shape=box.shape))
-        )
     return None
 
 
@@ -235,21 +228,11 @@ def finish_image(job: FinishJob) -> ImageResult:
 def _segment_image(settings: RunSettings, image: PlannedImage) -> ImageResult:
     started = time.perf_counter()
     try:
-        run = ImageRun.of(replace(settings, model=_fitted(settings, image)), spec_of(image))
+        model = fitted(settings, PlannedFile(image, spec_of(image)))
+        run = ImageRun.of(replace(settings, model=model), spec_of(image))
         with open_planned(image, run.source) as reader:
             tiles = [run.segment_tile(reader, tile) for tile in run.grid]
-        labels = [found for _, found in tiles if found is not None]
-        relabellings = list(run.join(labels))
-        count = max((each.numbers.greatest for each in relabellings), default=0)
-        # Without objects there are no labels, and no second pass.
-        again = zip(run.grid, labels, relabellings, strict=bool(labels))
-        whole = merge_results(
-            [
-                *(results for results, _ in tiles),
-                *(run.relabel_tile(tile, each.labels, to, count) for tile, each, to in again),
-            ],
-            settings.statistics,
-        )
+        whole, count = run.finish_tiles(tiles)
         result = stage_mask(run, image, iter(whole.blocks), whole.previews, count)
     except (ImageError, FitError) as error:
         classes = (
@@ -267,17 +250,3 @@ def _segment_image(settings: RunSettings, image: PlannedImage) -> ImageResult:
         tables=tables,
         seconds=time.perf_counter() - started,
     )
-
-
-def _fitted(settings: RunSettings, image: PlannedImage) -> Model:
-    model = settings.model
-    if isinstance(model, Fitter):
-        spec = model.select(spec_of(image))
-        with open_planned(image, spec) as reader:
-            while isinstance(model, Fitter):
-                fitter = model
-                seen = observe_all(
-                    fitter, (read_block(reader, tile, spec) for tile in settings.grid(spec))
-                )
-                model = concluded(fitter, seen, settings.named)
-    return model

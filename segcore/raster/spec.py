@@ -324,4 +324,21 @@ class StoredFormat(Format, Protocol, metaclass=CheckedOnce):
         ...
 
 
+@runtime_checkable
+class PyramidFormat(Format, Protocol, metaclass=CheckedOnce):
+    """A format whose files may hold an image at lower resolutions too, to look at from afar."""
+
+    def reduced_shapes(self, spec: RasterSpec) -> Sequence[Shape]:
+        """Shapes of the image of `spec` at the lower resolutions in its file, the finest first.
+        Raises as `open`.
+        """
+        ...
+
+    def open_reduced(self, spec: RasterSpec, number: int, *, stored: bool = False) -> Reader:
+        """Open one of these, counted from 0; the reader takes boxes in its pixels. `stored`: with
+        the numbers as stored, see `StoredFormat`. Raises as `open`.
+        """
+        ...
+
+
 FORMATS: Registry[Format] = Registry("format", "maskloom.segcore.formats")

@@ -68,6 +68,15 @@ class ConnectedParts:
     exactness: ClassVar[Exactness] = Exactness.EXACT
     units: ClassVar[str] = "as the segmenter inside; sizes are in pixels of the image"
     volumes: ClassVar[str] = "as the segmenter inside; parts reach over planes"
+    use_when: ClassVar[str] = (
+        "cells, grains, fields or lesions that do not touch one another: each connected part of"
+        " a class becomes an object with a row of its own"
+    )
+    not_when: ClassVar[str] = (
+        "objects touch: use watershed. Or only areas by class matter: the segmenter inside "
+        "alone is faster"
+    )
+    reference: ClassVar[str] = "Rosenfeld and Pfaltz 1966, doi:10.1145/321356.321357"
 
     def __post_init__(self) -> None:
         _rule((0,), self)

@@ -63,6 +63,12 @@ class Ensemble:
 
     units: ClassVar[str] = "what every member promises"
     volumes: ClassVar[str] = "as each member"
+    use_when: ClassVar[str] = (
+        "several methods or networks are right in different places; where they vote, their "
+        "errors must differ"
+    )
+    not_when: ClassVar[str] = "its members are variants of one method, whose errors agree"
+    reference: ClassVar[str] = "Kittler et al. 1998, doi:10.1109/34.667881"
 
     def __post_init__(self) -> None:
         if len(self.members) < 2:

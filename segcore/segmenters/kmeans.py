@@ -83,6 +83,20 @@ class KMeans(SampledFitter):
         "factors at all do"
     )
     volumes: ClassVar[str] = "exact"
+    use_when: ClassVar[str] = (
+        "classes differ in colour or reflectance, and nobody has labelled anything: land cover,"
+        " tissue, photographs. A first look at any collection"
+    )
+    not_when: ClassVar[str] = (
+        "classes differ in texture or shape rather than in colour; one class is rare (it gets "
+        "no cluster of its own); bands have different units (set `standardise`); clusters are "
+        "elongated or of very different size (use mixture)"
+    )
+    reference: ClassVar[str] = (
+        "Lloyd 1982, doi:10.1109/TIT.1982.1056489; starts by k-means++, Arthur and "
+        "Vassilvitskii 2007; `auto` by Calinski and Harabasz 1974, "
+        "doi:10.1080/03610927408827101"
+    )
 
     def __post_init__(self) -> None:
         requested_clusters(self.clusters, self.classes, "clusters")

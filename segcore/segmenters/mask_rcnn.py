@@ -97,6 +97,13 @@ class MaskRcnnObjects:
     exactness: ClassVar[Exactness] = Exactness.EXACT_IF_SMALLER_THAN_HALO
     units: ClassVar[str] = "pixels must come in the units of training"
     volumes: ClassVar[str] = PLANAR
+    use_when: ClassVar[str] = (
+        "objects overlap or touch, have many sizes, and you have labelled some hundred of them"
+    )
+    not_when: ClassVar[str] = (
+        "there are no labels to train with, or objects are larger than the `halo`"
+    )
+    reference: ClassVar[str] = "He et al. 2017, doi:10.1109/ICCV.2017.322"
 
     def __post_init__(self) -> None:
         if self.bands is not None and (not self.bands or min(self.bands) < 1):

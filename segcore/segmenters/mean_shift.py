@@ -113,6 +113,15 @@ class MeanShift:
         "`standardise` in standard deviations"
     )
     volumes: ClassVar[str] = f"feature: exact; joint: {PLANAR}"
+    use_when: ClassVar[str] = (
+        "`space: feature`: colour classes whose number is unknown. `space: joint`: regions of "
+        "even colour with true outlines, such as fields and roofs"
+    )
+    not_when: ClassVar[str] = (
+        "many bands (density is thin there), or very large images with `joint` and a large "
+        "radius, since time grows with its square"
+    )
+    reference: ClassVar[str] = "Comaniciu and Meer 2002, doi:10.1109/34.1000236"
 
     def __post_init__(self) -> None:
         if self.space not in ("feature", "joint"):

@@ -90,6 +90,18 @@ class MixtureOfGaussians(SampledFitter):
         "no factor or offset of any band changes a label: the fit is in standard deviations of each"
     )
     volumes: ClassVar[str] = "exact"
+    use_when: ClassVar[str] = (
+        "as k-means, where classes differ in spread or their bands are correlated, such as "
+        "brain tissue in MRI; `smoothness` against noise"
+    )
+    not_when: ClassVar[str] = (
+        "classes are far from Gaussian, or there are too few pixels for a covariance of many "
+        "bands (set `covariance: diag`)"
+    )
+    reference: ClassVar[str] = (
+        "Dempster, Laird and Rubin 1977, doi:10.1111/j.2517-6161.1977.tb01600.x; `auto` by BIC,"
+        " Schwarz 1978, doi:10.1214/aos/1176344136"
+    )
 
     def __post_init__(self) -> None:
         requested_clusters(self.components, self.classes, "components")

@@ -120,6 +120,11 @@ class Network:
         "pixels must come in the units of training; `scaling` converts other units"
     )
     volumes: ClassVar[str] = f"a network of volumes: in three dimensions; of images: {PLANAR}"
+    use_when: ClassVar[str] = "you have a trained model that labels pixels"
+    not_when: ClassVar[str] = (
+        "nothing like your images was among those that it was trained on: compare with truth by"
+        " `maskloom evaluate` first"
+    )
     kind: ClassVar[str] = "network"
 
     def __post_init__(self) -> None:
@@ -227,6 +232,14 @@ class Network:
 class Unet(Network):
     """A U-Net (Ronneberger et al. 2015) trained with `maskloom train` or that comes with it."""
 
+    use_when: ClassVar[str] = (
+        "classes are known by shape and texture, and you have labelled some images; `weights: "
+        "nuclei` for nuclei in fluorescence images"
+    )
+    not_when: ClassVar[str] = "there are no labels, or a threshold does"
+    reference: ClassVar[str] = (
+        "Ronneberger, Fischer and Brox 2015, doi:10.1007/978-3-319-24574-4_28"
+    )
     kind: ClassVar[str] = "unet"
 
 
@@ -236,6 +249,9 @@ class Fcn(Network):
     """A fully convolutional network (Long et al. 2015) trained with `maskloom train`."""
 
     volumes: ClassVar[str] = PLANAR
+    use_when: ClassVar[str] = "as unet, where outlines need not be exact to the pixel"
+    not_when: ClassVar[str] = "thin or small structures: use unet"
+    reference: ClassVar[str] = "Long, Shelhamer and Darrell 2015, doi:10.1109/CVPR.2015.7298965"
     kind: ClassVar[str] = "fcn"
 
 
@@ -248,6 +264,9 @@ class Deeplab(Network):
     """
 
     volumes: ClassVar[str] = PLANAR
+    use_when: ClassVar[str] = "as unet, where a pixel's class depends on much of what is around it"
+    not_when: ClassVar[str] = "thin or small structures: use unet"
+    reference: ClassVar[str] = "Chen et al. 2018, doi:10.1007/978-3-030-01234-2_49"
     kind: ClassVar[str] = "deeplab"
 
 

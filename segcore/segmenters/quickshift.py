@@ -85,6 +85,13 @@ class Quickshift:
         "colour is weighed against place: `scale` must change along with the units"
     )
     volumes: ClassVar[str] = PLANAR
+    use_when: ClassVar[str] = (
+        "superpixels: small regions of even colour that later steps merge or classify"
+    )
+    not_when: ClassVar[str] = (
+        "regions must be few and meaningful: use mean_shift with `space: joint`"
+    )
+    reference: ClassVar[str] = "Vedaldi and Soatto 2008, doi:10.1007/978-3-540-88693-8_52"
 
     def __post_init__(self) -> None:
         _check("kernel_size", self.kernel_size, 1.0, _WIDEST)

@@ -110,6 +110,18 @@ class Threshold:
         "`value` and `offset` are in the units of the pixels"
     )
     volumes: ClassVar[str] = "exact; the window of local is a cube"
+    use_when: ClassVar[str] = (
+        "one kind of thing is brighter or darker than everything else: cells in fluorescence, "
+        "bone in CT, water in near infrared"
+    )
+    not_when: ClassVar[str] = (
+        "brightness of thing and surroundings overlap. Where the light is uneven: `method: local`"
+    )
+    reference: ClassVar[str] = (
+        "Otsu 1979, doi:10.1109/TSMC.1979.4310076; Li and Tam 1998, "
+        "doi:10.1016/S0167-8655(98)00057-9; triangle: Zack, Rogers and Latt 1977, "
+        "doi:10.1177/25.7.70454; local: as skimage.filters.threshold_local"
+    )
 
     def __post_init__(self) -> None:
         if self.value is not None and self.method is not None:

@@ -83,6 +83,13 @@ class Watershed:
     exactness: ClassVar[Exactness] = Exactness.EXACT_IF_SMALLER_THAN_HALO
     units: ClassVar[str] = "as the segmenter inside; sizes and distances are in pixels of the image"
     volumes: ClassVar[str] = "as the segmenter inside; objects are split in three dimensions"
+    use_when: ClassVar[str] = "round things that touch: nuclei, grains, pellets"
+    not_when: ClassVar[str] = (
+        "things are long, branched or without necks: splitting at necks then cuts them in pieces"
+    )
+    reference: ClassVar[str] = (
+        "Meyer 1994, doi:10.1016/0165-1684(94)90060-4, on the distance to the background"
+    )
 
     def __post_init__(self) -> None:
         if self.parts is not None and (not self.parts or len(set(self.parts)) < len(self.parts)):

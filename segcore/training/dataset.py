@@ -25,7 +25,7 @@ from maskloom.segcore.training.labels import VOID
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from maskloom.segcore.annotations.masks import MaskReader
+    from maskloom.segcore.annotations.masks import LabelReader
     from maskloom.segcore.geometry import Shape
     from maskloom.segcore.raster.spec import Reader
     from maskloom.segcore.training.labels import LabelDecoder
@@ -51,7 +51,7 @@ class DatasetWindow:
     """(y, x): ids of objects, 0 for none. None if the labels have no objects."""
 
 
-Readers = tuple["Reader", "MaskReader"]
+Readers = tuple["Reader", "LabelReader"]
 """Of an image and of its mask."""
 
 

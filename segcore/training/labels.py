@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
 from maskloom.segcore.annotations import label_mapping
 from maskloom.segcore.annotations.label_mapping import LAST_VALUE, LabelMapping, ValueRule
+from maskloom.segcore.annotations.polygons.rules import PolygonRules
 from maskloom.segcore.errors import RecipeError
 from maskloom.segcore.registry import Registry
 
@@ -143,8 +144,7 @@ class Instances:
     """Values that mean "not labelled"."""
 
     def __post_init__(self) -> None:
-        if not 1 <= self.reach <= 50:
-            raise ValueError(f"reach: expected 1 to 50 pixels; got {self.reach}")
+        _require_reach(self.reach)
 
     def decoder(self, classes: Sequence[str]) -> LabelDecoder:
         """The decoder for these classes."""
@@ -162,6 +162,86 @@ class Instances:
             *(ValueRule(value, value, None) for value in _tuple(self.void)),
         ]
         mapping = LabelMapping.of(rules, tuple(classes))
+        if self.border is None:
+            return LabelDecoder(mapping)
+        return LabelDecoder(mapping, list(classes).index(self.border), self.reach)
+
+
+@LABELS.register("polygons")
+@dataclass(frozen=True, slots=True)
+class Polygons:
+    """Polygons in files of vectors: GeoJSON (of QuPath too), GeoPackage, GeoParquet and others.
+    `masks` names the files. In any CRS; pixels for images without one.
+    """
+
+    attribute: str = ""
+    """Attribute that names the class of a polygon. Default: class_name, class, classification or
+    label, if there is one; without it, and with two classes, all polygons are of the second.
+    """
+    values: Mapping[str | int, str] = field(default_factory=dict)
+    """Class name by value of the attribute, or `void` for polygons whose pixels are not labelled.
+    Default: the values are names or ids of classes.
+    """
+    void: Literal["", "rest"] = ""
+    """`rest`: polygons with other values are not labelled, rather than an error."""
+    of: str = ""
+    """Class of all polygons, whatever their attributes."""
+    outside: str = ""
+    """Class of the pixels that no polygon covers, or `void`. Default: the first class if its name
+    means background, otherwise `void`.
+    """
+    overlap: Literal["last", "class"] = "last"
+    """Which polygon covers others: the last in the file, or that of the last in `classes`. Void
+    ones cover all.
+    """
+    all_touched: bool = False
+    """Whether a polygon has all pixels that it touches, rather than those whose centre it has."""
+    objects: bool = False
+    """Whether each polygon is an object; the first class is the background."""
+    border: str | None = None
+    """Class for the pixels where two objects nearly touch, as in `instances`."""
+    reach: int = 2
+    """Largest distance in pixels of a border pixel to both objects."""
+    image: str = ""
+    """Attribute that names the image of a polygon. Default: a file with the name of an image
+    belongs to it, any other to all images, by place.
+    """
+    layer: str = ""
+    """Layer of files that have several."""
+    coordinates: Literal["auto", "pixels"] = "auto"
+    """`pixels`: coordinates are pixels in images with a CRS too."""
+
+    def __post_init__(self) -> None:
+        _require_reach(self.reach)
+        if self.border is not None and not self.objects:
+            raise ValueError("border: borders are those of objects; set objects: true")
+
+    def rules(self, classes: Sequence[str]) -> PolygonRules:
+        """What the polygons mean for these classes. Raises `RecipeError`."""
+        drawn = [name for name in classes if name != self.border]
+        if self.border is not None and (len(drawn) == len(classes) or self.border == classes[0]):
+            raise RecipeError(
+                f"labels.border: expected one of {', '.join(classes[1:])}; got {self.border!r}."
+            )
+        numbered = range(1, len(classes)) if self.objects else ()
+        return PolygonRules(
+            tuple(classes),
+            self.attribute,
+            {str(value): name for value, name in self.values.items()},
+            self.of,
+            self.outside,
+            self.void == "rest",
+            self.overlap,
+            self.all_touched,
+            frozenset(numbered),
+            self.layer,
+            self.image,
+            self.coordinates == "pixels",
+        )
+
+    def decoder(self, classes: Sequence[str]) -> LabelDecoder:
+        """The decoder for these classes."""
+        mapping = LabelMapping.of(self.rules(classes).value_rules(), tuple(classes))
         if self.border is None:
             return LabelDecoder(mapping)
         return LabelDecoder(mapping, list(classes).index(self.border), self.reach)
@@ -197,6 +277,11 @@ def _require_all(named: Iterable[str], classes: Sequence[str], key: str) -> None
             f"labels.{key}: no value means the class {missing[0]!r}. Add one, or remove the class "
             "from `classes`."
         )
+
+
+def _require_reach(reach: int) -> None:
+    if not 1 <= reach <= 50:
+        raise ValueError(f"reach: expected 1 to 50 pixels; got {reach}")
 
 
 def _colour(text: str) -> int:

@@ -15,14 +15,17 @@ from typing import TYPE_CHECKING
 from maskloom.segcore import formats
 from maskloom.segcore.annotations.pairing import NameSuffixes, names_for_series, pair
 from maskloom.segcore.annotations.places import fit
+from maskloom.segcore.annotations.polygons.collect import LabelledGrid, collect
 from maskloom.segcore.deep.inference.card import Scaling
 from maskloom.segcore.errors import FormatError, ImageError, RecipeError
 from maskloom.segcore.storage.filesystems import filesystem, store_errors
+from maskloom.segcore.training.labels import Polygons
 from maskloom.segcore.training.recipe import matches
 
 if TYPE_CHECKING:
     from maskloom.segcore.annotations.pairing import MaskPairs
     from maskloom.segcore.annotations.places import Turn
+    from maskloom.segcore.annotations.polygons.masks import PolygonMask
     from maskloom.segcore.raster.source import Source
     from maskloom.segcore.raster.spec import RasterSpec
     from maskloom.segcore.training.recipe import TrainingRecipe
@@ -40,7 +43,7 @@ class Pair:
     name: str
     image: RasterSpec
     """With the bands that the network looks at."""
-    mask: RasterSpec
+    mask: RasterSpec | PolygonMask
     turn: Turn | None = None
     """The order of the mask's voxels on the grid of the image. None: as stored."""
 
@@ -57,6 +60,8 @@ def find_pairs(
     Raises `RecipeError` if an image has no mask, the sizes or places of both differ, or the bands
     or the axes of images differ.
     """
+    if isinstance(recipe.labels, Polygons):
+        return _with_polygons(images, masks, recipe, recipe.labels, on_progress)
     found = _paired(images, masks, recipe)
     sources = {source.uri: source for source in (*images, *masks)}
     pairs: list[Pair] = []
@@ -118,6 +123,39 @@ def _paired(images: Sequence[Source], masks: Sequence[Source], recipe: TrainingR
             f"{names_for_series(found.without_truth, [each.uri for each in wanted])}".rstrip()
         )
     return found
+
+
+def _with_polygons(
+    images: Sequence[Source],
+    files: Sequence[Source],
+    recipe: TrainingRecipe,
+    labels: Polygons,
+    on_progress: OnProgress,
+) -> tuple[list[Pair], list[str]]:
+    """The pairs of images and their polygons; see `find_pairs`."""
+    wanted = [source for source in images if not _left_out(source, source.image_id, recipe)]
+    grids = {}
+    for number, source in enumerate(sorted(wanted, key=lambda each: each.image_id)):
+        on_progress(number, len(wanted))
+        spec = _described(source, recipe.bands)
+        grids[source.uri] = LabelledGrid(source.image_id, spec)
+    if not grids:
+        raise RecipeError(
+            "images: there is nothing left to train with. Name others, or leave out fewer."
+        )
+    found = collect(
+        {file.uri: file.image_id for file in files},
+        grids,
+        labels.rules(recipe.classes),
+        NameSuffixes(truth=recipe.mask_suffix),
+    )
+    pairs = [
+        Pair(grid.image_id, grid.spec, found.masks[uri])
+        for uri, grid in grids.items()
+        if uri in found.masks
+    ]
+    _require_same_bands(pairs)
+    return pairs, list(found.notes)
 
 
 def _left_out(source: Source, name: str, recipe: TrainingRecipe) -> bool:

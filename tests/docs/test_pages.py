@@ -18,7 +18,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md"))]
 DEPLOY = sorted((ROOT / "deploy").rglob("*.md"))
 RECIPES = sorted((ROOT / "deploy" / "recipes").glob("*.yaml"))
 _LONGEST_LINE = 100
@@ -32,7 +32,6 @@ def by_name(path: Path) -> str:
 QUICK = """maskloom() {
   case $1 in
     run|segment) command maskloom "$@" --no-prefect --set cluster=serial ;;
-    demo) command maskloom "$@" --no-prefect ;;
     *) command maskloom "$@" ;;
   esac
 }
@@ -61,17 +60,26 @@ def run(page: Path, folder: Path, quick: bool) -> subprocess.CompletedProcess[st
     )
 
 
-SLOW = ("start.md", "training.md", "networks.md", "formats.md", "objects.md", "clusters.md")
+SLOW = (
+    "start.md",
+    "training.md",
+    "networks.md",
+    "formats.md",
+    "objects.md",
+    "clusters.md",
+    "segmenters/*.md",
+    "concepts/*.md",
+)
 """Pages whose commands other tests run too: README.md has those of the first steps,
-tests/flows/test_train.py trains, and tests/pipeline has runs of networks, of every format, of
-objects and on clusters.
+tests/flows/test_train.py trains, and tests/pipeline has runs of networks, of every format and
+segmenter, of objects, of the audit and on clusters.
 """
 
 
 @pytest.mark.parametrize(
     "page",
     [
-        pytest.param(page, marks=pytest.mark.nightly if page.name in SLOW else ())
+        pytest.param(page, marks=pytest.mark.nightly if any(map(page.match, SLOW)) else ())
         for page in PAGES
         if runner.examples(page)
     ],
@@ -146,8 +154,40 @@ def anchors(page: Path) -> set[str]:
 
 def test_the_index_names_every_page():
     index = (DOCS / "README.md").read_text(encoding="utf-8")
-    named = set(re.findall(r"^- \[(\S+)\]\(\1\): \S", index, re.MULTILINE))
-    assert named == {page.name for page in DOCS.glob("*.md")} - {"README.md"}
+    named = set(re.findall(r"^- \[[^]]+\]\(([^.][^)#]+)\): \S", index, re.MULTILINE))
+    assert named == {str(page.relative_to(DOCS)) for page in DOCS.rglob("*.md")} - {"README.md"}
+
+
+def test_every_segmenter_has_a_page_with_its_parameters():
+    module = reference_maker()
+    from maskloom.segcore.models.protocols import SEGMENTERS
+
+    pages = {page.stem: page for page in (DOCS / "segmenters").glob("*.md")}
+    assert set(pages) == {name for name, _ in SEGMENTERS.items()}
+    for name, page in pages.items():
+        text = page.read_text(encoding="utf-8")
+        assert f"<!-- parameters of {name} -->" in text
+        assert text == module.with_parameters(text), "run: python docs/make_reference.py"
+
+
+def test_the_site_is_made_without_a_warning(tmp_path):
+    pytest.importorskip("sphinx", reason="the extra `docs` is not installed")
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "sphinx", "-W", "-q", "-c", DOCS, "-d", tmp_path / "read"),
+            *(ROOT, tmp_path / "site"),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    first = (tmp_path / "site/docs/README.html").read_text(encoding="utf-8")
+    for page in DOCS.rglob("*.md"):
+        assert (
+            f'href="{page.relative_to(DOCS).with_suffix(".html")}"' in first
+            or page.name == "README.md"
+        )
 
 
 def test_the_first_page_names_every_extra():
@@ -189,10 +229,15 @@ def test_the_readme_is_short():
     assert (ROOT / "README.md").stat().st_size < _LONGEST_README
 
 
-def test_the_reference_is_that_of_the_schemas():
+def reference_maker():
     spec = importlib.util.spec_from_file_location("make_reference", DOCS / "make_reference.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    return module
+
+
+def test_the_reference_is_that_of_the_schemas():
+    module = reference_maker()
     written = (DOCS / "reference.md").read_text(encoding="utf-8")
     assert written == module.reference(), "run: python docs/make_reference.py"
 

@@ -215,6 +215,7 @@ def test_the_command_trains_once_goes_on_for_more_epochs_and_tells_how_to_use_th
         "checkpoint",
         "curves.png",
         "examples.png",
+        "report.html",
         "training.json",
         "training.keras",
         *records,

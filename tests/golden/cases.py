@@ -12,7 +12,6 @@ from golden.pictures import BANDS, CELLS, HEIGHTS, MANY, PICTURE, SCENE, SQUARES
 from typer.testing import CliRunner
 
 from maskloom.flows.cli import app
-from maskloom.flows.demo import prepare
 
 TILES = (256, 1024)
 
@@ -225,12 +224,6 @@ def run_deployed(name: str, folder: Path, images: Path, *changes: str) -> Path:
     path = ROOT / "deploy" / "recipes" / f"{name}.yaml"
     command("run", path, *(part for change in settings for part in ("--set", change)))
     return folder / name
-
-
-def run_demo(folder: Path) -> Path:
-    """The demo's recipe on its photographs; its output."""
-    command("run", prepare(folder / "demo"), "--set", "cluster=serial")
-    return folder / "demo"
 
 
 def command(name: str, *arguments: object) -> Result:

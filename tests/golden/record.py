@@ -26,7 +26,6 @@ from golden.cases import (  # noqa: E402  (found by the line above)
     TILES,
     Case,
     run,
-    run_demo,
     run_deployed,
 )
 from golden.digests import counts_of, digests_of, text_of  # noqa: E402
@@ -48,7 +47,6 @@ def main() -> None:
         for recipe in ESTIMATED:
             output = run_deployed(recipe, folder, images, *ONE_ENGINE)
             records[f"deploy_{recipe}"] = counts_of(output)
-        records["demo"] = digests_of(run_demo(folder), "own")
     text = text_of(records)
     if "--show" in sys.argv:
         sys.stdout.write(text)

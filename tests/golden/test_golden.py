@@ -1,5 +1,5 @@
 """Masks and tables of today are those of yesterday, bit for bit: digests of every segmenter's runs,
-of the demo and of the recipes in `deploy`, compared with `digests.json`.
+and of the recipes in `deploy`, compared with `digests.json`.
 
 Every segmenter has one digest for tiles of 256 and of 1,024 pixels and for one and two workers, so
 that a tiling or a number of workers that changes a result fails here too; only the bytes of the
@@ -27,7 +27,6 @@ from golden.cases import (
     TILES,
     Case,
     run,
-    run_demo,
     run_deployed,
 )
 from golden.digests import counts_of, digests_of
@@ -117,10 +116,6 @@ def test_recipes_with_weights_give_almost_what_they_gave(
     assert found.keys() == known.keys()
     for image, counts in known.items():
         assert found[image] == pytest.approx(counts, rel=_TOLERANCE), image
-
-
-def test_the_demo_gives_what_it_gave(tmp_path: Path) -> None:
-    assert digests_of(run_demo(tmp_path), "own") == recorded("demo", "own")
 
 
 def recorded(name: str, tile: int | str) -> dict[str, Any]:

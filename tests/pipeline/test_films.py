@@ -71,7 +71,7 @@ def files_of(output: Path) -> set[str]:
 def assert_whole(output: Path, frames: np.ndarray, maskloom, others: set[str]) -> None:
     """Every table, mask and preview has the images of the film and the others, and no more."""
     ids = names(len(frames)) | others
-    assert ids_of(output) == dict.fromkeys(("areas", "images", "objects"), ids)
+    assert ids_of(output) == dict.fromkeys(("areas", "images", "objects", "pictures"), ids)
     assert files_of(output) == ids
     masks = read_masks(output)
     for image_id, frame in zip(sorted(names(len(frames))), frames, strict=True):
@@ -227,7 +227,9 @@ def test_another_recipe_in_the_same_output(inputs, tmp_path, command, maskloom):
     assert refused.exit_code == 2
     assert kept.exit_code == 0, kept.output
     ids = names(12) | names(2, "c") | {"b"}
-    assert ids_of(tmp_path / "out") == dict.fromkeys(("areas", "images", "objects"), ids)
+    assert ids_of(tmp_path / "out") == dict.fromkeys(
+        ("areas", "images", "objects", "pictures"), ids
+    )
 
 
 def test_a_run_of_an_older_listing_does_not_undo_a_newer_one(

@@ -61,7 +61,7 @@ def test_of_two_rows_the_one_stays_whose_mask_is_there(collection, maskloom):
         ).exit_code
         == 0
     )
-    for table in ("areas", "images"):
+    for table in ("areas", "images", "pictures"):
         (file,) = (other / "tables" / table).glob("*.parquet")
         shutil.copy(file, collection.output / "tables" / table / "0-of-another.parquet")
     shutil.copy(other / "masks" / "x.png", collection.output / "masks" / "x.png")

@@ -12,8 +12,6 @@ import rasterio
 from PIL import Image
 from tests_support import SCENE, assert_same_results, photograph, read_masks, read_table, write_tiff
 
-from maskloom.flows import demo
-
 ALL = 6
 
 
@@ -482,17 +480,6 @@ def test_hostile_names_stay_below_the_output(collection, recipe, maskloom):
     assert Path(hostile) in outside
     assert len(outside) == 3
     assert len(read_masks(collection.output)) == ALL + 1
-
-
-def test_the_demo_ends_by_naming_the_files_to_open(tmp_path, maskloom, monkeypatch):
-    """With one photograph and in this process; a page of the documentation runs it as it is."""
-    monkeypatch.setattr(demo, "PHOTOGRAPHS", {("skimage", "data"): ("coffee.png",)})
-    monkeypatch.setattr(demo, "RECIPE", f"{demo.RECIPE}cluster: serial\n")
-    result = maskloom("demo", tmp_path / "demo", "--no-prefect", "--quiet")
-
-    assert result.exit_code == 0, result.output
-    assert "1 image done, 0 failed" in result.output
-    assert str(tmp_path / "demo" / "previews" / "coffee.png") in result.output
 
 
 def test_a_model_that_is_gone_is_not_fitted_again_to_new_images_alone(collection, recipe, maskloom):

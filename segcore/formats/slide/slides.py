@@ -7,7 +7,7 @@ and the few of Aperio in JPEG 2000 with separate colour, are read by the library
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from maskloom.segcore.errors import SourceChanged
@@ -19,6 +19,7 @@ from maskloom.segcore.raster.spec import FORMATS, FileKind, RasterSpec
 from maskloom.segcore.raster.stored import ReadOptions, StoredImage
 
 if TYPE_CHECKING:
+    from maskloom.segcore.geometry import Shape
     from maskloom.segcore.raster.spec import Reader
 
 _VMS = FileKind(
@@ -71,6 +72,22 @@ class Slide:
                 "again."
             )
         return slide.open(spec)
+
+    def reduced_shapes(self, spec: RasterSpec) -> tuple[Shape, ...]:
+        """Those of the coarser levels; see `PyramidFormat.reduced_shapes`."""
+        return _read(spec.location).pyramid.levels[spec.level + 1 :]
+
+    def open_reduced(
+        self,
+        spec: RasterSpec,
+        number: int,
+        *,
+        stored: bool = False,  # noqa: ARG002  the numbers are those stored
+    ) -> Reader:
+        """Open a coarser level; see `PyramidFormat.open_reduced`."""
+        level = spec.level + 1 + number
+        shape = _read(spec.location).pyramid.levels[level]
+        return self.open(replace(spec, level=level, shape=shape))
 
 
 FORMATS.register("slide")(Slide())

@@ -157,19 +157,20 @@ class TiffDataset:
         source: StoredFile,
         beside: Mapping[str, StoredFile] | None = None,
         directory: int | None = None,
+        overview: int | None = None,
     ) -> TiffDataset:
         """Open a TIFF. Raises what `errors` names, and `Unavailable`.
 
         GDAL opens any file beside an image that has a matching name, with any driver, and follows
         its references. So it sees the image alone, or the image under the name `NAME` with the
         given files under similar names. `directory` is the offset of the page to open; None: the
-        first.
+        first. `overview` is the number of an overview, from 0; None: full resolution.
         """
         import rasterio
 
         siblings = "TRUE" if beside else "EMPTY_DIR"
         context, failures = contextvars.Context(), []
-        path, options = source.local_path, {}
+        path, options = source.local_path, dict[str, Any]()
         if path is None or beside or directory is not None:
             files = _StoredFiles({NAME: source, **(beside or {})}, directory)
             _adopt(_StoredFiles)
@@ -178,6 +179,8 @@ class TiffDataset:
                 {"opener": files},
                 files.failures,
             )
+        if overview is not None:
+            options["OVERVIEW_LEVEL"] = overview
         dataset = cls(None, directory, siblings, context, failures)
         dataset.raw = dataset.run(rasterio.open, path, driver="GTiff", **options)
         return dataset

@@ -62,6 +62,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from maskloom.segcore.formats.tiff.pages import Page
+    from maskloom.segcore.geometry import Shape
     from maskloom.segcore.raster.spec import Reader
 
 _STRIP_BYTES = 4 << 20
@@ -171,6 +172,40 @@ class GeoTiff:
         reader = self.open(spec)
         stored_otherwise = isinstance(reader, TiffReader) and reader.stores_otherwise
         return cast("TiffReader", reader).as_stored() if stored_otherwise else reader
+
+    def reduced_shapes(self, spec: RasterSpec) -> tuple[Shape, ...]:
+        """Those of the overviews in the file; see `PyramidFormat.reduced_shapes`. None where a mask
+        is beside the file, which may have none.
+        """
+        with self.open(spec) as reader:
+            if not isinstance(reader, TiffReader) or reader.mask is not None:
+                return ()
+            factors = reader.dataset.run(reader.dataset.raw.overviews, 1)
+        shapes = []
+        for number in range(len(factors)):
+            with self.open_reduced(spec, number) as reduced:
+                assert isinstance(reduced, TiffReader)
+                shapes.append(reduced.spec.shape)
+        return tuple(shapes)
+
+    def open_reduced(self, spec: RasterSpec, number: int, *, stored: bool = False) -> Reader:
+        """Open an overview; see `PyramidFormat.open_reduced`."""
+        with self.open(spec) as full:
+            assert isinstance(full, TiffReader)
+            layout = full.layout
+        source = _checked(spec.location)
+        try:
+            dataset = TiffDataset.open(source, directory=full.dataset.directory, overview=number)
+            raw = dataset.raw
+            shape, block = dataset.run(lambda: (raw.shape, raw.block_shapes[0]))
+        except errors() as error:
+            raise ReadError(
+                f"An overview of {spec.location} cannot be opened: {reason(error)}. Write the file "
+                "again."
+            ) from error
+        layout = replace(layout, shape=tuple(shape), block=tuple(block), chunks=tuple(block))
+        reader = TiffReader(dataset, layout, replace(spec, shape=layout.delivered_shape))
+        return reader.as_stored() if stored and reader.stores_otherwise else reader
 
 
 FORMATS.register("tiff")(GeoTiff())

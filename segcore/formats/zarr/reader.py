@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -37,7 +37,7 @@ from maskloom.segcore.raster.stored import ReadOptions, StoredImage
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from maskloom.segcore.geometry import Box
+    from maskloom.segcore.geometry import Box, Shape
 
 _WRITERS = {2: "ome_zarr_2", 3: "ome_zarr"}
 """Mask writers by the version of Zarr, so that a program that reads the image reads its mask."""
@@ -105,6 +105,25 @@ class Zarr:
                 "again."
             )
         return ZarrReader(array, spec)
+
+    def reduced_shapes(self, spec: RasterSpec) -> tuple[Shape, ...]:
+        """Those of the coarser levels of OME-Zarr; see `PyramidFormat.reduced_shapes`."""
+        array = _opened_at(spec.location, spec.part, spec.level)
+        coarser = range(spec.level + 1, 0 if array.image is None else len(array.image.levels))
+        levels = (_opened_at(spec.location, spec.part, level) for level in coarser)
+        return tuple(each.spatial(each.values.shape) for each in levels)
+
+    def open_reduced(
+        self,
+        spec: RasterSpec,
+        number: int,
+        *,
+        stored: bool = False,  # noqa: ARG002  the numbers are those stored
+    ) -> ZarrReader:
+        """Open a coarser level; see `PyramidFormat.open_reduced`."""
+        level = spec.level + 1 + number
+        array = _opened_at(spec.location, spec.part, level)
+        return self.open(replace(spec, level=level, shape=array.spatial(array.values.shape)))
 
 
 FORMATS.register("zarr")(Zarr())

@@ -1,0 +1,48 @@
+"""The command that writes masks for other programs: export."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from maskloom.flows.commands.messages import errors_as_messages, location_of
+from maskloom.flows.commands.options import Output
+from maskloom.flows.terminal import line
+
+Wanted = Annotated[
+    str,
+    typer.Option(
+        "--to",
+        metavar="KIND",
+        help="geojson (longitude and latitude, or pixels), qupath (a file per image) or coco.",
+    ),
+]
+Target = Annotated[
+    str | None,
+    typer.Option(
+        "--output", "-o", metavar="FOLDER", help="Folder for the files. Default: OUTPUT/export."
+    ),
+]
+
+
+def export(output: Output, to: Wanted, target: Target = None) -> None:
+    """Write class masks as outlines for other programs: GeoJSON, QuPath, COCO. Polygons follow the
+    edges of pixels exactly, so that drawing them gives the mask again.
+    """
+    from maskloom.segcore.errors import RecipeError
+    from maskloom.tasks.export import KINDS
+    from maskloom.tasks.export import export as write
+    from maskloom.tasks.output import Output as Read
+
+    with errors_as_messages():
+        kind = next((each for each in KINDS if each == to), None)
+        if kind is None:
+            raise RecipeError(f"--to: expected {', '.join(KINDS)}; got {to!r}.")
+        done = write(
+            Read.open(location_of(output)), kind, None if target is None else location_of(target)
+        )
+        if done.passed_over:
+            some = ", ".join(done.passed_over[:5])
+            typer.echo(line(f"{len(done.passed_over)} images left out: {some}."), err=True)
+        typer.echo(line(f"{done.features} polygons of {done.images} images: {done.location}"))

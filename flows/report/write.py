@@ -1,0 +1,93 @@
+"""Writes the report of an output. A run never fails for its report."""
+
+from __future__ import annotations
+
+import datetime as dt
+import logging
+from collections.abc import Callable
+
+from maskloom.flows.report.accuracy import (
+    evaluation_page,
+    is_evaluation,
+    is_training,
+    training_page,
+)
+from maskloom.flows.report.collect import collect
+from maskloom.flows.report.notable import find
+from maskloom.flows.report.page import page
+from maskloom.flows.terminal import told
+from maskloom.segcore.storage.store import STAGING, Store
+from maskloom.tasks.inspect import status
+from maskloom.tasks.output import Output
+
+log = logging.getLogger("maskloom.run")
+
+NAME = "report.html"
+EVALUATION = "evaluation/"
+"""Folder of an evaluation below an output."""
+
+
+def write_reports(location: str) -> list[str]:
+    """Write the reports of an output: of its masks and their evaluation, of an evaluation in a
+    folder of its own, or of a training; return their locations.
+
+    Raises `RecipeError` if there is none of these, `DamagedRecord` and `StoreError`.
+    """
+    store = Store(location)
+    if is_training(store):
+        return [_published(store, NAME, training_page(store))]
+    if is_evaluation(store):
+        return [_published(store, NAME, evaluation_page(store))]
+    found = [write_report(location)]
+    if is_evaluation(store, EVALUATION):
+        found.append(_published(store, f"{EVALUATION}{NAME}", evaluation_page(store, EVALUATION)))
+    return found
+
+
+def write_of_training(location: str) -> str:
+    """Write the report of a training that has just ended. Raises as `write_reports`."""
+    store = Store(location)
+    written = _published(store, NAME, training_page(store))
+    # The training is alone in its folder, and leaves it tidy.
+    store.remove(STAGING)
+    return written
+
+
+def write_report(location: str) -> str:
+    """Write the report of an output of masks; return its location. Raises as `write_reports`."""
+    output = Output.open(location)
+    collected = collect(output)
+    left = status(location).left
+    content = page(output, collected, find(collected), left, _finished(output.store))
+    return _published(output.store, NAME, content)
+
+
+def try_to_write(
+    location: str, write: Callable[[str], str | list[str]] = write_report
+) -> str | None:
+    """The location of the report, or of the last of several. None: it could not be written, which
+    a warning says.
+    """
+    try:
+        written = write(location)
+        return written if isinstance(written, str) else written[-1]
+    except Exception as error:  # noqa: BLE001
+        log.warning("The report could not be written: %s", told(error) or type(error).__name__)
+        return None
+
+
+def _published(store: Store, name: str, content: bytes) -> str:
+    store.publish(name, content)
+    return store.uri(name)
+
+
+def _finished(store: Store) -> str:
+    """When the last run of an output ended, by the clock of its store. Empty: unknown."""
+    times = [
+        listed.modified
+        for name, listed in store.listed("runs").items()
+        if name.endswith("/manifest.json") and listed.modified is not None
+    ]
+    if not times:
+        return ""
+    return dt.datetime.fromtimestamp(max(times), dt.UTC).strftime("%-d %B %Y, %H:%M UTC")

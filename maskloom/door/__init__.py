@@ -1,0 +1,1 @@
+"""The Python door: what `import maskloom` offers. See docs/python.md."""

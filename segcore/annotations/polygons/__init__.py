@@ -1,0 +1,3 @@
+"""Polygons as truth: read from files of vectors, looked up by place, drawn on the grid of an
+image.
+"""

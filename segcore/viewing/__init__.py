@@ -1,0 +1,1 @@
+"""What the viewer shows: images at every zoom, as pictures of 8 bits."""
