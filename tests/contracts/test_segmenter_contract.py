@@ -144,7 +144,14 @@ CLASSICAL = [
 @pytest.mark.parametrize("recipe", CLASSICAL, ids=str)
 @pytest.mark.parametrize(
     ("dtype", "channels"),
-    [("uint8", 1), ("int16", 1), ("uint16", 3), ("int32", 1), ("float32", 1), ("float64", 4)],
+    [
+        ("uint8", 1),
+        ("int16", 1),
+        ("uint16", 3),
+        pytest.param("int32", 1, marks=pytest.mark.nightly),
+        ("float32", 1),
+        ("float64", 4),
+    ],
 )
 def test_any_type_of_pixel(recipe: Any, dtype: str, channels: int) -> None:
     image = picture(dtype, channels)

@@ -35,6 +35,7 @@ def server(
         yield started
 
 
+@pytest.mark.nightly
 def test_schedules_and_events_start_runs_and_a_restart_pauses_nothing(
     server: Server, tmp_path: Path
 ) -> None:

@@ -170,15 +170,6 @@ def frozen(weights: Weights, precision: Precision) -> Any:
     float32. The last one is cached for the next engine of the same precision, because loading a
     network takes longer than running it.
     """
-    import_tensorflow()
-    from tensorflow.python.framework.convert_to_constants import (
-        convert_variables_to_constants_v2,
-    )  # exported nowhere else
-
-    return convert_variables_to_constants_v2(_traced(weights, precision))
-
-
-def _traced(weights: Weights, precision: Precision) -> Any:
     keras = import_keras()
     if keras.backend.backend() != "tensorflow":
         raise WeightsError(
@@ -186,6 +177,10 @@ def _traced(weights: Weights, precision: Precision) -> Any:
             "KERAS_BACKEND."
         )
     tensorflow = import_tensorflow()
+    from tensorflow.python.framework.convert_to_constants import (
+        convert_variables_to_constants_v2,
+    )  # exported nowhere else
+
     model = load_keras(weights)
     # Subclassed models may lack either attribute.
     inputs, outputs = getattr(model, "inputs", None) or [], getattr(model, "outputs", None) or []
@@ -212,7 +207,7 @@ def _traced(weights: Weights, precision: Precision) -> Any:
         )
 
     try:
-        return tensorflow.function(
+        traced = tensorflow.function(
             scores,
             input_signature=[tensorflow.TensorSpec(flat.inputs[0].shape, tensorflow.float32)],
             autograph=False,
@@ -223,6 +218,8 @@ def _traced(weights: Weights, precision: Precision) -> Any:
             f"{str(error).strip().splitlines()[0][:300]} "
             "Give its input a fixed height and width."
         ) from error
+    # A traced function holds its variables weakly. The network, which holds them, lasts until here.
+    return convert_variables_to_constants_v2(traced)
 
 
 @contextmanager

@@ -4,6 +4,7 @@ is asked.
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import os
 import subprocess
@@ -17,6 +18,7 @@ import pytest
 from maskloom.segcore.deep.inference.card import Card, Output, ReceptiveField, Scaling
 from maskloom.segcore.deep.inference.engines.opening import ENGINES_OF, is_installed, open_engine
 from maskloom.segcore.deep.inference.engines.protocol import Choice, Engine
+from maskloom.segcore.deep.inference.engines.tensorflow import frozen
 from maskloom.segcore.deep.inference.files.weights import Weights
 from maskloom.segcore.deep.inference.layouts import (
     from_network,
@@ -212,6 +214,21 @@ def test_the_result_cannot_be_written_to(unet: Weights) -> None:
     scores = open_engine(unet, card(2, 3, stride=4), KERAS[0])(patches(1, 16, 16, 2))
     with pytest.raises(ValueError, match="read-only"):
         scores[:] = 0
+
+
+def test_variables_stay_until_they_are_constants(
+    unet: Weights, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TensorFlow's functions hold variables weakly, and the collector may come at any moment."""
+    from tensorflow.python.framework import convert_to_constants
+
+    convert = convert_to_constants.convert_variables_to_constants_v2
+    monkeypatch.setattr(
+        convert_to_constants,
+        "convert_variables_to_constants_v2",
+        lambda function: (gc.collect(), convert(function))[1],
+    )
+    assert frozen.__wrapped__(unet, "float32").inputs
 
 
 def test_a_network_is_loaded_once(unet: Weights) -> None:
