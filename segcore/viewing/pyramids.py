@@ -160,7 +160,7 @@ class Pyramid:
         scales = [n / m for n, m in zip(self.spec.shape, stored.shape, strict=True)]
         ratios = [2**level / scale for scale in scales]
         if all(abs(ratio - 1) < _SAME for ratio in ratios):
-            inside = box & Box.whole(stored.shape)
+            inside = _inside(box, stored.shape)
             pixels, valid = stored.boxes.read(inside)
             return (pixels, valid) if inside == box else (_filled(pixels, box), _filled(valid, box))
         return self._resampled(stored, ratios, box)
@@ -183,18 +183,20 @@ class Pyramid:
         return fine[-1]
 
     def _resampled(self, stored: Level, ratios: Sequence[float], box: Box) -> Pixels:
-        ends = [
-            (math.floor(a * ratio), min(n, max(math.ceil(b * ratio), math.floor(a * ratio) + 1)))
-            for a, b, n, ratio in zip(box.start, box.stop, stored.shape, ratios, strict=True)
-        ]
-        around = Box(tuple(a for a, _ in ends), tuple(b for _, b in ends))
+        around = _inside(
+            Box(
+                tuple(math.floor(a * ratio) for a, ratio in zip(box.start, ratios, strict=True)),
+                tuple(math.ceil(b * ratio) for b, ratio in zip(box.stop, ratios, strict=True)),
+            ),
+            stored.shape,
+        )
         pixels, valid = stored.boxes.read(around)
         # The middle of each pixel.
         near = np.ix_(
             *(
                 np.minimum(((np.arange(a, b) + 0.5) * ratio).astype(int), stop - 1) - start
-                for a, b, ratio, (start, stop) in zip(
-                    box.start, box.stop, ratios, ends, strict=True
+                for a, b, ratio, start, stop in zip(
+                    box.start, box.stop, ratios, around.start, around.stop, strict=True
                 )
             )
         )
@@ -211,6 +213,15 @@ def _open_reduced(spec: RasterSpec, kind: Kind, number: int) -> Any:
     if kind == "source":
         return formats.open_reduced(spec, number)
     return MaskReader(formats.open_reduced(spec, number, stored=True), spec.location, "index")
+
+
+def _inside(box: Box, shape: Shape) -> Box:
+    """The part of a box in a level of this shape. A level whose sides were rounded down lacks the
+    last row or column; a box that lies wholly there becomes the row or column before it.
+    """
+    start = tuple(min(a, n - 1) for a, n in zip(box.start, shape, strict=True))
+    stop = tuple(min(max(b, a + 1), n) for a, b, n in zip(start, box.stop, shape, strict=True))
+    return Box(start, stop)
 
 
 def _filled(array: NDArray[Any], box: Box) -> NDArray[Any]:
