@@ -278,7 +278,8 @@ def _appearance(linear: Floats) -> Floats:
     def response(xyz: Floats) -> Floats:
         cones = (xyz @ _CAT02.T * gain) @ _CONES.T
         power = (level * np.abs(cones) / 100) ** 0.42
-        return np.sign(cones) * 400 * power / (power + 27.13) + 0.1
+    linear: Floats = np.sign(cones) * 400 * power / (power + 27.13) + 0.1
+    return linear
 
     def achromatic(cones: Floats) -> Floats:
         return np.asarray((cones @ np.array([2, 1, 1 / 20]) - 0.305) * induction)
@@ -295,7 +296,8 @@ def _appearance(linear: Floats) -> Floats:
     chroma = t**0.9 * np.sqrt(lightness / 100) * (1.64 - 0.29**background) ** 0.73
     colourful = np.log1p(0.0228 * chroma * level**0.25) / 0.0228
     light = 1.7 * lightness / (1 + 0.007 * lightness)
-    return np.stack([light, colourful * np.cos(hue), colourful * np.sin(hue)], axis=-1)
+    ucs: Floats = np.stack([light, colourful * np.cos(hue), colourful * np.sin(hue)], axis=-1)
+    return ucs
 
 
 _CONVENTIONS: dict[str, Colour] = {
