@@ -23,6 +23,7 @@ from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from maskloom.segcore import errors
@@ -429,6 +430,8 @@ class PlanFile:
         """Raises `DamagedRecord`."""
         self._store, self._name = store, name
         self._lock = threading.Lock()
+        self._ids: pa.Array | None = None
+        """The column `image_id`, once it was asked for."""
         self._recent: dict[int, list[dict[str, Any]]] = {}
         """The last row groups read."""
         with self._opened() as file:
@@ -460,6 +463,16 @@ class PlanFile:
                 first = self._ends[group - 1] if group else 0
                 found.append(_image(self._group(group)[row - first]))
         return tuple(found)
+
+    def find(self, image_id: str) -> PlannedImage | None:
+        """The image with this id; None if the plan has no such image."""
+        with record_errors(self._store, self._name):
+            if self._ids is None:
+                with self._opened() as file:
+                    column = file.read(columns=["image_id"], use_threads=False)["image_id"]
+                self._ids = column.combine_chunks()
+            row = pc.index(self._ids, image_id).as_py()
+        return self.images([row])[0] if row >= 0 else None
 
     def _group(self, number: int) -> list[dict[str, Any]]:
         if number not in self._recent:
