@@ -278,6 +278,7 @@ def _appearance(linear: Floats) -> Floats:
     def response(xyz: Floats) -> Floats:
         cones = (xyz @ _CAT02.T * gain) @ _CONES.T
         power = (level * np.abs(cones) / 100) ** 0.42
+
     linear: Floats = np.sign(cones) * 400 * power / (power + 27.13) + 0.1
     return linear
 
