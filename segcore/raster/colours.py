@@ -278,9 +278,8 @@ def _appearance(linear: Floats) -> Floats:
     def response(xyz: Floats) -> Floats:
         cones = (xyz @ _CAT02.T * gain) @ _CONES.T
         power = (level * np.abs(cones) / 100) ** 0.42
-
-    linear: Floats = np.sign(cones) * 400 * power / (power + 27.13) + 0.1
-    return linear
+        strength: Floats = np.sign(cones) * 400 * power / (power + 27.13) + 0.1
+        return strength
 
     def achromatic(cones: Floats) -> Floats:
         return np.asarray((cones @ np.array([2, 1, 1 / 20]) - 0.305) * induction)
