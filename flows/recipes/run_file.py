@@ -258,9 +258,8 @@ class RunFile(pydantic.BaseModel):
     """
     colours: dict[str, Annotated[str, pydantic.AfterValidator(_colour)]] = {}
     """Colours by class name, for masks, pictures and tables: `#rrggbb` or a name of CSS, e.g.
-    {water: "#1d6fa5", forest: darkgreen}. Other classes keep their own
-    (docs/guides/colours.md). They change no label, but a run with other colours makes the masks
-    again.
+    {water: "#1d6fa5", forest: darkgreen}. Other classes keep their
+    own. They change no label, but a run with other colours makes the masks again.
     """
     identifiers: bool = False
     """Name DICOM series by their SeriesInstanceUID, with which a hospital can find the patient,
