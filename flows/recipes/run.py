@@ -31,9 +31,12 @@ from maskloom.segcore.models.protocols import (
     ObjectSegmenter,
     SegmenterRecipe,
 )
+from maskloom.segcore.models.stated_colours import reference_colours, stated_colours
 from maskloom.segcore.pipeline.jobs import RunSettings
 from maskloom.segcore.processes import limits
 from maskloom.segcore.processes.limits import Limits
+from maskloom.segcore.raster.classes import ColourChoice
+from maskloom.segcore.raster.colours import Colour, parse_colour
 from maskloom.segcore.raster.spec import FORMATS, ChoiceFormat
 from maskloom.segcore.raster.stored import ReadOptions
 from maskloom.segcore.statistics.objects.options import Objects
@@ -75,6 +78,8 @@ class RunRecipe:
     limits: Limits
     masks: dict[str, str] = field(default_factory=dict)
     """See `RunSettings.masks`."""
+    colours: dict[str, Colour] = field(default_factory=dict)
+    """Colours of classes that the recipe states, by name."""
     schedule: Schedule | None = None
     """When a server starts the recipe. None: only by hand."""
     reports: bool = True
@@ -103,6 +108,9 @@ class RunRecipe:
         settings.update({key: value for key, value in said.items() if value != default[key]})
         if self.masks:
             settings["masks"] = self.masks
+        if self.colours:
+            # They decide no label, but the files of masks contain them.
+            settings["colours"] = self.colours
         return Fingerprint(
             self.name, digest(settings)[:16], settings, apart_by_crs=self.objects is not None
         )
@@ -118,6 +126,10 @@ class RunRecipe:
             self.kind,
             self.objects,
             self.masks,
+            ColourChoice.of(
+                {**stated_colours(self.segmenter), **self.colours},
+                reference_colours(self.segmenter),
+            ),
         )
 
 
@@ -180,6 +192,7 @@ def make(
         max_failed_fraction=file.max_failed_fraction,
         limits=time_limits,
         masks=file.masks,
+        colours={name: parse_colour(text) for name, text in file.colours.items()},
         schedule=file.schedule,
         reports=file.report is not False,
         pictures=file.report.pictures if isinstance(file.report, ReportOptions) else file.report,
@@ -188,6 +201,7 @@ def make(
     _refuse_unknown_format(recipe)
     _refuse_unknown_masks(recipe)
     _refuse_unknown_classes(recipe)
+    _refuse_unknown_coloured(recipe)
     _refuse_unknown_stores(recipe)
     _refuse_memory_on_processes(recipe)
     return recipe
@@ -257,6 +271,17 @@ def _refuse_unknown_classes(recipe: RunRecipe) -> None:
             raise RecipeError(
                 f"statistics.objects.classes: the mask has no class {name!r}. Its classes are "
                 f"{', '.join(known)}."
+            )
+
+
+def _refuse_unknown_coloured(recipe: RunRecipe) -> None:
+    model = recipe.segmenter
+    known = model.expected_classes if isinstance(model, Fitter) else model.classes
+    for name in recipe.colours if known else ():
+        if name not in known:
+            raise RecipeError(
+                f"colours: the mask has no class {name!r}.{did_you_mean(name, known)} Its classes "
+                f"are {', '.join(known)}."
             )
 
 

@@ -26,6 +26,7 @@ from maskloom.segcore.errors import RecipeError
 from maskloom.segcore.ground.space import PixelSize
 from maskloom.segcore.models.protocols import SEGMENTERS
 from maskloom.segcore.processes.limits import Limits
+from maskloom.segcore.raster.colours import parse_colour
 from maskloom.segcore.raster.stored import GroundControl, ReadOptions
 from maskloom.segcore.statistics.protocol import STATISTICS
 from maskloom.tasks.clusters.protocol import CLUSTERS
@@ -69,6 +70,11 @@ def _size(text: str) -> str:
 
 def _size_or_tags(text: str) -> str:
     return text if text == "tags" else _size(text)
+
+
+def _colour(text: str) -> str:
+    parse_colour(text)
+    return text
 
 
 def _kind_of_tile(value: Any) -> str:
@@ -260,6 +266,11 @@ class RunFile(pydantic.BaseModel):
     """A value of pixels that means "no data", besides what the files say: e.g. 0 outside of a brain
     whose skull was removed. Colours are no data where all bands have it, other pixels where any
     band has.
+    """
+    colours: dict[str, Annotated[str, pydantic.AfterValidator(_colour)]] = {}
+    """Colours by class name, for masks, pictures and tables: `#rrggbb` or a name of CSS, e.g.
+    {water: "#1d6fa5", forest: darkgreen}. Other classes keep their
+    own. They change no label, but a run with other colours makes the masks again.
     """
     identifiers: bool = False
     """Name DICOM series by their SeriesInstanceUID, with which a hospital can find the patient,

@@ -15,7 +15,8 @@ from markupsafe import Markup
 
 from maskloom.flows.report.collect import STEPS_PER_DECADE
 from maskloom.segcore.ground.amounts import amount
-from maskloom.segcore.raster.classes import ClassTable, Colour
+from maskloom.segcore.raster.classes import ClassTable
+from maskloom.segcore.raster.colours import Colour
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -30,7 +30,7 @@ from maskloom.segcore.viewing.volumes import Plane, Volume, planes_of
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from maskloom.segcore.raster.classes import Colour
+    from maskloom.segcore.raster.colours import Colour
     from maskloom.segcore.raster.spec import RasterSpec
     from maskloom.tasks.output import Output
 

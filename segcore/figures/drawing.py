@@ -11,7 +11,7 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from maskloom.segcore.raster.classes import Colour
+    from maskloom.segcore.raster.colours import Colour
 
 PAPER: Colour = (255, 255, 255)
 INK: Colour = (20, 20, 20)

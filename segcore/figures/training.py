@@ -20,7 +20,8 @@ from maskloom.segcore.figures.drawing import (
     photo_of,
     png,
 )
-from maskloom.segcore.raster.classes import ClassTable, Colour
+from maskloom.segcore.raster.classes import ClassTable
+from maskloom.segcore.raster.colours import Colour
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

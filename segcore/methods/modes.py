@@ -34,7 +34,9 @@ from maskloom.segcore.methods.notes import note_of_nodata, note_of_units
 from maskloom.segcore.methods.pointwise import select_fitted
 from maskloom.segcore.methods.sampled_fitter import SampledFitter
 from maskloom.segcore.methods.samples import Samples, State, Units, spread_of
+from maskloom.segcore.methods.shown import colours_of_means
 from maskloom.segcore.models.protocols import MODELS, Exactness, Requirements, Segmenter
+from maskloom.segcore.raster.colours import Colour
 from maskloom.segcore.raster.spec import Labels
 
 if TYPE_CHECKING:
@@ -209,6 +211,10 @@ class ModesModel:
     def requirements(self) -> Requirements:
         """No halo. The table of colours adds 16 MiB per process, that of cells up to 4 MiB."""
         return Requirements(bytes_per_pixel=8 * len(self.modes[0]) + 8)
+
+    def mean_colours(self, spec: RasterSpec) -> tuple[Colour, ...]:
+        """The colours of the modes."""
+        return colours_of_means(self.modes, self.fractions, self.deviations, spec)
 
     def select(self, spec: RasterSpec) -> RasterSpec:
         """The image with the selected bands. Raises `ModelMismatch` if the number of bands differs

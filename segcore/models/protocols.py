@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from maskloom.segcore.geometry import Grid, Shape
     from maskloom.segcore.models.fragments import Equivalences, Fragments, TileBoundary
+    from maskloom.segcore.raster.colours import Colour
     from maskloom.segcore.raster.spec import Block, Labels, RasterSpec
 
 
@@ -215,6 +216,17 @@ class Cautious(Ready, Protocol, metaclass=CheckedOnce):
     def caution(self, spec: RasterSpec, shares: Mapping[str, float]) -> str | None:
         """A warning about the result on this image; `shares` are the fractions of its valid pixels
         by class name. None: no warning.
+        """
+        ...
+
+
+@runtime_checkable
+class Coloured(Ready, Protocol, metaclass=CheckedOnce):
+    """A model that knows how its classes look."""
+
+    def mean_colours(self, spec: RasterSpec) -> tuple[Colour, ...] | None:
+        """The mean colour of each class as pictures show the bands of an image like this. None: it
+        is not known.
         """
         ...
 

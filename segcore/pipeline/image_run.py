@@ -112,7 +112,7 @@ class ImageRun:
     @property
     def class_table(self) -> ClassTable:
         """Names and colours of the model's classes."""
-        return ClassTable.of(self.model.classes)
+        return self.settings.class_table(self.model.classes, self.spec)
 
     @property
     def merger(self) -> ObjectMerger | None:

@@ -13,8 +13,15 @@ from typing import Any, Self
 
 from maskloom.segcore.figures.thumbnails import PictureSizes
 from maskloom.segcore.geometry import Grid, Tiling
-from maskloom.segcore.models.protocols import EngineSelector, Fitter, Model, ObjectSegmenter
+from maskloom.segcore.models.protocols import (
+    Coloured,
+    EngineSelector,
+    Fitter,
+    Model,
+    ObjectSegmenter,
+)
 from maskloom.segcore.pipeline.records import Failure, PlannedImage
+from maskloom.segcore.raster.classes import ClassTable, ColourChoice
 from maskloom.segcore.raster.source import Member, Source
 from maskloom.segcore.raster.spec import RasterSpec
 from maskloom.segcore.raster.stored import ReadOptions
@@ -41,6 +48,8 @@ class RunSettings:
     """Options of the table of objects. None: no such table."""
     masks: Mapping[str, str] = field(default_factory=dict)
     """Names of mask writers in place of those of formats, by format."""
+    colours: ColourChoice = field(default_factory=ColourChoice)
+    """What decides the colours of the classes besides their names."""
     results: str = f"{STAGING}/results"
     """Folder below the output for masks and rows that are not committed yet. Each driver has a
     different one, since two may carry out the same run.
@@ -58,6 +67,12 @@ class RunSettings:
     def named(self) -> tuple[str, ...]:
         """Names of the classes that the options of statistics list."""
         return tuple(self.objects.classes or ()) if self.objects is not None else ()
+
+    def class_table(self, names: tuple[str, ...], spec: RasterSpec) -> ClassTable:
+        """Names and colours of the classes of an image."""
+        model = self.model
+        means = model.mean_colours(spec) if isinstance(model, Coloured) else None
+        return self.colours.table(names, means)
 
     def grid(self, spec: RasterSpec) -> Grid:
         """The tiles of an image."""

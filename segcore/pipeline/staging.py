@@ -20,7 +20,6 @@ from maskloom.segcore.pipeline.image_run import ImageRun
 from maskloom.segcore.pipeline.jobs import RunSettings, result_name, staging_folder
 from maskloom.segcore.pipeline.records import Failure, ImageResult, PlannedImage
 from maskloom.segcore.pipeline.tile_results import States
-from maskloom.segcore.raster.classes import ClassTable
 from maskloom.segcore.statistics.objects.options import Objects
 from maskloom.segcore.statistics.objects.table import Measures
 from maskloom.segcore.storage.canonical import canonical
@@ -39,7 +38,7 @@ def failed(
     """
     rows = {}
     if image.spec is not None:
-        class_table = ClassTable.of(classes or FIRST_CLASSES)
+        class_table = settings.class_table(classes or FIRST_CLASSES, image.spec)
         rows = {
             name: statistic.finish(None, image.spec, class_table)
             for name, statistic in settings.statistics.items()

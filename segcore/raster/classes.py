@@ -1,32 +1,31 @@
 """Class tables: the names and colours of classes, and the label that means "not processed or no
 data".
+
+The colour of a class is, in this order: the one that the recipe states; that of the model's card;
+that of its reference (`classes: {name: "#rrggbb"}`), if all references are told apart; the
+conventional one of its name (`segcore.raster.colours`); of a cluster without a name its own mean
+colour; one of the palette that is unlike the others.
 """
 
 from __future__ import annotations
 
-import colorsys
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
-Colour = tuple[int, int, int]
+from maskloom.segcore.raster.colours import (
+    APART,
+    BACKGROUND,
+    Colour,
+    conventional,
+    pushed_apart,
+    smallest_distance,
+    unlike,
+)
 
 BACKGROUND_NAMES = frozenset({"background", "unlabelled", "unlabeled", "other", "void"})
-
-# Twelve hues that are distinct on screen and in print, also for most colour-blind readers (after
-# Okabe and Ito, extended).
-_HUES: tuple[Colour, ...] = (
-    (0, 114, 178),
-    (230, 159, 0),
-    (0, 158, 115),
-    (204, 121, 167),
-    (240, 228, 66),
-    (213, 94, 0),
-    (86, 180, 233),
-    (120, 94, 60),
-    (148, 103, 189),
-    (188, 189, 34),
-    (127, 127, 127),
-    (227, 119, 194),
-)
+_UNNAMED = re.compile(r"cluster_\d+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,17 +37,10 @@ class ClassTable:
 
     @classmethod
     def of(cls, names: tuple[str, ...]) -> ClassTable:
-        """A class table with a different colour for each name; a class named background is dark
-        grey.
+        """A class table with a different colour for each name: the conventional one of the name, or
+        one of the palette; a class named background is dark grey.
         """
-        hues = iter(range(len(names)))
-        return cls(
-            names,
-            tuple(
-                (40, 40, 40) if name.lower() in BACKGROUND_NAMES else _hue(next(hues))
-                for name in names
-            ),
-        )
+        return ColourChoice().table(names)
 
     @property
     def dtype(self) -> str:
@@ -61,11 +53,57 @@ class ClassTable:
         return 255 if self.dtype == "uint8" else 65535
 
 
-def _hue(i: int) -> Colour:
-    if i < len(_HUES):
-        return _HUES[i]
-    # The golden ratio spreads any number of further hues evenly.
-    red, green, blue = colorsys.hsv_to_rgb(
-        (i * 0.618033988749895) % 1, 0.55 + 0.4 * (i % 2), 0.95 - 0.1 * (i % 4)
-    )
-    return round(red * 255), round(green * 255), round(blue * 255)
+@dataclass(frozen=True, slots=True)
+class ColourChoice:
+    """What a run knows about the colours of its classes before it sees any pixel."""
+
+    stated: tuple[tuple[str, Colour], ...] = ()
+    """Colours by name that the recipe or the card of the model states."""
+    references: tuple[tuple[str, Colour], ...] = ()
+    """Reference colours of the segmenter's classes."""
+
+    @classmethod
+    def of(
+        cls, stated: Mapping[str, Colour], references: Mapping[str, Colour] | None = None
+    ) -> ColourChoice:
+        """The choice from colours by name. References that are confused with one another are not
+        used.
+        """
+        references = references or {}
+        if smallest_distance(list(references.values())) < APART:
+            references = {}
+        return cls(tuple(stated.items()), tuple(references.items()))
+
+    def table(self, names: tuple[str, ...], means: tuple[Colour, ...] | None = None) -> ClassTable:
+        """The class table of these names. `means`: the mean colour of each class, for clusters
+        without a name.
+        """
+        return ClassTable(names, _colours(self, names, means))
+
+
+@lru_cache(64)
+def _colours(
+    choice: ColourChoice, names: tuple[str, ...], means: tuple[Colour, ...] | None
+) -> tuple[Colour, ...]:
+    found: dict[int, Colour] = {}
+    known = {**dict(choice.references), **dict(choice.stated)}
+    for i, name in enumerate(names):
+        background = BACKGROUND if name.lower() in BACKGROUND_NAMES else None
+        colour = known.get(name) or background
+        if colour is not None:
+            found[i] = colour
+    # Classes that the user or the images do not tell apart may share a colour; others do not.
+    for i, name in enumerate(names):
+        colour = conventional(name)
+        if i not in found and colour is not None and colour not in found.values():
+            found[i] = colour
+    unnamed = [i for i, name in enumerate(names) if i not in found and _UNNAMED.fullmatch(name)]
+    if means is not None and unnamed:
+        pushed = pushed_apart([means[i] for i in unnamed])
+        found.update(zip(unnamed, pushed, strict=True))
+    taken = dict.fromkeys(found.values())
+    for i in range(len(names)):
+        if i not in found:
+            found[i] = unlike(taken)
+            taken[found[i]] = None
+    return tuple(found[i] for i in range(len(names)))

@@ -37,6 +37,7 @@ from maskloom.segcore.methods.notes import note_of_nodata, note_of_units
 from maskloom.segcore.methods.pointwise import Scores, merged, select_fitted
 from maskloom.segcore.methods.sampled_fitter import SampledFitter
 from maskloom.segcore.methods.samples import Samples, State, Units, WeightedValues, spread_of
+from maskloom.segcore.methods.shown import colours_of_means
 from maskloom.segcore.models.protocols import (
     MODELS,
     SEGMENTERS,
@@ -44,6 +45,7 @@ from maskloom.segcore.models.protocols import (
     Requirements,
     Segmenter,
 )
+from maskloom.segcore.raster.colours import Colour
 from maskloom.segcore.raster.spec import Labels
 
 if TYPE_CHECKING:
@@ -218,6 +220,12 @@ class KMeansModel:
     def segment(self, block: Block) -> Labels:
         """The class of the nearest centre of each pixel."""
         return Labels(merged(self._scores.label(block.pixels), self.class_of))
+
+    def mean_colours(self, spec: RasterSpec) -> tuple[Colour, ...] | None:
+        """The colours of the centres. None: some clusters are one class."""
+        if self.class_of is not None:
+            return None
+        return colours_of_means(self.centres, self.fractions, self.deviations, spec)
 
     @property
     def _scores(self) -> Scores:

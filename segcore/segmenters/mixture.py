@@ -34,6 +34,7 @@ from maskloom.segcore.methods.notes import note_of_nodata
 from maskloom.segcore.methods.pointwise import Scores, merged, select_fitted
 from maskloom.segcore.methods.sampled_fitter import SampledFitter
 from maskloom.segcore.methods.samples import Samples, State, Units
+from maskloom.segcore.methods.shown import colours_of_means
 from maskloom.segcore.methods.smoothing import HALF_ROUNDS, Scorer, SmoothClasses
 from maskloom.segcore.models.protocols import (
     MODELS,
@@ -42,6 +43,7 @@ from maskloom.segcore.models.protocols import (
     Requirements,
     Segmenter,
 )
+from maskloom.segcore.raster.colours import Colour
 from maskloom.segcore.raster.spec import Labels
 
 if TYPE_CHECKING:
@@ -226,6 +228,23 @@ class MixtureModel:
             np.swapaxes(factors, 1, 2) @ factors
         ).tolist()
         return covariances
+
+    def mean_colours(self, spec: RasterSpec) -> tuple[Colour, ...] | None:
+        """The colours of the means. None: some components are one class."""
+        if self.class_of is not None:
+            return None
+        return colours_of_means(self.means, self.weights, self._deviations, spec)
+
+    @property
+    def _deviations(self) -> list[float]:
+        """Standard deviation of each band over all components."""
+        means, share = np.array(self.means), np.array(self.weights)[:, None]
+        within = np.diagonal(np.array(self.covariances), axis1=1, axis2=2)
+        middle = (means * share).sum(axis=0)
+        deviations: list[float] = np.sqrt(
+            ((within + (means - middle) ** 2) * share).sum(axis=0)
+        ).tolist()
+        return deviations
 
     def select(self, spec: RasterSpec) -> RasterSpec:
         """The image with the selected bands. Raises `ModelMismatch` if their number differs from

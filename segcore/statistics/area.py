@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from maskloom.segcore.errors import MaskloomError
 from maskloom.segcore.geometry import Box
+from maskloom.segcore.raster.colours import hexadecimal
 from maskloom.segcore.statistics.exact_areas import add_areas, check_areas, quanta_in_unit
 from maskloom.segcore.statistics.protocol import STATISTICS, LabelledTile
 
@@ -36,6 +37,7 @@ _SCHEMA = pa.schema(
         pa.field("area_unit", pa.string(), nullable=False),
         pa.field("nodata_pixels", pa.int64(), nullable=False),
         pa.field("unprocessed_pixels", pa.int64(), nullable=False),
+        pa.field("colour", pa.string()),
     ]
 )
 
@@ -112,6 +114,7 @@ class Area:
                 "area_unit": spec.space.unit,
                 "nodata_pixels": nodata,
                 "unprocessed_pixels": unprocessed,
+                "colour": hexadecimal(class_table.colours[i]),
             }
             for i, (name, area) in enumerate(zip(names, _in_units(total, spec), strict=True))
         ]

@@ -14,7 +14,7 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from maskloom.segcore.raster.classes import Colour
+    from maskloom.segcore.raster.colours import Colour
 
 Limits = tuple[tuple[float, float], ...]
 """The numbers that are shown black and white, for each shown band."""
