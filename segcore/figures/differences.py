@@ -30,4 +30,4 @@ def draw(pixels: NDArray[np.generic], differing: NDArray[np.bool_], tile: int) -
     padded = np.pad(differing, [(0, -n % step) for n in differing.shape])
     any_in_cell = padded.reshape(len(rows), step, len(columns), step).any(axis=(1, 3))
     picture[any_in_cell] = _DIFFERENT
-    return png(picture.astype(np.uint8))
+    return png(picture.astype(np.uint8), effort=6)

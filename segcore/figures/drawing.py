@@ -7,7 +7,6 @@ written as its owner spelled it.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -132,9 +131,13 @@ class Sheet:
 
         cv2.circle(self.pixels, (round(at[0]), round(at[1])), radius, ink, -1, cv2.LINE_AA)
 
-    def paste(self, pixels: Pixels, at: tuple[int, int]) -> None:
-        """Put a picture (y, x, 3) with its upper left corner at (x, y)."""
+    def paste(self, pixels: Pixels, at: tuple[int, int], *, framed: bool = False) -> None:
+        """Put a picture (y, x, 3) with its upper left corner at (x, y); `framed`: with a thin line
+        around it.
+        """
         x, y = at
+        if framed:
+            self.box((x - 1, y - 1), (pixels.shape[1] + 2, pixels.shape[0] + 2), outline=RULE)
         self.pixels[y : y + pixels.shape[0], x : x + pixels.shape[1]] = pixels
 
     def hatch(self, corner: tuple[int, int], size: tuple[int, int]) -> None:
@@ -303,124 +306,3 @@ def sampled(array: NDArray[Any], shape: Shape) -> NDArray[Any]:
         for n, size in zip(shape, array.shape[:2], strict=True)
     )
     return array[np.ix_(rows, columns)]
-
-
-# Scale bars
-
-_LENGTHS = {
-    "m": ((1e3, "km"), (1.0, "m"), (1e-2, "cm"), (1e-3, "mm")),
-    "mm": ((1e6, "km"), (1e3, "m"), (10.0, "cm"), (1.0, "mm"), (1e-3, "µm"), (1e-6, "nm")),
-    "px": ((1.0, "px"),),
-}
-
-
-def round_length(most: float) -> float:
-    """The greatest of 1, 2 and 5 times a power of ten that is at most this.
-
-    >>> [round_length(x) for x in (7, 0.3, 1, 49)]
-    [5.0, 0.2, 1.0, 20.0]
-    """
-    power = 10.0 ** math.floor(math.log10(most) + 1e-9)
-    return float(next(step * power for step in (5, 2, 1) if step * power <= most * (1 + 1e-9)))
-
-
-def length_text(length: float, unit: str) -> str:
-    """A length in the unit of its kind that suits it.
-
-    >>> length_text(2000, "m"), length_text(0.05, "mm"), length_text(50, "px")
-    ('2 km', '50 µm', '50 px')
-    """
-    units = _LENGTHS[unit]
-    factor, name = next((each for each in units if length >= each[0] * (1 - 1e-9)), units[-1])
-    return f"{length / factor:,.10g} {name}"
-
-
-def draw_scale_bar(sheet: Sheet, at: tuple[int, int], room: int, pixel: float, unit: str) -> None:
-    """Draw a bar of a round length, of at most `room` pixels with its words, around the height `y`.
-    `pixel`: the length of a pixel of the sheet in `unit`, which is `m`, `mm` or `px`.
-    """
-    x, y = at
-    bar = max(8.0, min(0.45 * room, 180.0))
-    length = round_length(bar * pixel)
-    if unit == "px":
-        length = max(1.0, length)
-    wide = round(length / pixel)
-    if wide > room:
-        return
-    sheet.box((x, y), (wide, 2), INK)
-    for end in (x, x + wide - 2):
-        sheet.box((end, y - 4), (2, 10), INK)
-    sheet.text((x + wide + 8, y + 1), length_text(length, unit), size=SMALL)
-
-
-# Legends
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """A line of a legend."""
-
-    name: str
-    colours: tuple[Colour, ...] = ()
-    """Of its swatch, in stripes. Empty: none."""
-    numbers: tuple[str, ...] = ()
-    """Texts that stand below those of the other entries, aligned at the right."""
-    hatched: bool = False
-    """Whether the swatch is hatched instead."""
-
-
-@dataclass(frozen=True, slots=True)
-class Legend:
-    """Entries in columns of equal width that fill a given width, row by row."""
-
-    entries: tuple[Entry, ...]
-    columns: int
-    wide: int
-    """Width of a column with the space after it."""
-    names: int
-    """Room for a name."""
-    numbers: tuple[int, ...]
-    """Room for each number."""
-
-    _LINE = line_height(SMALL) + 2
-
-    @classmethod
-    def of(cls, entries: Sequence[Entry], width: int) -> Legend:
-        """The legend with names as long as they need, cut where there is no room."""
-        most = max((len(each.numbers) for each in entries), default=0)
-        numbers = tuple(
-            max(width_of(each.numbers[i], size=SMALL) for each in entries if len(each.numbers) > i)
-            for i in range(most)
-        )
-        beside = SWATCH + 8 + sum(n + GAP for n in numbers)
-        names = max((width_of(each.name, size=SMALL) for each in entries), default=0)
-        names = min(names, max(width - beside, 20), 220)
-        wide = beside + names + 2 * GAP
-        columns = max(1, min(len(entries), (width + 2 * GAP) // wide))
-        return cls(tuple(entries), columns, wide, names, numbers)
-
-    @property
-    def height(self) -> int:
-        """Height in pixels."""
-        return -(-len(self.entries) // self.columns) * self._LINE
-
-    def draw(self, sheet: Sheet, at: tuple[int, int]) -> None:
-        """Draw it below and right of this place; columns are read downwards."""
-        rows = -(-len(self.entries) // self.columns)
-        for i, entry in enumerate(self.entries):
-            x = at[0] + i // rows * self.wide
-            y = at[1] + i % rows * self._LINE + self._LINE // 2
-            corner, size = (x, y - SWATCH // 2), (SWATCH, SWATCH)
-            if entry.hatched:
-                sheet.hatch(corner, size)
-            for number, colour in enumerate(entry.colours):
-                stripe = SWATCH / len(entry.colours)
-                sheet.box((x + number * stripe, corner[1]), (stripe + 0.5, SWATCH), colour)
-            if entry.hatched or entry.colours:
-                sheet.box(corner, size, outline=FAINT)
-            x += SWATCH + 8
-            sheet.text((x, y), fitting(entry.name, self.names, size=SMALL), size=SMALL)
-            x += self.names
-            for number, room in zip(entry.numbers, self.numbers, strict=False):
-                x += GAP + room
-                sheet.text((x, y), number, size=SMALL, ink=FAINT, anchor="right")

@@ -147,12 +147,11 @@ def render_preview(
     parts: Iterable[PreviewPart], spec: RasterSpec, class_table: ClassTable, caption: Caption
 ) -> bytes:
     """The preview of an image or volume as PNG. Areas that no part covers look like nodata."""
-    placed = list(parts)
+    planes_of: dict[int, list[PreviewPart]] = {}
+    for part in parts:
+        planes_of.setdefault(part.across, []).append(part)
     joined = {
-        across: join(
-            [part for part in placed if part.across == across], cells_of(spec.shape, across)
-        )
-        for across in dict.fromkeys(part.across for part in placed)
+        across: join(found, cells_of(spec.shape, across)) for across, found in planes_of.items()
     }
     limits = _limits([(pixels, valid) for pixels, valid, _ in joined.values()], spec.interpretation)
     planes = []

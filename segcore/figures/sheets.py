@@ -20,10 +20,7 @@ from maskloom.segcore.figures.drawing import (
     MARGIN,
     PAPER,
     SMALL,
-    Entry,
-    Legend,
     Sheet,
-    draw_scale_bar,
     fitted_shape,
     fitting,
     hatched,
@@ -32,8 +29,9 @@ from maskloom.segcore.figures.drawing import (
     resized,
     sampled,
 )
+from maskloom.segcore.figures.legends import Entry, Legend
+from maskloom.segcore.figures.scale_bars import PixelLength, draw_scale_bar, pixel_length
 from maskloom.segcore.ground.amounts import amount
-from maskloom.segcore.ground.lengths import steps_at, unit_of_length
 from maskloom.segcore.raster.classes import BACKGROUND_NAMES, ClassTable
 from maskloom.segcore.raster.colours import BACKGROUND, colours_of_objects
 
@@ -50,14 +48,16 @@ _SIDE, _WIDE_SIDE, _LEAST = 640, 1000, 400
 """Longer side of a panel at most: side by side, and one below the other; and the side up to which
 small images are enlarged.
 """
-_VOLUME_SIDE = 420
+_VOLUME_SIDE = 480
 _WIDE = 2.2
 """From this proportion on, panels stand one below the other."""
-_NARROWEST, _NARROWEST_PANEL = 520, 130
+_NARROWEST, _NARROWEST_PANEL = 520, 120
 _MOST_ENTRIES = 24
 _TINT, _SATURATION, _BORDER_SHADE = 0.45, 0.35, 0.55
 _MOST_BORDERS = 0.2
 """Share of border pixels above which borders would hide the picture."""
+_LARGE = 150
+"""Pixels of an object on the sheet from which on its outline is two pixels wide."""
 _CAPTION = line_height(SMALL) + 4
 _LETTERS = ("RL", "AP", "SI")
 _DIRECTIONS = ("sagittal", "coronal", "axial")
@@ -115,7 +115,7 @@ def draw_preview(
 ) -> bytes:
     """The sheet of an image or a volume as PNG."""
     if len(planes) > 1:
-        panels, pixel = _panels_of_volume(planes, spec, class_table, caption)
+        panels, pixel = _panels_of_volume(planes, spec, class_table)
     else:
         panels, pixel = _panels_of_image(planes[0], spec, class_table, caption)
     entries = legend_entries(class_table, caption, spec.pixels, planes[0].labels.dtype == np.uint32)
@@ -133,18 +133,9 @@ class Panel:
     pixels: Pixels
 
 
-@dataclass(frozen=True, slots=True)
-class _Pixel:
-    """Length of a pixel of a sheet."""
-
-    length: float
-    unit: str
-    """`m`, `mm` or `px`."""
-
-
 def _panels_of_image(
     plane: Plane, spec: RasterSpec, class_table: ClassTable, caption: Caption
-) -> tuple[list[list[Panel]], _Pixel]:
+) -> tuple[list[list[Panel]], PixelLength]:
     """The panels in rows."""
     cells, source = plane.labels.shape, spec.shape[-2:]
     tall, wide = _true_proportion(cells, spec)
@@ -163,14 +154,13 @@ def _panels_of_image(
             _over(drawn, mask, class_table),
         ),
     ]
-    step = _step(spec, axis=-1)
-    pixel = _Pixel(step.length * source[1] / shape[1], step.unit)
+    pixel = pixel_length(spec).times(source[1] / shape[1])
     return ([[each] for each in panels] if is_wide else [panels]), pixel
 
 
 def _panels_of_volume(
-    planes: Sequence[Plane], spec: RasterSpec, class_table: ClassTable, caption: Caption
-) -> tuple[list[list[Panel]], _Pixel]:
+    planes: Sequence[Plane], spec: RasterSpec, class_table: ClassTable
+) -> tuple[list[list[Panel]], PixelLength]:
     """The planes in columns: sources in the first row, masks over them in the second."""
     spacing, unit = _spacing(spec)
     extents = [n * size for n, size in zip(spec.shape, spacing, strict=True)]
@@ -196,15 +186,12 @@ def _panels_of_volume(
             _write_letters(picture, drawn.letters)
         above.append(Panel(name, source))
         below.append(Panel("mask over source" if plane is planes[0] else "", over))
-    if caption.stretched:
-        first = above[0]
-        above[0] = Panel(f"{first.caption} · stretched", first.pixels)
-    return [above, below], _Pixel(finest / scale, unit)
+    return [above, below], PixelLength(finest / scale, unit)
 
 
 def _sheet(
     panels: Sequence[Sequence[Panel]],
-    pixel: _Pixel,
+    pixel: PixelLength,
     entries: Sequence[Entry],
     title: str,
     facts: str,
@@ -228,17 +215,17 @@ def _sheet(
         for panel, wide in zip(row, columns, strict=True):
             at = (x, y + _CAPTION // 2)
             sheet.text(at, fitting(panel.caption, wide, size=SMALL), ink=FAINT, size=SMALL)
-            sheet.paste(panel.pixels, (x, y + _CAPTION))
+            sheet.paste(panel.pixels, (x, y + _CAPTION), framed=True)
             x += wide + GAP
         y += _CAPTION + tall + GAP
     room = min(inner, max(columns[0], 260))
-    draw_scale_bar(sheet, (MARGIN, y + 4), room, pixel.length, pixel.unit)
+    draw_scale_bar(sheet, (MARGIN, y + 4), room, pixel)
     legend.draw(sheet, (MARGIN, y + bar - 6))
     return sheet
 
 
 def _source_caption(caption: Caption) -> str:
-    return "source, contrast stretched" if caption.stretched else "source"
+    return "source, stretched" if caption.stretched else "source"
 
 
 # Masks
@@ -292,12 +279,19 @@ def _tinted(photo: Pixels, mask: Pixels) -> Pixels:
 
 
 def _rims(ids: NDArray[np.integer]) -> NDArray[np.bool_]:
-    """Pixels with another id at one of their four sides."""
+    """Pixels with another id at one of their four sides; two pixels wide where objects are large
+    enough to be seen between.
+    """
+    objects = max(1, len(np.unique(ids)) - 1)
+    width = 2 if np.count_nonzero(ids) > _LARGE * objects else 1
     rims = np.zeros(ids.shape, np.bool_)
-    for ours, theirs in ((np.s_[:, :-1], np.s_[:, 1:]), (np.s_[:-1], np.s_[1:])):
-        differ = ids[ours] != ids[theirs]
-        rims[ours] |= differ
-        rims[theirs] |= differ
+    for step in range(1, width + 1):
+        for axis in (0, 1):
+            near, far = ([slice(None)] * 2 for _ in range(2))
+            near[axis], far[axis] = slice(None, -step), slice(step, None)
+            differ = ids[tuple(near)] != ids[tuple(far)]
+            rims[tuple(near)] |= differ
+            rims[tuple(far)] |= differ
     return rims
 
 
@@ -342,16 +336,6 @@ def _spacing(spec: RasterSpec) -> tuple[tuple[float, ...], str]:
     if spec.space.metric is None:
         return (1.0,) * len(spec.shape), "px"
     return spec.space.metric.millimetres, "mm"
-
-
-def _step(spec: RasterSpec, axis: int) -> _Pixel:
-    """The length of a pixel in the middle of an image along an axis."""
-    space = spec.space
-    middle = (np.array(spec.shape, float) - 1)[None] / 2
-    steps = steps_at(space, middle)
-    length = float(np.linalg.norm(steps.reshape(-1, *steps.shape[-2:])[0][axis]))
-    known = np.isfinite(length) and length > 0
-    return _Pixel(length, unit_of_length(space)) if known else _Pixel(1.0, "px")
 
 
 def _as_looked_at(plane: Plane, frame: Frame) -> Plane:
@@ -408,6 +392,8 @@ def _facts(spec: RasterSpec, caption: Caption) -> str:
     facts = [caption.segmenter, f"{sides} {'voxels' if volume else 'pixels'}{_size(spec)}"]
     if caption.objects is not None:
         facts.append(f"{caption.objects:,} object{'' if caption.objects == 1 else 's'}")
+    if volume and caption.stretched:
+        facts.append("contrast stretched")
     return " · ".join(filter(None, [*facts, caption.date]))
 
 
@@ -418,7 +404,7 @@ def _size(spec: RasterSpec) -> str:
         sides = [f"{side:.4g}" for side in reversed(metric.spacing)]
         shown = sides[0] if len(set(sides)) == 1 else " × ".join(sides)
         return f" of {shown} {_SPACE_UNITS.get(metric.unit, metric.unit)}"
-    step = _step(spec, axis=-1)
+    step = pixel_length(spec)
     return f" of {step.length:.3g} m" if step.unit == "m" else ""
 
 
@@ -444,9 +430,12 @@ def legend_entries(
         others = [row for i, row in enumerate(rows) if i not in set(shown)]
         entries.append(Entry(f"and {len(names) - len(shown)} more", (), _numbers(others)))
     if rows:
-        for key, name in (("nodata_pixels", "no data"), ("unprocessed_pixels", "not processed")):
+        for key, name in (
+            ("nodata_pixels", "no data, of all"),
+            ("unprocessed_pixels", "not processed, of all"),
+        ):
             if count := rows[0][key]:
-                share = f"{count / max(pixels, 1):.1%} of all"
+                share = f"{count / max(pixels, 1):.1%}"
                 entries.append(Entry(name, (), (f"{count:,} px", share), hatched=True))
     return entries
 
