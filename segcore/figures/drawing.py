@@ -68,7 +68,11 @@ class Sheet:
     @classmethod
     def blank(cls, width: int, height: int) -> Sheet:
         """An empty sheet of paper."""
-        return cls(np.full((height, width, 3), PAPER, np.uint8))
+        import cv2
+
+        pixels = np.empty((height, width, 3), np.uint8)
+        cv2.rectangle(pixels, (0, 0), (width, height), PAPER, cv2.FILLED)
+        return cls(pixels)
 
     @property
     def width(self) -> int:
@@ -217,7 +221,7 @@ def png(pixels: Pixels, effort: int = 1) -> bytes:
         cv2.IMWRITE_PNG_FILTER,
         cv2.IMWRITE_PNG_FILTER_UP,
     ]
-    _, content = cv2.imencode(".png", np.ascontiguousarray(pixels[..., ::-1]), options)
+    _, content = cv2.imencode(".png", cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), options)
     return content.tobytes()
 
 

@@ -300,19 +300,23 @@ def _limits(
     """The 2nd and 98th percentile of the valid pixels; None for pictures of 8 bits that can be
     seen as they are.
     """
-    photo = planes[0][0].dtype == np.uint8
+    if planes[0][0].dtype == np.uint8:
+        counts = sum(np.bincount(pixels[valid].ravel(), minlength=256) for pixels, valid in planes)
+        shares = np.cumsum(counts) / max(1, np.sum(counts))
+        low, high = (int(np.searchsorted(shares, each / 100)) for each in _PERCENTILES)
+        return (low, high) if is_faint(low, high) else None
     found = []
     for pixels, valid in planes:
         shown = _shown_bands(pixels).astype(np.float32, copy=False)
         found.append(shown[valid & np.isfinite(shown).all(axis=2)])
     values = np.concatenate(found)
     if not len(values):
-        return None if photo else (0, 0)
+        return 0, 0
     # The bands of an RGB picture share one stretch, which keeps its hues.
     axis = None if interpretation == "rgb" else 0
     with np.errstate(over="ignore", invalid="ignore"):
         low, high = np.percentile(values, _PERCENTILES, axis=axis)
-    return None if photo and not is_faint(low, high) else (low, high)
+    return low, high
 
 
 def _photo(

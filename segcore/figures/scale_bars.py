@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from maskloom.segcore.figures.drawing import INK, SMALL
+from maskloom.segcore.ground.cells import nominal_area
 from maskloom.segcore.ground.lengths import steps_at, unit_of_length
 
 if TYPE_CHECKING:
@@ -41,6 +42,11 @@ def pixel_length(spec: RasterSpec) -> PixelLength:
     middle = (np.array(spec.shape, float) - 1)[None] / 2
     steps = steps_at(space, middle)
     length = float(np.linalg.norm(steps.reshape(-1, *steps.shape[-2:])[0][-1]))
+    if np.isnan(length) and space.affine is not None and space.crs is not None:
+        # Coordinates of a place that is not on the planet, or not known there.
+        a, b, _, d, e, _ = space.affine
+        unit = math.sqrt(nominal_area(space.affine, space.crs) / abs(a * e - b * d))
+        length = math.hypot(a, d) * unit
     known = np.isfinite(length) and length > 0
     return PixelLength(length, unit_of_length(space)) if known else PixelLength(1.0, "px")
 

@@ -25,7 +25,6 @@ from maskloom.segcore.figures.drawing import (
     fitting,
     hatched,
     line_height,
-    outlines,
     resized,
     sampled,
 )
@@ -44,7 +43,7 @@ if TYPE_CHECKING:
     from maskloom.segcore.raster.colours import Colour
     from maskloom.segcore.raster.spec import RasterSpec
 
-_SIDE, _WIDE_SIDE, _LEAST = 640, 1000, 400
+_SIDE, _WIDE_SIDE, _LEAST = 640, 1000, 300
 """Longer side of a panel at most: side by side, and one below the other; and the side up to which
 small images are enlarged.
 """
@@ -259,10 +258,9 @@ def _over(plane: Plane, mask: Pixels, class_table: ClassTable) -> Pixels:
     known = plane.valid & (labels < len(names))
     kept = plain[np.where(known, labels, len(names))]
     shown[kept] = plane.photo[kept]
-    borders = outlines(np.where(known, labels, len(names))) & known
+    owners = _owners(labels, known, plain)
+    borders = owners >= 0
     if borders.mean() <= _MOST_BORDERS:
-        owners = _owners(labels, known, plain)
-        borders = owners >= 0
         shades = np.rint(np.array(class_table.colours) * _BORDER_SHADE).astype(np.uint8)
         shown[borders] = shades[owners[borders]]
     return _with_hatching(shown, plane.valid)
@@ -297,18 +295,18 @@ def _rims(ids: NDArray[np.integer]) -> NDArray[np.bool_]:
 
 def _owners(
     labels: NDArray[np.integer], known: NDArray[np.bool_], plain: NDArray[np.bool_]
-) -> NDArray[np.int64]:
+) -> NDArray[np.int32]:
     """The class whose colour each border pixel has, -1 elsewhere. Borders are one pixel wide, on
     the upper or left side, and there is none with pixels without a class.
     """
-    ids = np.where(known, labels.astype(np.int64), -1)
+    ids = np.where(known, labels, -1).astype(np.int32)
     # A border with the background has the colour of the other class.
     rank = np.where(plain[ids], -1, ids)
-    owners = np.full(ids.shape, -1)
+    owners = np.full(ids.shape, -1, np.int32)
     for ours, theirs in ((np.s_[:, :-1], np.s_[:, 1:]), (np.s_[:-1], np.s_[1:])):
-        border = (ids[ours] != ids[theirs]) & (ids[ours] >= 0) & (ids[theirs] >= 0)
+        border = (ids[ours] != ids[theirs]) & known[ours] & known[theirs]
         found = np.maximum(rank[ours], rank[theirs])
-        owners[ours] = np.where(border, np.maximum(owners[ours], found), owners[ours])
+        np.maximum(owners[ours], found, out=owners[ours], where=border)
     return owners
 
 
