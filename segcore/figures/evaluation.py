@@ -159,7 +159,7 @@ def _errors(
     """The image in grey, red where truth and mask differ or an object has no match."""
     truth, predicted = sides
     grey = (
-        np.full(truth.shape, 215, np.uint8)
+        np.full(truth.shape, 255, np.uint8)
         if photo is None
         else (photo.mean(axis=2) * 0.6 + 80).astype(np.uint8)
     )

@@ -57,10 +57,13 @@ _MOST_BORDERS = 0.2
 """Share of border pixels above which borders would hide the picture."""
 _LARGE = 150
 """Pixels of an object on the sheet from which on its outline is two pixels wide."""
+_TOP = MARGIN + 2 * line_height(SMALL) + 16
+"""Where the panels begin."""
 _CAPTION = line_height(SMALL) + 4
 _LETTERS = ("RL", "AP", "SI")
 _DIRECTIONS = ("sagittal", "coronal", "axial")
 """Names of planes across x, y and z of the body."""
+_ORDER = _DIRECTIONS[::-1]
 _SPACE_UNITS = {"um": "µm"}
 
 
@@ -140,7 +143,7 @@ def _panels_of_image(
     tall, wide = _true_proportion(cells, spec)
     is_wide = wide > _WIDE * tall
     shape = fitted_shape((tall, wide), _WIDE_SIDE if is_wide else _SIDE, least=_LEAST)
-    if spec.space.frame is not None and len(spec.shape) == 2:
+    if spec.space.frame is not None:
         plane = _as_looked_at(plane, spec.space.frame)
     drawn = plane.drawn(shape)
     of_objects = plane.labels.dtype == np.uint32
@@ -167,25 +170,28 @@ def _panels_of_volume(
     longest = max(extents) / finest
     # Pixels of the sheet for the finest side of a voxel.
     scale = _VOLUME_SIDE / longest if longest > _VOLUME_SIDE else _VOLUME_SIDE // longest
-    above, below = [], []
+    drawn = []
     for plane in planes:
         sides = [n for axis, n in enumerate(extents) if axis != plane.across]
-        shape = tuple(max(1, round(n / finest * scale)) for n in sides)
-        drawn = plane.drawn(shape)
-        if spec.space.frame is not None:
-            drawn = _turned(drawn, spec.space.frame)
-        mask = coloured(drawn.labels, drawn.valid, class_table)
-        middle = spec.shape[plane.across] // 2
-        axis = spec.space.axes[plane.across]
-        where = f"{axis} = {middle} of {spec.shape[plane.across]}"
-        name = f"{drawn.name}, {where}" if drawn.name else f"across {where}"
-        source = _with_hatching(drawn.photo, drawn.valid)
-        over = _over(drawn, mask, class_table)
+        large = plane.drawn(tuple(max(1, round(n / finest * scale)) for n in sides))
+        drawn.append(large if spec.space.frame is None else _turned(large, spec.space.frame))
+    drawn.sort(key=lambda plane: (*_ORDER, "").index(plane.name))
+    above, below = [], []
+    for plane in drawn:
+        source = _with_hatching(plane.photo, plane.valid)
+        over = _over(plane, coloured(plane.labels, plane.valid, class_table), class_table)
         for picture in (source, over):
-            _write_letters(picture, drawn.letters)
-        above.append(Panel(name, source))
-        below.append(Panel("mask over source" if plane is planes[0] else "", over))
+            _write_letters(picture, plane.letters)
+        above.append(Panel(_place(plane, spec), source))
+        below.append(Panel("" if below else "mask over source", over))
     return [above, below], PixelLength(finest / scale, unit)
+
+
+def _place(plane: Plane, spec: RasterSpec) -> str:
+    """Where a plane lies in its volume."""
+    length = spec.shape[plane.across]
+    where = f"{spec.space.axes[plane.across]} = {length // 2} of {length}"
+    return f"{plane.name}, {where}" if plane.name else f"across {where}"
 
 
 def _sheet(
@@ -203,12 +209,11 @@ def _sheet(
     rows = [max(each.pixels.shape[0] for each in row) for row in panels]
     inner = max(_NARROWEST, sum(columns) + GAP * (len(columns) - 1))
     legend = Legend.of(entries, inner)
-    top = MARGIN + 2 * line_height(SMALL) + 16
     bar = 30
-    height = top + sum(rows) + len(rows) * (_CAPTION + GAP) + bar + legend.height + MARGIN
+    height = _TOP + sum(rows) + len(rows) * (_CAPTION + GAP) + bar + legend.height + MARGIN
     sheet = Sheet.blank(inner + 2 * MARGIN, height)
     sheet.heading(title, facts)
-    y = top
+    y = _TOP
     for row, tall in zip(panels, rows, strict=True):
         x = MARGIN
         for panel, wide in zip(row, columns, strict=True):
@@ -299,7 +304,7 @@ def _owners(
     """The class whose colour each border pixel has, -1 elsewhere. Borders are one pixel wide, on
     the upper or left side, and there is none with pixels without a class.
     """
-    ids = np.where(known, labels, -1).astype(np.int32)
+    ids = np.where(known, labels.astype(np.int32), -1)
     # A border with the background has the colour of the other class.
     rank = np.where(plain[ids], -1, ids)
     owners = np.full(ids.shape, -1, np.int32)
