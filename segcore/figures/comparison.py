@@ -43,6 +43,8 @@ if TYPE_CHECKING:
 _LARGEST_SIDE, _LEAST = 480, 320
 _CELLS_ACROSS = 4
 _NARROWEST = 240
+_MANY = 0.2
+"""Share of boundary pixels that may hide the photo."""
 _WORDS = 2 * line_height(TEXT) + 4
 _NOTE = ("above: boundaries", "below: mean colour of each class or object")
 
@@ -86,7 +88,10 @@ def label_cell(
     colours = np.where(valid[..., None], _mean_colours(known, picture), picture)
     over_photo = _drawn(picture).copy()
     shape = over_photo.shape[:2]
-    over_photo[outlines(sampled(known, shape))] = OUTLINE
+    edge = outlines(sampled(known, shape))
+    # Where they are many, they let the photo through.
+    opacity = min(1.0, _MANY / max(float(edge.mean()), 1e-9))
+    over_photo[edge] = np.rint((1 - opacity) * over_photo[edge] + opacity * np.array(OUTLINE))
     return Cell(title, text, over_photo, sampled(colours, shape))
 
 

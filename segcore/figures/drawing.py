@@ -50,6 +50,8 @@ _DARK, _FLAT = 100, 64
 """A photo of 8 bits is stretched if its upper percentile is below the first, or its percentiles are
 closer than the second.
 """
+_SAME_RANGE = 4
+"""Bands share a stretch if the range of one is at most so many times that of another."""
 Anchor = Literal["left", "middle", "right"]
 
 
@@ -243,13 +245,29 @@ def photo_of(
     """
     three = pixels[..., :3] if pixels.shape[-1] >= 3 else np.repeat(pixels[..., :1], 3, axis=2)
     shown = np.nan_to_num(three.astype(np.float32))
-    known = shown if valid is None else shown[valid]
-    low, high = np.percentile(known, percentiles) if known.size else (0, 255)
+    known = shown.reshape(-1, 3) if valid is None else shown[valid]
+    low, high = limits_of(known, percentiles) if known.size else (0.0, 255.0)
     if as_is is None:
-        as_is = pixels.dtype == np.uint8 and not is_faint(low, high)
+        as_is = pixels.dtype == np.uint8 and not is_faint(np.min(low), np.max(high))
     if not as_is:
-        shown = np.clip((shown - low) * (255 / max(float(high - low), 1e-9)), 0, 255)
+        shown = np.clip((shown - low) * (255 / np.maximum(high - low, 1e-9)), 0, 255)
     return shown.astype(np.uint8)
+
+
+def limits_of(
+    values: NDArray[np.floating], percentiles: tuple[float, float], *, together: bool = False
+) -> tuple[Any, Any]:
+    """The numbers that are shown black and white, from pixels (n, band).
+
+    Bands with about the same range share them, which keeps the hues of red, green and blue; other
+    bands have their own. `together`: they share them in any case.
+    """
+    low, high = np.percentile(values, percentiles, axis=0)
+    with np.errstate(over="ignore", invalid="ignore"):
+        ranges = np.asarray(high - low)
+    if together or ranges.max() <= _SAME_RANGE * ranges.min():
+        return tuple(np.percentile(values, percentiles))
+    return low, high
 
 
 def is_faint(low: float, high: float) -> bool:
@@ -295,7 +313,7 @@ def resized(picture: Pixels, shape: Shape) -> Pixels:
 
     reduced = tuple(map(min, picture.shape[:2], shape))
     if reduced != picture.shape[:2]:
-        picture = cv2.resize(picture, reduced[::-1], interpolation=cv2.INTER_AREA)  # type: ignore[assignment]
+        picture = cv2.resize(picture, reduced[::-1], interpolation=cv2.INTER_AREA)
     return sampled(picture, shape)
 
 

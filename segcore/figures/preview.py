@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from maskloom.segcore.figures.drawing import NO_DATA, is_faint
+from maskloom.segcore.figures.drawing import NO_DATA, is_faint, limits_of
 from maskloom.segcore.figures.sheets import Caption, Plane, draw_preview
 from maskloom.segcore.geometry import Box, Tile
 from maskloom.segcore.storage.packing import packable
@@ -312,11 +312,8 @@ def _limits(
     values = np.concatenate(found)
     if not len(values):
         return 0, 0
-    # The bands of an RGB picture share one stretch, which keeps its hues.
-    axis = None if interpretation == "rgb" else 0
     with np.errstate(over="ignore", invalid="ignore"):
-        low, high = np.percentile(values, _PERCENTILES, axis=axis)
-    return low, high
+        return limits_of(values, _PERCENTILES, together=interpretation == "rgb")
 
 
 def _photo(
@@ -343,4 +340,5 @@ def _stretched(shown: NDArray[np.float32], limits: Limits) -> NDArray[np.uint8]:
     with np.errstate(over="ignore", invalid="ignore"):
         scale = np.where(high > low, 255 / np.where(high > low, high - low, 1), 1)
         spread = np.nan_to_num((shown - low) * scale + np.where(high > low, 0, 128))
-    return np.rint(np.clip(spread, 0, 255)).astype(np.uint8)
+    photo: NDArray[np.uint8] = np.rint(np.clip(spread, 0, 255)).astype(np.uint8)
+    return photo

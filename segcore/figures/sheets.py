@@ -176,7 +176,8 @@ def _panels_of_volume(
         large = plane.drawn(tuple(max(1, round(n / finest * scale)) for n in sides))
         drawn.append(large if spec.space.frame is None else _turned(large, spec.space.frame))
     drawn.sort(key=lambda plane: (*_ORDER, "").index(plane.name))
-    above, below = [], []
+    above: list[Panel] = []
+    below: list[Panel] = []
     for plane in drawn:
         source = _with_hatching(plane.photo, plane.valid)
         over = _over(plane, coloured(plane.labels, plane.valid, class_table), class_table)
@@ -360,16 +361,24 @@ def _turned(plane: Plane, frame: Frame) -> Plane:
     if sorted(towards) != [0, 1, 2]:
         return plane
     rows, columns = (axis for axis in range(3) if axis != plane.across)
-    pictures = [plane.photo, plane.valid, plane.labels]
-    if towards[rows] < towards[columns]:
-        pictures = [np.swapaxes(each, 0, 1) for each in pictures]
+    swapped = towards[rows] < towards[columns]
+    if swapped:
         rows, columns = columns, rows
     flips = tuple(
         slice(None, None, -1 if steps[axis][towards[axis]] > 0 else 1) for axis in (rows, columns)
     )
-    photo, valid, labels = (np.ascontiguousarray(each[flips]) for each in pictures)
-    letters = _LETTERS[towards[columns]] + _LETTERS[towards[rows]]
-    return Plane(plane.across, photo, valid, labels, _DIRECTIONS[towards[plane.across]], letters)
+
+    def turned(picture: NDArray[Any]) -> NDArray[Any]:
+        return np.ascontiguousarray((np.swapaxes(picture, 0, 1) if swapped else picture)[flips])
+
+    return Plane(
+        plane.across,
+        turned(plane.photo),
+        turned(plane.valid),
+        turned(plane.labels),
+        _DIRECTIONS[towards[plane.across]],
+        _LETTERS[towards[columns]] + _LETTERS[towards[rows]],
+    )
 
 
 def _write_letters(picture: Pixels, letters: str) -> None:

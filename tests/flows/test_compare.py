@@ -120,8 +120,9 @@ def test_titles_say_what_was_run_and_found(tmp_path: Path, drawn: list[Cell]) ->
 
 
 def test_a_shrunk_picture_shows_what_the_whole_image_gives(
-    tmp_path: Path, drawn: list[Cell]
+    tmp_path: Path, drawn: list[Cell], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(figure, "_MANY", 1.0)  # boundaries are opaque, however many they are
     photo = data.coffee()
     quickshift = {"kind": "quickshift", "kernel_size": 3, "max_dist": 6, "ratio": 0.5}
     compare(
