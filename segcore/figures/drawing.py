@@ -44,6 +44,8 @@ TITLE, TEXT, SMALL = 18, 14, 13
 BOLD = 600
 SWATCH = 13
 """Side of a colour swatch in a legend, in pixels."""
+NARROWEST = 520
+"""Width of a sheet without its margins at least, so that its words have room."""
 _PLAIN = 400
 _HATCH = 6
 _DARK, _FLAT = 100, 64
@@ -58,6 +60,10 @@ Anchor = Literal["left", "middle", "right"]
 def line_height(size: int) -> int:
     """Distance of lines of text with letters of this size."""
     return round(size * 1.45)
+
+
+TOP = MARGIN + line_height(TITLE) + line_height(TEXT) + 8
+"""Where the first part of a sheet begins, below its heading."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -151,18 +157,13 @@ class Sheet:
         (x, y), (width, height) = corner, size
         self.pixels[y : y + height, x : x + width] = hatched((height, width))
 
-    def heading(self, title: str, text: str, at: int = MARGIN) -> int:
-        """Write a title and a line below it; the y where the next part begins. A title that is too
-        long loses its middle.
-        """
-        room = self.width - at - MARGIN
-        y = MARGIN + TITLE // 2
+    def heading(self, title: str, text: str) -> None:
+        """Write a title and a line below it. A title that is too long loses its middle."""
+        room = self.width - 2 * MARGIN
         title = fitting(title, room, size=TITLE, weight=BOLD, middle=True)
-        self.text((at, y), title, size=TITLE, weight=BOLD)
-        if text:
-            y += line_height(TITLE) - 2
-            self.text((at, y), fitting(text, room), ink=FAINT)
-        return y + line_height(TEXT)
+        y = MARGIN + TITLE // 2
+        self.text((MARGIN, y), title, size=TITLE, weight=BOLD)
+        self.text((MARGIN, y + line_height(TITLE) - 2), fitting(text, room), ink=FAINT)
 
     def png(self) -> bytes:
         """The picture as PNG."""

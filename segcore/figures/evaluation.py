@@ -28,6 +28,7 @@ from maskloom.segcore.figures.drawing import (
     SMALL,
     SWATCH,
     TEXT,
+    TOP,
     WRONG,
     Sheet,
     fitted_shape,
@@ -47,8 +48,7 @@ _WIDTH, _LABEL = 1280, 150
 _MATRIX, _WIDEST_CELL, _NARROWEST_CELL = 640, 96, 32
 _MOST_CLASSES = 20
 _SIDE = (_WIDTH - 2 * MARGIN - 3 * GAP) // 4
-_TOP = 100
-_HEAD = 56
+_HEAD = 60
 """Room above the rows of the table and the bars."""
 _ABOVE = 52
 """Room above the pictures of a strip."""
@@ -105,15 +105,15 @@ def draw(heading: Heading, measures: ClassMeasures, strips: Sequence[Strip]) -> 
     classes, all_classes = len(shown.table.names), len(measures.table.names)
     middle = _HEAD + _cell(classes) * classes + 2 * GAP
     note = classes < all_classes
-    first = _TOP + middle + (line_height(SMALL) if note else 0)
+    first = TOP + GAP + middle + (line_height(SMALL) if note else 0)
     heights = [_height(strip) for strip in strips]
     sheet = Sheet.blank(_WIDTH, first + sum(heights) + MARGIN)
     sheet.heading(heading.title, heading.text)
-    left_of_bars = _draw_confusion(sheet, (MARGIN, _TOP), shown.table.names, shown.confusion)
+    left_of_bars = _draw_confusion(sheet, (MARGIN, TOP + GAP), shown.table.names, shown.confusion)
     if note:
         text = f"The {classes} largest of {all_classes} classes."
-        sheet.text((MARGIN, _TOP + middle), text, ink=FAINT, size=SMALL)
-    _draw_bars(sheet, (left_of_bars, _TOP), shown)
+        sheet.text((MARGIN, TOP + GAP + middle), text, ink=FAINT, size=SMALL)
+    _draw_bars(sheet, (left_of_bars, TOP + GAP), shown)
     y = first
     for strip, height in zip(strips, heights, strict=True):
         _draw_strip(sheet, strip, y)

@@ -18,8 +18,10 @@ from maskloom.segcore.figures.drawing import (
     FAINT,
     GAP,
     MARGIN,
+    NARROWEST,
     PAPER,
     SMALL,
+    TOP,
     Sheet,
     fitted_shape,
     fitting,
@@ -50,15 +52,13 @@ small images are enlarged.
 _VOLUME_SIDE = 480
 _WIDE = 2.2
 """From this proportion on, panels stand one below the other."""
-_NARROWEST, _NARROWEST_PANEL = 520, 120
+_NARROWEST_PANEL = 120
 _MOST_ENTRIES = 24
 _TINT, _SATURATION, _BORDER_SHADE = 0.45, 0.35, 0.55
 _MOST_BORDERS = 0.2
 """Share of border pixels above which borders would hide the picture."""
 _LARGE = 150
 """Pixels of an object on the sheet from which on its outline is two pixels wide."""
-_TOP = MARGIN + 2 * line_height(SMALL) + 16
-"""Where the panels begin."""
 _CAPTION = line_height(SMALL) + 4
 _LETTERS = ("RL", "AP", "SI")
 _DIRECTIONS = ("sagittal", "coronal", "axial")
@@ -208,13 +208,13 @@ def _sheet(
         for i in range(len(panels[0]))
     ]
     rows = [max(each.pixels.shape[0] for each in row) for row in panels]
-    inner = max(_NARROWEST, sum(columns) + GAP * (len(columns) - 1))
+    inner = max(NARROWEST, sum(columns) + GAP * (len(columns) - 1))
     legend = Legend.of(entries, inner)
     bar = 30
-    height = _TOP + sum(rows) + len(rows) * (_CAPTION + GAP) + bar + legend.height + MARGIN
+    height = TOP + sum(rows) + len(rows) * (_CAPTION + GAP) + bar + legend.height + MARGIN - 6
     sheet = Sheet.blank(inner + 2 * MARGIN, height)
     sheet.heading(title, facts)
-    y = _TOP
+    y = TOP
     for row, tall in zip(panels, rows, strict=True):
         x = MARGIN
         for panel, wide in zip(row, columns, strict=True):

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from maskloom.segcore.figures import sheets
-from maskloom.segcore.figures.drawing import GAP, MARGIN, NO_DATA, NO_DATA_LINE, PAPER, fitting
+from maskloom.segcore.figures.drawing import GAP, MARGIN, NO_DATA, NO_DATA_LINE, PAPER, TOP, fitting
 from maskloom.segcore.figures.legends import Entry
 from maskloom.segcore.figures.preview import (
     LARGEST_SIDE,
@@ -221,7 +221,7 @@ def render(pixels, labels, class_table=LEGEND, interpretation="rgb", valid=None)
     height, width = (-(-n // stride) for n in labels.shape)
     factor = max(1, sheets._LEAST // max(height, width))
     column = max(sheets._NARROWEST_PANEL, width * factor) + GAP
-    top = sheets._TOP + sheets._CAPTION
+    top = TOP + sheets._CAPTION
     panels = [
         sheet[top : top + height * factor, x : x + width * factor][::factor, ::factor]
         for x in (MARGIN + i * column for i in range(3))
@@ -358,7 +358,7 @@ def test_objects_get_colours_of_their_own_and_outlines():
 def test_the_legend_shows_the_colour_of_each_class_below_the_picture():
     pixels, labels = np.full((100, 200, 3), 90, np.uint8), np.zeros((100, 200), np.uint8)
     _, sheet = render(pixels, labels)
-    below = sheet[sheets._TOP + sheets._CAPTION + 100 :].reshape(-1, 3).tolist()
+    below = sheet[TOP + sheets._CAPTION + 100 :].reshape(-1, 3).tolist()
     for colour in LEGEND.colours:
         assert below.count(list(colour)) >= 100
 
@@ -433,7 +433,7 @@ def test_slices_are_shown_as_radiologists_look_at_them(columns, rows, flips) -> 
     affine = np.column_stack([columns, rows, np.cross(columns, rows), (1, 2, 3)])
     spec = spec_of(pixels, "rgb")
     framed = replace(spec, space=Space(frame=Frame(tuple(affine.ravel().tolist()))))
-    top, factor = sheets._TOP + sheets._CAPTION, sheets._LEAST // 12
+    top, factor = TOP + sheets._CAPTION, sheets._LEAST // 12
     shown, plain = (
         sheet_of(render_preview(part, each, LEGEND, Caption("a")))[
             top : top + 12 * factor : factor, MARGIN : MARGIN + 9 * factor : factor
@@ -447,7 +447,7 @@ def test_parts_that_never_came_look_like_nodata():
     pixels, valid, labels = scene((64, 64), "uint8", 3, seed=7)
     part = observe(pixels, valid, labels, 32, 1)[3]
     png = render_preview([replace(part)], spec_of(pixels, "rgb"), LEGEND, Caption("a"))
-    top, factor = sheets._TOP + sheets._CAPTION, sheets._LEAST // 64
+    top, factor = TOP + sheets._CAPTION, sheets._LEAST // 64
     assert is_hatched(sheet_of(png)[top : top + 32 * factor, MARGIN : MARGIN + 64 * factor])
 
 
@@ -474,7 +474,7 @@ def test_extreme_values_are_shown_without_warnings(
         parts = observe(pixels, np.ones((20, 20), bool), labels, 20, stride, "bands")
         spec = replace(spec_of(pixels, "bands"), shape=shape)
         rendered = render_preview(parts, spec, LEGEND, Caption("a"))
-    top, enlarged = sheets._TOP + sheets._CAPTION, sheets._LEAST // shape[0]
+    top, enlarged = TOP + sheets._CAPTION, sheets._LEAST // shape[0]
     shown = sheet_of(rendered)[top : top + 300 : enlarged, MARGIN : MARGIN + 300 : enlarged]
     # Grey that does not fall where the values rise.
     assert (shown[..., 0] == shown[..., 2]).all()
@@ -523,7 +523,7 @@ def test_planes_have_true_proportions() -> None:
     parts = observe_previews(block, labels)
     sheet = sheet_of(render_preview(parts, spec, LEGEND, Caption("a")))
     factor = sheets._VOLUME_SIDE // 36
-    top, x = sheets._TOP + sheets._CAPTION, MARGIN
+    top, x = TOP + sheets._CAPTION, MARGIN
     low, high = np.percentile(np.concatenate([part.pixels.ravel() for part in parts]), [2, 98])
     for across, repeat in ((0, (1, 1)), (1, (3, 1)), (2, (3, 1))):
         plane = pixels[..., 0].take(labels.shape[across] // 2, axis=across)
@@ -559,7 +559,7 @@ def test_a_body_looks_the_same_however_its_scanner_ordered_the_axes() -> None:
         parts = observe_previews(block, named)
         sheet = sheet_of(render_preview(parts, this, LEGEND, Caption("a")))
         # Words aside, which name the axes of the array.
-        panels = sheet[sheets._TOP + sheets._CAPTION :]
+        panels = sheet[TOP + sheets._CAPTION :]
         first = panels if first is None else first
         np.testing.assert_array_equal(panels, first)
 
