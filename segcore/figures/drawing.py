@@ -263,12 +263,11 @@ def limits_of(
     Bands with about the same range share them, which keeps the hues of red, green and blue; other
     bands have their own. `together`: they share them in any case.
     """
-    low, high = np.percentile(values, percentiles, axis=0)
-    with np.errstate(over="ignore", invalid="ignore"):
+    if not together:
+        low, high = np.percentile(values, percentiles, axis=0)
         ranges = np.asarray(high - low)
-    if together or ranges.max() <= _SAME_RANGE * ranges.min():
-        return tuple(np.percentile(values, percentiles))
-    return low, high
+        together = ranges.max() <= _SAME_RANGE * ranges.min()
+    return tuple(np.percentile(values, percentiles)) if together else (low, high)
 
 
 def is_faint(low: float, high: float) -> bool:

@@ -47,6 +47,8 @@ _STRIP = 64
 """Rows of a preview that are stretched together."""
 _WINDOW = 16
 _PERCENTILES = (2, 98)
+_SAMPLE = 2**17
+"""Cells that percentiles are taken of, about."""
 
 
 @packable
@@ -300,20 +302,18 @@ def _limits(
     """The 2nd and 98th percentile of the valid pixels; None for pictures of 8 bits that can be
     seen as they are.
     """
-    if planes[0][0].dtype == np.uint8:
-        counts = sum(np.bincount(pixels[valid].ravel(), minlength=256) for pixels, valid in planes)
-        shares = np.cumsum(counts) / max(1, np.sum(counts))
-        low, high = (int(np.searchsorted(shares, each / 100)) for each in _PERCENTILES)
-        return (low, high) if is_faint(low, high) else None
+    photo = planes[0][0].dtype == np.uint8
+    every = max(1, sum(valid.size for _, valid in planes) // _SAMPLE)
     found = []
     for pixels, valid in planes:
-        shown = _shown_bands(pixels).astype(np.float32, copy=False)
-        found.append(shown[valid & np.isfinite(shown).all(axis=2)])
+        shown = _shown_bands(pixels)[valid][::every].astype(np.float32)
+        found.append(shown[np.isfinite(shown).all(axis=1)])
     values = np.concatenate(found)
     if not len(values):
-        return 0, 0
+        return None if photo else (0, 0)
     with np.errstate(over="ignore", invalid="ignore"):
-        return limits_of(values, _PERCENTILES, together=interpretation == "rgb")
+        low, high = limits_of(values, _PERCENTILES, together=interpretation == "rgb")
+    return None if photo and not is_faint(low, high) else (low, high)
 
 
 def _photo(
