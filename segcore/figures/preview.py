@@ -47,7 +47,7 @@ _STRIP = 64
 """Rows of a preview that are stretched together."""
 _WINDOW = 16
 _PERCENTILES = (2, 98)
-_SAMPLE = 2**17
+_SAMPLE = 2**15
 """Cells that percentiles are taken of, about."""
 
 

@@ -74,11 +74,13 @@ def curves(losses: Sequence[Curve], scores: Sequence[Curve], best: int | None, t
     return png(sheet.pixels, effort=6)
 
 
-def examples(parts: Sequence[Example], classes: tuple[str, ...]) -> bytes:
-    """A PNG with a row for each example: image, truth, prediction, in the colours of masks; the
-    legend below.
+def examples(
+    parts: Sequence[Example], classes: tuple[str, ...], colours: Sequence[Colour] | None = None
+) -> bytes:
+    """A PNG with a row for each example: image, truth, prediction; the legend below. `colours`:
+    those of the classes; None: the usual ones.
     """
-    colours = ClassTable.of(classes).colours
+    colours = colours or ClassTable.of(classes).colours
     table = np.full((256, 3), NO_DATA, np.uint8)
     table[: len(classes)] = colours
     shapes = [fitted_shape(part.truth.shape, _SIDE, least=_LEAST) for part in parts]
