@@ -23,9 +23,6 @@ from maskloom.flows.recipes.schemas import (
 from maskloom.flows.recipes.yaml_files import refuse_secrets, shown
 from maskloom.segcore import geometry
 from maskloom.segcore.errors import RecipeError
-from maskloom.segcore.features.named import check_features, names_of_sensor
-from maskloom.segcore.features.sensors import SENSORS
-from maskloom.segcore.formulas import FormulaError
 from maskloom.segcore.ground.space import PixelSize
 from maskloom.segcore.models.protocols import SEGMENTERS
 from maskloom.segcore.processes.limits import Limits
@@ -348,23 +345,6 @@ class RunFile(pydantic.BaseModel):
             tuple(self.band_names),
             self.values.numbers if isinstance(self.values, Scaling) else self.values,
         )
-
-    @pydantic.model_validator(mode="after")
-    def _features_exist(self) -> RunFile:
-        known = tuple(self.band_names)
-        if self.sensor is not None:
-            if self.sensor not in SENSORS:
-                raise ValueError(
-                    f"sensor: expected one of {', '.join(SENSORS)}; got {shown(self.sensor)}."
-                    f"{did_you_mean(self.sensor, SENSORS)}"
-                )
-            known = tuple(dict.fromkeys((*known, *names_of_sensor(self.sensor))))
-        for text in self.features:
-            try:
-                check_features([text], known)
-            except FormulaError as error:
-                raise ValueError(f"features: {error}.") from error
-        return self
 
 
 def effective_tile(tile: int) -> int:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -43,7 +43,7 @@ def reach_of(formula: Formula) -> int:
     match formula:
         case Call(name, arguments) if name in WINDOWS:
             operand, size = arguments
-            return reach_of(operand) + WINDOWS[name][0](size_of(name, size))
+            return reach_of(operand) + WINDOWS[name].reach(size_of(name, size))
         case Call(name, arguments):
             return max(map(reach_of, arguments))
         case Unary(_, operand):
@@ -93,7 +93,7 @@ def size_of(name: str, argument: Formula) -> float:
     least, odd = (0.1, False) if name == "gaussian" else (3, True)
     given = argument.value if isinstance(argument, Number) else math.nan
     whole = not odd or given % 2 == 1
-    if not (least <= given and whole and WINDOWS[name][0](given) <= LARGEST_WINDOW):
+    if not (least <= given and whole and WINDOWS[name].reach(given) <= LARGEST_WINDOW):
         wanted = "an odd number of pixels from 3" if odd else "a number of pixels from 0.1"
         raise FormulaError(
             f"{name}: expected {wanted}, with a window of at most {LARGEST_WINDOW} pixels to each "
@@ -124,24 +124,17 @@ def _value(formula: Formula, bands: Mapping[str, Values], valid: Valid) -> Value
             return _ARITHMETIC[operator](_value(left, bands, valid), _value(right, bands, valid))
         case Call(name, (operand, size)) if name in WINDOWS:
             values, defined = compute(operand, bands, valid)
-            return WINDOWS[name][1](values, defined, size_of(name, size))
+            return WINDOWS[name].compute(values, defined, size_of(name, size))
         case Call(name, arguments):
             given = (_value(argument, bands, valid) for argument in arguments)
             return POINTWISE[name][1](*given)
 
 
-def _gaussian_reach(sigma: float) -> int:
-    return int(_REACH * sigma + 0.5)
-
-
 def _gaussian(values: Values, valid: Valid, sigma: float) -> Values:
     """The mean under a Gaussian window with this standard deviation."""
-    places = np.arange(-_gaussian_reach(sigma), _gaussian_reach(sigma) + 1)
+    reach = WINDOWS["gaussian"].reach(sigma)
+    places = np.arange(-reach, reach + 1)
     return _weighted_mean(values, valid, np.exp(-0.5 * (places / sigma) ** 2))
-
-
-def _box_reach(size: float) -> int:
-    return int(size) // 2
 
 
 def _mean(values: Values, valid: Valid, size: float) -> Values:
@@ -172,12 +165,34 @@ def _correlated(values: Values, weights: Values) -> Values:
     return values
 
 
-WINDOWS: dict[str, tuple[Callable[[float], int], Callable[[Values, Valid, float], Values]]] = {
-    "gaussian": (_gaussian_reach, _gaussian),
-    "mean": (_box_reach, _mean),
-    "texture": (_box_reach, _texture),
+class Window(NamedTuple):
+    """A function of the pixels around."""
+
+    size: str
+    """What its size is called."""
+    summary: str
+    reach: Callable[[float], int]
+    """How far it looks, in pixels."""
+    compute: Callable[[Values, Valid, float], Values]
+
+
+WINDOWS = {
+    "gaussian": Window(
+        "sigma",
+        "mean under a Gaussian with this standard deviation in pixels",
+        lambda sigma: int(_REACH * sigma + 0.5),
+        _gaussian,
+    ),
+    "mean": Window(
+        "side", "mean of a square or cube with this side", lambda side: int(side) // 2, _mean
+    ),
+    "texture": Window(
+        "side",
+        "standard deviation in a square or cube with this side",
+        lambda side: int(side) // 2,
+        _texture,
+    ),
 }
-"""Functions of the pixels around: how far they look, and what computes them."""
 
 
 def _linear(channel: Values) -> Values:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -29,6 +30,15 @@ if TYPE_CHECKING:
 MOST = 256
 """Greatest number of features."""
 _RGB = ("red", "green", "blue")
+_COMMON = {
+    "near infrared": "nir",
+    "red edge": "rededge",
+    "swir 1": "swir1",
+    "swir 2": "swir2",
+    "swir16": "swir1",
+    "swir22": "swir2",
+}
+"""Common names of bands by what descriptions call them."""
 
 
 def check_features(features: Sequence[str], known: Sequence[str] = ()) -> None:
@@ -177,31 +187,41 @@ def _numbers(spec: RasterSpec, options: ReadOptions) -> dict[str, int]:
             f"{spec.location} has {spec.file_bands} band(s); `band_names` of the recipe names "
             f"{len(names)}."
         )
+    numbers = _with_words(names)
+    if spec.interpretation == "rgb":
+        numbers = {**{colour: number for number, colour in enumerate(_RGB, 1)}, **numbers}
     if options.sensor is None:
-        return _with_colours(names, spec)
+        return numbers
     sensor = SENSORS[options.sensor]
-    if not set(names) & {*sensor.common, *sensor.common.values()}:
-        names = sensor.order(spec.file_bands)
-    if not names:
+    if not numbers.keys() & {*sensor.common, *sensor.common.values()}:
+        numbers = _with_words(sensor.order(spec.file_bands))
+    if not numbers:
         usual = ", ".join(str(len(order)) for order in sensor.orders)
         raise FormatError(
             f"{spec.location} has {spec.file_bands} bands without names; files of "
             f"{options.sensor} usually have {usual}. Name them by `band_names`."
         )
-    numbers = _with_colours(names, spec)
     for own, common in sensor.common.items():
         if own in numbers:
             numbers.setdefault(common, numbers[own])
     return numbers
 
 
-def _with_colours(names: Sequence[str], spec: RasterSpec) -> dict[str, int]:
-    numbers = {name: number for number, name in enumerate(names, 1) if name}
-    lower = {name.lower(): number for name, number in numbers.items()}
-    found = {**lower, **numbers}
-    if spec.interpretation == "rgb":
-        for number, colour in enumerate(_RGB, 1):
-            found.setdefault(colour, number)
+def _with_words(names: Sequence[str]) -> dict[str, int]:
+    """The number of each name, and of each word of a description such as `B04 red`, unless several
+    bands have it.
+    """
+    found = {name: number for number, name in enumerate(names, 1) if name}
+    bands_of: dict[str, set[int]] = {}
+    for number, name in enumerate(names, 1):
+        plain = name.lower().replace("-", " ")
+        common = [short for long, short in _COMMON.items() if long in plain]
+        words = re.findall(r"\w+", name)
+        for word in (*words, *map(str.lower, words), *common):
+            bands_of.setdefault(word, set()).add(number)
+    for word, bands in bands_of.items():
+        if len(bands) == 1:
+            found.setdefault(word, *bands)
     return found
 
 
