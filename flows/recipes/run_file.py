@@ -203,7 +203,7 @@ class Schedule(pydantic.BaseModel):
         return value
 
 
-class Scaling(pydantic.BaseModel):
+class PhysicalValues(pydantic.BaseModel):
     """How stored numbers become physical ones."""
 
     model_config = pydantic.ConfigDict(extra="forbid", use_attribute_docstrings=True)
@@ -294,7 +294,7 @@ class RunFile(pydantic.BaseModel):
     """
     band_names: list[Annotated[str, pydantic.Field(min_length=1, max_length=60)]] = []
     """Names of the bands of the files, in their order, in place of those that they state."""
-    values: Literal["stored", "physical"] | Scaling = "stored"
+    values: Literal["stored", "physical"] | PhysicalValues = "stored"
     """stored: the numbers of the files. physical: times the scale plus the offset that the file
     states, e.g. reflectances. {scale: 0.0001, offset: -0.1}: with these.
     """
@@ -343,7 +343,7 @@ class RunFile(pydantic.BaseModel):
             tuple(self.features),
             self.sensor,
             tuple(self.band_names),
-            self.values.numbers if isinstance(self.values, Scaling) else self.values,
+            self.values.numbers if isinstance(self.values, PhysicalValues) else self.values,
         )
 
 
