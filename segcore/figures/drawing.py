@@ -101,6 +101,7 @@ class Sheet:
         import cv2
 
         x, y = round(at[0]), round(at[1])
+        text = _printable(text)
         if anchor == "left":
             text = fitting(text, self.width - x, size=size, weight=weight)
         wide = width_of(text, size=size, weight=weight)
@@ -174,6 +175,7 @@ def width_of(text: str, *, size: int = TEXT, weight: int = _PLAIN) -> int:
     """Width of a line in pixels."""
     import cv2
 
+    text = _printable(text)
     if not text:
         return 0
     # Spaces at the end count, so that words can follow.
@@ -205,6 +207,11 @@ def _cut(text: str, kept: int, middle: bool) -> str:
     """
     after = kept // 2 if middle else 0
     return f"{text[: kept - after].rstrip()}…{text[len(text) - after :].lstrip() if after else ''}"
+
+
+def _printable(text: str) -> str:
+    """The text without ends of lines, other controls, and bytes that are no letters."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else " " for c in text)
 
 
 def _face() -> Any:

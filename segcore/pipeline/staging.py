@@ -10,6 +10,7 @@ from dataclasses import replace
 import pyarrow as pa
 
 from maskloom.segcore.errors import RunError
+from maskloom.segcore.features.reader import shown
 from maskloom.segcore.figures import thumbnails
 from maskloom.segcore.figures.preview import PreviewPart, preview_stride, render_preview
 from maskloom.segcore.figures.sheets import Caption
@@ -63,7 +64,7 @@ def stage_mask(
     name = f"masks/{image.source.image_id}{writer.suffix}"
     mask = writer.publish(store, result_name(settings), blocks, spec, classes, run.grid.tile)
     staged = {name + ending: artefact.name for ending, artefact in mask.files.items()}
-    picture = render_preview(previews, spec, classes, _caption(run, image, states, count))
+    picture = render_preview(previews, shown(spec), classes, _caption(run, image, states, count))
     preview = store.publish(result_name(settings), picture)
     staged[f"previews/{image.source.image_id}.png"] = preview.name
     return ImageResult(
@@ -87,6 +88,8 @@ def _caption(run: ImageRun, image: PlannedImage, states: States, count: int) -> 
         run.settings.kind,
         area.finish(states["area"], run.spec, run.class_table),
         count if run.merger is not None else None,
+        # The day.
+        (getattr(run.spec, "acquired", None) or "")[:10],
     )
 
 

@@ -399,6 +399,27 @@ def test_long_names_lose_their_middle():
     assert min(len(first), len(last)) > 10
 
 
+def test_any_name_of_a_class_or_file_can_be_written():
+    names = (
+        "line\nend\ttab",
+        "\udcff undecoded",
+        "long " * 60,
+        "",
+        "\U0001f610",
+        "שלום עולם",
+        "x\0y",
+    )
+    class_table = ClassTable.of(names)
+    pixels, labels = np.full((300, 300, 3), 90, np.uint8), np.zeros((300, 300), np.uint8)
+    spec = spec_of(pixels, "rgb")
+    parts = observe(pixels, labels == 0, labels, 512, 1)
+    for title in names:
+        caption = Caption(title, areas=areas_of(labels, class_table))
+        sheet = sheet_of(render_preview(parts, spec, class_table, caption))
+        assert (sheet[:, -8:] == PAPER).all()
+        assert (sheet[-8:] == PAPER).all()
+
+
 @pytest.mark.parametrize("name", ["Москва", "航空写真", "λόγος", "한국", "čšžéüø", "m²µm×–…"])
 def test_names_are_written_in_their_own_letters(name):
     from maskloom.segcore.figures.drawing import Sheet
