@@ -120,15 +120,16 @@ class Sheet:
         outline: Colour | None = None,
     ) -> None:
         """Draw a rectangle of this width and height."""
+        import cv2
+
         (x, y), (width, height) = map(round, corner), map(round, size)
         if width <= 0 or height <= 0:
             return
-        place = self.pixels[max(y, 0) : y + height, max(x, 0) : x + width]
+        ends = (x, y), (x + width - 1, y + height - 1)
         if fill is not None:
-            place[:] = fill
+            cv2.rectangle(self.pixels, *ends, fill, cv2.FILLED)
         if outline is not None:
-            place[[0, -1]] = outline
-            place[:, [0, -1]] = outline
+            cv2.rectangle(self.pixels, *ends, outline)
 
     def line(self, points: Sequence[tuple[float, float]], ink: Colour, width: int = 1) -> None:
         """Draw a line through these points."""
