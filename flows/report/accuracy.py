@@ -124,7 +124,8 @@ def evaluation_page(store: Store, folder: str = "") -> bytes:
     ]
     classes.sort(key=lambda row: int(row["class_id"]))
     names = tuple(row["class_name"] for row in classes)
-    colours = dict(zip(names, map(hexadecimal, ClassTable.of(names).colours), strict=True))
+    table = ClassTable.recorded(names, [row.get("colour") for row in classes])
+    colours = dict(zip(names, map(hexadecimal, table.colours), strict=True))
     place = store.uri(folder).rstrip("/")
     worst = sorted(each, key=lambda row: (row["accuracy"] is None, row["accuracy"] or 0.0))
     values = {
