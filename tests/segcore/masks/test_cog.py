@@ -27,7 +27,7 @@ from maskloom.segcore.geometry import Grid
 from maskloom.segcore.ground.space import Metric, Space
 from maskloom.segcore.masks import EncodedBlock
 from maskloom.segcore.masks.cog import writer as cog
-from maskloom.segcore.masks.cog.writer import CogMasks, block_size, category_sidecar
+from maskloom.segcore.masks.cog.writer import CogMasks, block_size, gdal_metadata
 from maskloom.segcore.raster.classes import ClassTable
 from maskloom.segcore.raster.spec import FORMATS, RasterSpec
 
@@ -184,7 +184,7 @@ def test_gdal_sees_a_cog_and_the_names_of_the_classes(tmp_path, class_table):
             class_table,
         )
     )
-    (tmp_path / "mask.tif.aux.xml").write_bytes(category_sidecar(class_table))
+    (tmp_path / "mask.tif.aux.xml").write_bytes(gdal_metadata(class_table))
     info = gdalinfo(path)
     assert info["metadata"]["IMAGE_STRUCTURE"]["LAYOUT"] == "COG"
     band = info["bands"][0]
