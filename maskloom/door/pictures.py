@@ -122,8 +122,8 @@ def coloured(
 ) -> NDArray[np.uint8]:
     """Labels as (y, x, 4). Background, and what has no class, is clear."""
     if objects:
-        opaque = np.insert(colours_of_objects(labels), 3, 255, axis=-1)
-        return np.where((labels > 0)[..., None], opaque, np.uint8(0)).astype(np.uint8)
+        hues = np.insert(colours_of_objects(labels), 3, 255, axis=-1)
+        return np.where((labels > 0)[..., None], hues, np.uint8(0)).astype(np.uint8)
     alpha = [0 if name.lower() in BACKGROUND_NAMES else 255 for name in classes.names]
     table = np.zeros((len(classes.names) + 1, 4), np.uint8)
     for i, (colour, opaque) in enumerate(zip(classes.colours, alpha, strict=True)):
