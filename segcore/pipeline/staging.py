@@ -10,6 +10,7 @@ from dataclasses import replace
 import pyarrow as pa
 
 from maskloom.segcore.errors import RunError
+from maskloom.segcore.features.reader import shown
 from maskloom.segcore.figures import thumbnails
 from maskloom.segcore.figures.preview import PreviewPart, preview_stride, render_preview
 from maskloom.segcore.masks import EncodedBlock, name_of
@@ -62,7 +63,7 @@ def stage_mask(
     picture = render_preview(
         previews,
         spec.shape,
-        spec.interpretation,
+        shown(spec).interpretation,
         classes,
         preview_stride(spec.shape),
         spec.space.frame,
