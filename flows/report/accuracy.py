@@ -42,7 +42,9 @@ def training_page(store: Store) -> bytes:
     about: dict[str, Any] = card.get("about", {})
     epochs: list[dict[str, Any]] = history["epochs"]
     best, names = history["best_epoch"], tuple(history["classes"])
-    colours = [hexadecimal(colour) for colour in ClassTable.of(names).colours]
+    stated: dict[str, str] = card.get("colours", {})
+    table = ClassTable.recorded(names, map(stated.get, names))
+    colours = [hexadecimal(colour) for colour in table.colours]
     # A dark line would be lost on a dark page.
     drawn = [
         "var(--soft)" if each.lower() in BACKGROUND_NAMES else colour

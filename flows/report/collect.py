@@ -161,7 +161,9 @@ def _areas(
     pixels = Counter[str]()
     found: list[tuple[NDArray[np.int64], str, NDArray[np.float32]]] = []
     for table in output.tables("areas", _AREA_COLUMNS):
-        ours = table.filter(pc.is_in(table["image_id"], value_set=pa.array(list(done), pa.string())))
+        ours = table.filter(
+            pc.is_in(table["image_id"], value_set=pa.array(list(done), pa.string()))
+        )
         names = ours["class_name"].to_pylist()
         for name, number in zip(names, ours["class_id"].to_pylist(), strict=True):
             order.setdefault(name, number)
