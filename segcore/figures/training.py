@@ -28,7 +28,6 @@ from maskloom.segcore.figures.drawing import (
     sampled,
 )
 from maskloom.segcore.figures.legends import Entry, Legend
-from maskloom.segcore.raster.classes import ClassTable
 from maskloom.segcore.raster.colours import Colour
 
 if TYPE_CHECKING:
@@ -75,12 +74,11 @@ def curves(losses: Sequence[Curve], scores: Sequence[Curve], best: int | None, t
 
 
 def examples(
-    parts: Sequence[Example], classes: tuple[str, ...], colours: Sequence[Colour] | None = None
+    parts: Sequence[Example], classes: tuple[str, ...], colours: Sequence[Colour]
 ) -> bytes:
-    """A PNG with a row for each example: image, truth, prediction; the legend below. `colours`:
-    those of the classes; None: the usual ones.
+    """A PNG with a row for each example: image, truth, prediction, in the colours of masks; the
+    legend below.
     """
-    colours = colours or ClassTable.of(classes).colours
     table = np.full((256, 3), NO_DATA, np.uint8)
     table[: len(classes)] = colours
     shapes = [fitted_shape(part.truth.shape, _SIDE, least=_LEAST) for part in parts]
