@@ -85,6 +85,8 @@ class RasterSpec:
     """
     mask: str = ""
     """Name in `MASKS` of the writer for its mask. Empty: that of its format."""
+    acquired: str | None = None
+    """When it was acquired, in UTC (`segcore.raster.dates`). None: unknown."""
 
     def __post_init__(self) -> None:
         if len(self.shape) != len(self.space.axes):
