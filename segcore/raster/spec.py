@@ -232,6 +232,10 @@ class FileKind:
     """Whether files without a suffix, or with a number in its place, may be of this kind. In
     folders, those of which `SeriesFormat.headers` knows nothing are passed over.
     """
+    named: bool = False
+    """Whether only files that an input names are of this kind: folders of images hold other files
+    with the same suffix.
+    """
 
 
 class Format(Protocol):

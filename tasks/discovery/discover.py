@@ -71,10 +71,11 @@ def discover(
     )
     without_image = []
     for entry in inputs:
-        before = len(search.found) + len(search.unclaimed)
+        before = search.count
         search.add(entry)
-        if len(search.found) + len(search.unclaimed) == before:
+        if search.count == before:
             without_image.append(entry)
+    search.read_stac(options)
     search.join_series(read_headers, options)
     if not search.found:
         raise RecipeError(

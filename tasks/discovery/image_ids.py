@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 
 from maskloom.segcore import formats
 from maskloom.segcore.formats.dicom.grouping import is_series
+from maskloom.segcore.formats.stac.documents import is_feature
 
 _FOLDER_SUFFIX = re.compile(r"\.(\w+)/")
 _UNSAFE = re.compile(r"[^\w.\-]")
@@ -48,8 +49,8 @@ def image_ids(
             continue
         path = _below(uri.partition("://")[2] or uri, root)
         stem, suffix = posixpath.splitext(path)
-        if is_series(uri):
-            # Dots in the UID of a series begin no suffix.
+        if is_series(uri) or is_feature(uri):
+            # Dots in the UID of a series, or in the id of an item, begin no suffix.
             stem, suffix = path, ""
         else:
             # Only the formats know suffixes with two dots. Most names end alike.
