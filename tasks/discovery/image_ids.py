@@ -17,6 +17,7 @@ from maskloom.segcore.formats.dicom.grouping import is_series
 from maskloom.segcore.formats.stac.documents import is_feature
 
 _FOLDER_SUFFIX = re.compile(r"\.(\w+)/")
+_IN_DOCUMENT = re.compile(r"\.(?:geo)?json/(?=[^/]+$)")
 _UNSAFE = re.compile(r"[^\w.\-]")
 _SAFE = re.compile(r"[A-Za-z0-9_\-][\w.\-]*(?:/[A-Za-z0-9_\-][\w.\-]*)*", re.ASCII)
 """Paths that are safe as they are."""
@@ -51,7 +52,7 @@ def image_ids(
         stem, suffix = posixpath.splitext(path)
         if is_series(uri) or is_feature(uri):
             # Dots in the UID of a series, or in the id of an item, begin no suffix.
-            stem, suffix = path, ""
+            stem, suffix = _IN_DOCUMENT.sub("/", path), ""
         else:
             # Only the formats know suffixes with two dots. Most names end alike.
             tail = formats.tail_of(uri)
