@@ -296,11 +296,7 @@ def _item(
     link = {"href": f"{up}collection.json", "type": "application/json"}
     place, properties = _place(spec)
     assets = {"mask": _mask(to, row, spec, areas)}
-    extensions = [_EXTENSIONS["file"]] if "file:checksum" in assets["mask"] else []
-    extensions += (
-        [_EXTENSIONS["classification"]] if "classification:classes" in assets["mask"] else []
-    )
-    extensions += [_EXTENSIONS["proj"]] if properties else []
+    used = {key.partition(":")[0] for key in (*assets["mask"], *properties)}
     if (preview := f"previews/{row['image_id']}.png") in to.previews:
         assets["preview"] = _picture(to.href(preview, name), "image/png", "overview", "Preview")
     if has_thumbnail:
@@ -310,7 +306,7 @@ def _item(
     return {
         "type": "Feature",
         "stac_version": VERSION,
-        "stac_extensions": extensions,
+        "stac_extensions": [uri for prefix, uri in _EXTENSIONS.items() if prefix in used],
         "id": row["image_id"],
         **place,
         "properties": {

@@ -15,8 +15,8 @@ Wanted = Annotated[
     typer.Option(
         "--to",
         metavar="KIND",
-        help="geojson (longitude and latitude, or pixels), qupath (a file per image), coco, or stac "
-        "(a static catalog of the masks).",
+        help="geojson (longitude and latitude, or pixels), qupath (a file per image), coco, or "
+        "stac (a static catalog of the masks).",
     ),
 ]
 Target = Annotated[

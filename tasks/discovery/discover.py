@@ -66,7 +66,7 @@ def discover(
     search = Search(
         tuple(
             f"{output}/{folder}/"
-            for folder in ("masks", "previews", "tables", "runs", "evaluation", STAGING)
+            for folder in ("masks", "previews", "tables", "runs", "evaluation", "stac", STAGING)
         )
     )
     without_image = []
