@@ -61,8 +61,12 @@ def _write_stac(output: str, target: str | None) -> None:
 
     done = write_stac(Read.open(output), target)
     if done.left_out:
-        typer.echo(line(f"{done.left_out} images without a mask left out."), err=True)
+        typer.echo(line(f"{_number(done.left_out, 'image')} without a mask left out."), err=True)
     if done.unplaced:
-        note = f"{done.unplaced} items without a geometry: their images have no place on a map."
-        typer.echo(line(note), err=True)
-    typer.echo(line(f"{done.items} items: {done.location}"))
+        items = _number(done.unplaced, "item")
+        typer.echo(line(f"{items} without a geometry: no place on a map is known."), err=True)
+    typer.echo(line(f"{_number(done.items, 'item')}: {done.location}"))
+
+
+def _number(count: int, what: str) -> str:
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
