@@ -73,6 +73,9 @@ def _planned(
     try:
         if isinstance(header, FormatError):
             raise header
+        if source.acquired is not None:
+            header = replace(header, acquired=source.acquired)
+            options = replace(options, acquired=None)
         return PlannedImage(source, placed(header, options, source.uri))
     except FormatError as error:
         return PlannedImage(source, None, Failure.of(error))

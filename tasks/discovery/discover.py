@@ -149,6 +149,7 @@ def _sources(search: Search, known: Mapping[str, str]) -> list[Source]:
             found.address,
             found.members,
             found.is_folder,
+            acquired=search.dates.get(uri),
         )
         learn_addresses(source)
         sources.append(source)

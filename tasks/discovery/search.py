@@ -97,6 +97,8 @@ class Search:
         """Files in folders that may be images by their content, by URI: the folder that an input
         names, the name, and the file.
         """
+        self.dates: dict[str, str] = {}
+        """When files were acquired by the lists that name them, by URI."""
         self.documents: list[stac.Document] = []
         """Documents of STAC, which `read_stac` reads."""
         self.duplicates = 0
@@ -112,8 +114,10 @@ class Search:
         """Number of files and documents that may be images."""
         return len(self.found) + len(self.unclaimed) + len(self.documents)
 
-    def add(self, entry: str, chain: tuple[str, ...] = ()) -> None:
-        """Add the images of an input; `chain` are the lists that led to it."""
+    def add(self, entry: str, chain: tuple[str, ...] = (), acquired: str | None = None) -> None:
+        """Add the images of an input; `chain` are the lists that led to it, and `acquired` is the
+        date that the last of them states for it.
+        """
         _refuse_secrets(entry, chain)
         fs, path = _place(entry)
         if path in chain:
@@ -133,7 +137,10 @@ class Search:
         if named is not None and lists.is_list(path):
             self._read_list(fs, path, entry, named, chain)
         elif named is not None:
-            self._named.add(self._take(fs, posixpath.dirname(without_query(path)), path, named))
+            uri = self._take(fs, posixpath.dirname(without_query(path)), path, named)
+            self._named.add(uri)
+            if acquired is not None:
+                self.dates[uri] = acquired
 
     def read_stac(self, options: ReadOptions) -> None:
         """Add the items of the documents. Raises `RecipeError`, `StoreError`."""
@@ -297,10 +304,11 @@ class Search:
             )
         with store_errors(f"read the list {entry!r}"):
             content = fs.cat_file(path)
-        names, within = lists.read_list(redacted(entry), content), (*chain, path)
+        names, dates = lists.read_dated(redacted(entry), content)
+        within = (*chain, path)
         del content
         for name in names:
-            self.add(_existing(lists.absolute(name, entry)), within)
+            self.add(_existing(lists.absolute(name, entry)), within, dates.get(name))
 
     def _take(
         self, fs: Any, folder: str, name: str, info: Mapping[str, Any], *, named: bool = True
