@@ -69,6 +69,7 @@ def test_an_item_is_segmented_as_its_bands_in_one_file(tmp_path, maskloom):
         assert sorted((output / "runs").iterdir()) == before
 
 
+@pytest.mark.nightly
 def test_assets_on_two_grids_and_unknown_ones_are_refused(catalog, tmp_path, maskloom):
     result = maskloom("segment", catalog, "-o", tmp_path / "out", *RUN)
     assert result.exit_code == 3
@@ -80,6 +81,7 @@ def test_assets_on_two_grids_and_unknown_ones_are_refused(catalog, tmp_path, mas
     assert "has no asset 'nir'; it has B02, B03, B04, B05, look." in result.stderr
 
 
+@pytest.mark.nightly
 def test_a_changed_asset_makes_its_image_anew(catalog, tmp_path, maskloom):
     def segment() -> dict[str, str]:
         assert maskloom("segment", catalog, "-o", tmp_path / "out", *RUN, *NAMED).exit_code == 0
@@ -137,6 +139,7 @@ def test_json_beside_images_is_no_input(tmp_path, maskloom):
     assert list(image_rows(tmp_path / "out")) == ["a"]
 
 
+@pytest.mark.nightly
 def test_signatures_of_assets_are_written_nowhere(catalog, tmp_path, maskloom, monkeypatch):
     class Handler(http.server.SimpleHTTPRequestHandler):
         def send_head(self):
