@@ -370,12 +370,10 @@ def item(path: Path, nodata: int, *files: tuple[np.ndarray, dict[str, object]]) 
 
 
 BANDS = np.moveaxis(PHOTO, -1, 0)
-BLOCKS = {"blockxsize": 32, "blockysize": 32}
+TILED = {"tiled": True, "blockxsize": 32, "blockysize": 32}
 ITEMS: dict[str, Callable[[Path], None]] = {
     "one.json": lambda p: item(p, 0, (BANDS, {"nodata": 9})),
-    "types.json": lambda p: item(
-        p, 3, (BANDS[:2], {"tiled": True, **BLOCKS}), (BANDS[2:] * 257.0, {})
-    ),
+    "types.json": lambda p: item(p, 3, (BANDS[:2], TILED), (BANDS[2:] * 257.0, {})),
 }
 SAMPLES = {
     "stac": ITEMS,
