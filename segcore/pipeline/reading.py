@@ -23,6 +23,7 @@ from maskloom.segcore.errors import (
     StoreError,
     Unavailable,
 )
+from maskloom.segcore.features.named import with_features
 from maskloom.segcore.formats.user_nodata import with_user_nodata
 from maskloom.segcore.geometry import Box, Tile
 from maskloom.segcore.ground.control import with_fitted_affine
@@ -95,8 +96,9 @@ def read_headers(job: HeadersJob) -> tuple[str, ...]:
 
 
 def placed(spec: RasterSpec, options: ReadOptions, uri: str = "") -> RasterSpec:
-    """The metadata with the position, the pixel size, the nodata value and the date that the user
-    wants; `uri` is that of the image, if it is not the location.
+    """The metadata with the position, the pixel size, the nodata value, the features and the date
+    that the user wants; `uri` is that of the image, if it is not the location. Raises
+    `FormatError`.
     """
     if options.ground_control == "affine":
         spec = _fitted_to_ground(spec)
@@ -105,7 +107,9 @@ def placed(spec: RasterSpec, options: ReadOptions, uri: str = "") -> RasterSpec:
     if options.acquired is not None:
         spec = _dated(spec, options.acquired, uri or spec.location)
     spec = _with_plausible_size(spec)
-    return _sized(spec, options.pixel_size) if isinstance(options.pixel_size, PixelSize) else spec
+    if isinstance(options.pixel_size, PixelSize):
+        spec = _sized(spec, options.pixel_size)
+    return with_features(spec, options)
 
 
 def _dated(spec: RasterSpec, dates: DateInName, uri: str) -> RasterSpec:

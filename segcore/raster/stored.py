@@ -61,6 +61,14 @@ class ReadOptions:
     """Names of the assets of STAC items that are read, in the order of their bands. Empty: those
     that hold the data.
     """
+    features: tuple[str, ...] = ()
+    """Formulas and names of what segmenters see in place of the bands. Empty: the bands."""
+    sensor: str | None = None
+    """Name in `segcore.features.sensors` of what took the images. None: unknown."""
+    band_names: tuple[str, ...] = ()
+    """Names of the bands of the files, in place of those that they state."""
+    values: Literal["stored", "physical"] | tuple[float, float] = "stored"
+    """Numbers as stored; or times the scale plus the offset of the file's header, or these."""
 
 
 def uri_of_part(uri: str, part: str, count: int) -> str:

@@ -63,11 +63,13 @@ class Stac:
             file_bands=bands,
             nodata=first.nodata if len({spec.nodata for spec in specs}) == 1 else None,
             interpretation=first.interpretation if len(specs) == 1 else "bands",
-            notes=(*_notes(specs), *_on_scales(assets)),
+            notes=_notes(specs),
             files=tuple(spec.location for spec in specs for _ in range(spec.file_bands)),
             part="",
             mask=first.mask or FORMATS[first.format].mask,
             acquired=acquired(item) or first.acquired,
+            band_names=_names(specs, assets),
+            scaling=_scaling(specs, assets),
         )
         return _with_nodata(spec, specs, assets)
 
@@ -134,11 +136,30 @@ def _notes(specs: Sequence[RasterSpec]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(note for spec in specs for note in spec.notes))
 
 
-def _on_scales(assets: Sequence[Asset]) -> tuple[str, ...]:
-    if len({asset.scales for asset in assets}) > 1:
-        note = "its assets have different scales or offsets, which are not applied"
-        return (note,)
-    return ()
+def _names(specs: Sequence[RasterSpec], assets: Sequence[Asset]) -> tuple[str, ...]:
+    """The names of all bands: those in the item, or else in the files, or else of the assets."""
+    names: list[str] = []
+    for asset, spec in zip(assets, specs, strict=True):
+        said = tuple(band.name for band in asset.bands)
+        if len(said) != spec.file_bands:
+            alone = (asset.name,) if spec.file_bands == 1 else ("",) * spec.file_bands
+            said = spec.band_names or alone
+        names += said
+    return tuple(names)
+
+
+def _scaling(
+    specs: Sequence[RasterSpec], assets: Sequence[Asset]
+) -> tuple[tuple[float, float], ...]:
+    """Scale and offset of all bands, as the item or else the files state them."""
+    found: list[tuple[float, float] | None] = []
+    for asset, spec in zip(assets, specs, strict=True):
+        said = [band.scaling for band in asset.bands]
+        own: list[tuple[float, float] | None] = list(spec.scaling)
+        found += (
+            said if len(said) == spec.file_bands and any(said) else own or [None] * spec.file_bands
+        )
+    return tuple(each or (1.0, 0.0) for each in found) if any(found) else ()
 
 
 def _with_nodata(

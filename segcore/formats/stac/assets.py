@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any
 
 from maskloom.segcore.errors import FormatError
@@ -18,6 +19,16 @@ _NAMED = 12
 
 
 @dataclass(frozen=True, slots=True)
+class Band:
+    """What an item says about a band."""
+
+    name: str
+    """Its names as words: `B04 red`."""
+    scaling: tuple[float, float] | None
+    """Scale and offset. None: it states none."""
+
+
+@dataclass(frozen=True, slots=True)
 class Asset:
     """A file of an item."""
 
@@ -27,8 +38,8 @@ class Asset:
     """Where it is read; it may be signed."""
     nodata: float | None
     """The value that means "no data" by the item. None: it states none, or several."""
-    scales: frozenset[tuple[float, float]]
-    """Scale and offset of its bands by the item; stored numbers are read all the same."""
+    bands: tuple[Band, ...]
+    """What the item says about its bands. Empty: nothing."""
 
     @property
     def uri(self) -> str:
@@ -98,18 +109,27 @@ def _with_data(assets: Mapping[str, Any], location: str) -> list[str]:
 
 
 def _asset(name: str, asset: Mapping[str, Any], base: str) -> Asset:
-    bands = list(_bands(asset, "raster:bands", "bands")) or [asset]
-    values = {_number(band.get("nodata", asset.get("nodata"))) for band in bands}
-    scales = frozenset(
-        (_number(band.get(f"{prefix}scale")) or 1.0, _number(band.get(f"{prefix}offset")) or 0.0)
-        for band in bands
-        for prefix in ("", "raster:")
-    )
+    bands = _bands(asset)
+    values = {_number(band.get("nodata", asset.get("nodata"))) for band in bands or [dict(asset)]}
     return Asset(
         name,
         resolved(asset["href"], base),
         values.pop() if len(values) == 1 else None,
-        scales - {(1.0, 0.0)},
+        tuple(_band(name if len(bands) == 1 else "", asset, band) for band in bands),
+    )
+
+
+def _band(key: str, asset: Mapping[str, Any], band: Mapping[str, Any]) -> Band:
+    """A band of the asset `asset`, whose key names it if it is the only one."""
+    said = (
+        _number(band.get(part, band.get(f"raster:{part}", asset.get(f"raster:{part}"))))
+        for part in ("scale", "offset")
+    )
+    scale, offset = said
+    is_scaled = scale is not None or offset is not None
+    return Band(
+        " ".join(dict.fromkeys(filter(None, (key, *_names(band))))),
+        (1.0 if scale is None else scale, offset or 0.0) if is_scaled else None,
     )
 
 
@@ -128,19 +148,23 @@ def _roles(asset: Mapping[str, Any]) -> frozenset[str]:
 
 def _names_of_band(asset: Mapping[str, Any]) -> frozenset[str]:
     """Names of the only band of an asset; empty if it has several."""
-    for key in ("bands", "eo:bands"):
-        bands = list(_bands(asset, key))
-        if len(bands) == 1:
-            names = (bands[0].get(each) for each in ("name", "common_name", "eo:common_name"))
-            return frozenset(str(name) for name in names if name)
-    return frozenset()
+    bands = _bands(asset)
+    return frozenset(_names(bands[0])) if len(bands) == 1 else frozenset()
 
 
-def _bands(asset: Mapping[str, Any], *keys: str) -> Iterator[Mapping[str, Any]]:
-    for key in keys:
-        listed = asset.get(key)
-        if isinstance(listed, list):
-            yield from (each for each in listed if isinstance(each, dict))
+def _names(band: Mapping[str, Any]) -> list[str]:
+    said = (band.get(each) for each in ("name", "common_name", "eo:common_name"))
+    return [str(name) for name in said if name]
+
+
+def _bands(asset: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The bands of an asset: all that lists of several extensions and versions say about each."""
+    listed = [asset.get(key) for key in ("eo:bands", "raster:bands", "bands")]
+    known = [each for each in listed if isinstance(each, list)]
+    return [
+        {key: value for one in said if isinstance(one, dict) for key, value in one.items()}
+        for said in zip_longest(*known)
+    ]
 
 
 def _number(value: Any) -> float | None:
