@@ -37,36 +37,37 @@ def catalog(tmp_path: Path) -> Path:
     return tmp_path / "catalog"
 
 
-def test_an_item_is_segmented_as_its_bands_in_one_file(tmp_path, maskloom):
+@pytest.mark.parametrize(
+    ("entry", "image_id"),
+    [
+        pytest.param("", "tiles/T{}/T{}", marks=pytest.mark.nightly),
+        ("collection.json", "tiles/T{}/T{}"),
+        pytest.param("tiles/*/*.json", "T{}/T{}", marks=pytest.mark.nightly),
+        ("search.json", "search/T{}"),
+    ],
+)
+def test_items_are_segmented_as_their_bands_in_one_file(tmp_path, maskloom, entry, image_id):
     pixels = write_catalog(tmp_path / "catalog")
     write_search(tmp_path / "catalog")
     for number, bands in enumerate(pixels):
         write_band(tmp_path / "stacked" / f"T{number}.tif", bands, nodata=0)
-    assert (
-        maskloom("segment", tmp_path / "stacked", "-o", tmp_path / "a", *RUN, *NAMED).exit_code == 0
-    )
-    ways = {
-        "folder": ("", "tiles/T{}/T{}"),
-        "collection": ("collection.json", "tiles/T{}/T{}"),
-        "glob": ("tiles/*/*.json", "T{}/T{}"),
-        "search": ("search.json", "search/T{}"),
-    }
-    for name, (entry, image_id) in ways.items():
-        output = tmp_path / name
-        found = maskloom("segment", tmp_path / "catalog" / entry, "-o", output, *RUN, *NAMED)
+    output = tmp_path / "out"
+
+    def segment(inputs: Path, to: Path) -> None:
+        found = maskloom("segment", inputs, "-o", to, *RUN, *NAMED)
         assert found.exit_code == 0, found.output
-        rows = image_rows(output)
-        assert len(rows) == len(pixels)
-        for number in range(len(pixels)):
-            row = rows[image_id.format(number, number)]
-            assert row["acquired"].isoformat() == f"2026-05-{13 + number}T10:20:00+00:00"
-            assert np.array_equal(
-                mask_of(output, row["image_id"]), mask_of(tmp_path / "a", f"T{number}")
-            )
-        before = sorted((output / "runs").iterdir())
-        again = maskloom("segment", tmp_path / "catalog" / entry, "-o", output, *RUN, *NAMED)
-        assert again.exit_code == 0
-        assert sorted((output / "runs").iterdir()) == before
+
+    segment(tmp_path / "stacked", tmp_path / "expected")
+    segment(tmp_path / "catalog" / entry, output)
+    rows, runs = image_rows(output), sorted((output / "runs").iterdir())
+    assert len(rows) == len(pixels)
+    for number in range(len(pixels)):
+        row = rows[image_id.format(number, number)]
+        assert row["acquired"].isoformat() == f"2026-05-{13 + number}T10:20:00+00:00"
+        expected = mask_of(tmp_path / "expected", f"T{number}")
+        assert np.array_equal(mask_of(output, row["image_id"]), expected)
+    segment(tmp_path / "catalog" / entry, output)
+    assert sorted((output / "runs").iterdir()) == runs
 
 
 @pytest.mark.nightly
