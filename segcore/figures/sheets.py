@@ -197,11 +197,9 @@ def _panels_of_volume(
 
 def _paper(panels: Sequence[Sequence[Panel]]) -> int:
     """Area that panels in rows take, in pixels."""
-    width, height = (
-        sum(max(each.pixels.shape[axis] for each in line) for line in lines)
-        for axis, lines in ((1, zip(*panels, strict=True)), (0, panels))
-    )
-    return width * height
+    width = sum(max(each.pixels.shape[1] for each in column) for column in zip(*panels, strict=True))
+    height = sum(max(each.pixels.shape[0] for each in row) for row in panels)
+    return int(width * height)
 
 
 def _over_caption(plane: Plane) -> str:
