@@ -197,7 +197,8 @@ def _panels_of_volume(
 
 def _paper(panels: Sequence[Sequence[Panel]]) -> int:
     """Area that panels in rows take, in pixels."""
-    width = sum(max(each.pixels.shape[1] for each in column) for column in zip(*panels, strict=True))
+    columns = zip(*panels, strict=True)
+    width = sum(max(each.pixels.shape[1] for each in column) for column in columns)
     height = sum(max(each.pixels.shape[0] for each in row) for row in panels)
     return int(width * height)
 
