@@ -31,7 +31,12 @@ from maskloom.segcore.figures.drawing import (
     sampled,
 )
 from maskloom.segcore.figures.legends import Entry, Legend
-from maskloom.segcore.figures.scale_bars import PixelLength, draw_scale_bar, pixel_length
+from maskloom.segcore.figures.scale_bars import (
+    PixelLength,
+    draw_scale_bar,
+    length_text,
+    pixel_length,
+)
 from maskloom.segcore.ground.amounts import amount
 from maskloom.segcore.raster.classes import BACKGROUND_NAMES, ClassTable
 from maskloom.segcore.raster.colours import BACKGROUND, colours_of_objects
@@ -52,6 +57,8 @@ small images are enlarged.
 _VOLUME_SIDE = 480
 _WIDE = 2.2
 """From this proportion on, panels stand one below the other."""
+_FLAT = 0.7
+"""Planes stand in rows if they take less than this part of the paper."""
 _NARROWEST_PANEL = 120
 _MOST_ENTRIES = 24
 _TINT, _SATURATION, _BORDER_SHADE = 0.45, 0.35, 0.55
@@ -146,15 +153,11 @@ def _panels_of_image(
     if spec.space.frame is not None:
         plane = _as_looked_at(plane, spec.space.frame)
     drawn = plane.drawn(shape)
-    of_objects = plane.labels.dtype == np.uint32
     mask = coloured(drawn.labels, drawn.valid, class_table)
     panels = [
         Panel(_source_caption(caption), _with_hatching(drawn.photo, drawn.valid)),
         Panel("mask", mask),
-        Panel(
-            "outlines of objects over source" if of_objects else "mask over source",
-            _over(drawn, mask, class_table),
-        ),
+        Panel(_over_caption(plane), _over(drawn, mask, class_table)),
     ]
     pixel = pixel_length(spec).times(source[1] / shape[1])
     return ([[each] for each in panels] if is_wide else [panels]), pixel
@@ -163,7 +166,9 @@ def _panels_of_image(
 def _panels_of_volume(
     planes: Sequence[Plane], spec: RasterSpec, class_table: ClassTable
 ) -> tuple[list[list[Panel]], PixelLength]:
-    """The planes in columns: sources in the first row, masks over them in the second."""
+    """The planes in columns, with sources in the first row and masks over them in the second; in
+    rows if the volume is flat.
+    """
     spacing, unit = _spacing(spec)
     extents = [n * size for n, size in zip(spec.shape, spacing, strict=True)]
     finest = min(spacing)
@@ -184,8 +189,23 @@ def _panels_of_volume(
         for picture in (source, over):
             _write_letters(picture, plane.letters)
         above.append(Panel(_place(plane, spec), source))
-        below.append(Panel("" if below else "mask over source", over))
-    return [above, below], PixelLength(finest / scale, unit)
+        below.append(Panel("" if below else _over_caption(plane), over))
+    in_rows = [list(pair) for pair in zip(above, below, strict=True)]
+    panels = in_rows if _paper(in_rows) < _FLAT * _paper([above, below]) else [above, below]
+    return panels, PixelLength(finest / scale, unit)
+
+
+def _paper(panels: Sequence[Sequence[Panel]]) -> int:
+    """Area that panels in rows take, in pixels."""
+    columns = zip(*panels, strict=True)
+    width = sum(max(each.pixels.shape[1] for each in column) for column in columns)
+    height = sum(max(each.pixels.shape[0] for each in row) for row in panels)
+    return int(width * height)
+
+
+def _over_caption(plane: Plane) -> str:
+    of_objects = plane.labels.dtype == np.uint32
+    return "outlines of objects over source" if of_objects else "mask over source"
 
 
 def _place(plane: Plane, spec: RasterSpec) -> str:
@@ -417,7 +437,7 @@ def _size(spec: RasterSpec) -> str:
         shown = sides[0] if len(set(sides)) == 1 else " × ".join(sides)
         return f" of {shown} {_SPACE_UNITS.get(metric.unit, metric.unit)}"
     step = pixel_length(spec)
-    return f" of {step.length:.3g} m" if step.unit == "m" else ""
+    return f" of {length_text(float(f'{step.length:.3g}'), 'm')}" if step.unit == "m" else ""
 
 
 def legend_entries(
