@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import posixpath
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -28,7 +28,6 @@ from maskloom.segcore.raster.classes import ClassTable
 from maskloom.segcore.raster.stored import split_part
 from maskloom.segcore.statistics.objects.antimeridian import polygon_of
 from maskloom.segcore.storage.addresses import without_query
-from maskloom.segcore.storage.records import read_table
 from maskloom.segcore.storage.store import Store
 from maskloom.tasks.image_rows import crs_name
 
@@ -114,7 +113,7 @@ class _Extent:
         widest = int(gaps.argmax())
         if gaps[widest] <= 0:
             return [-180.0, self.south, 180.0, self.north]
-        first, last = west[(widest + 1) % len(west)], east[widest]
+        first, last = west[(widest + 1) % len(west)], max(east[widest], east[-1] - 360)
         last = last - 360 if last > 180 else last
         return [float(first), self.south, float(last), self.north]
 
@@ -160,14 +159,10 @@ def write_stac(output: Output, target: str | None = None) -> Written:
     before = set(store.names(f"{to.folder}items", ".json"))
     with ThreadPoolExecutor(_AT_ONCE, "stac") as pool, store.writing(_collection_name(to)) as file:
         links = _Links(file, to.collection_id)
-        for rows, areas, pictures in _by_file(output):
-            done = [row for row in rows if row["status"] == "ok"]
-            left_out += len(rows) - len(done)
-            jobs = (
-                (to, row, areas.get(row["image_id"], []), pictures.get(row["image_id"]))
-                for row in done
-            )
-            for item in pool.map(_publish, *zip(*jobs, strict=True)) if done else ():
+        for tables in output.by_file(areas=None, pictures=("image_id", "thumbnail")):
+            jobs, failed = _jobs(to, tables)
+            left_out += failed
+            for item in pool.map(lambda job: _publish(*job), jobs):
                 extent.add(item)
                 unplaced += item["geometry"] is None
                 written.add(f"{to.folder}{to.name_of(item['id'])}")
@@ -179,6 +174,24 @@ def write_stac(output: Output, target: str | None = None) -> Written:
         # Its image is no longer in the tables.
         store.remove(name)
     return Written(store.uri(_collection_name(to)), len(written), unplaced, left_out)
+
+
+_Job = tuple[_Target, Mapping[str, Any], Sequence[Mapping[str, Any]], bytes | None]
+
+
+def _jobs(to: _Target, tables: Mapping[str, pa.Table]) -> tuple[list[_Job], int]:
+    """What makes the items of the images in a file, and the number of those without a mask."""
+    rows = tables["images"].to_pylist()
+    areas: dict[str, list[dict[str, Any]]] = {}
+    for row in tables["areas"].to_pylist():
+        areas.setdefault(row["image_id"], []).append(row)
+    pictures = {row["image_id"]: row["thumbnail"] for row in tables["pictures"].to_pylist()}
+    jobs: list[_Job] = [
+        (to, row, areas.get(row["image_id"], ()), pictures.get(row["image_id"]))
+        for row in rows
+        if row["status"] == "ok"
+    ]
+    return jobs, len(rows) - len(jobs)
 
 
 def _collection_name(to: _Target) -> str:
@@ -235,34 +248,6 @@ def _tables(to: _Target) -> dict[str, Any]:
         for name, title in said.items()
         if to.output.store.names(f"tables/{name}", ".parquet")
     }
-
-
-def _by_file(
-    output: Output,
-) -> Iterator[tuple[list[dict[str, Any]], Mapping[str, list[dict[str, Any]]], Mapping[str, bytes]]]:
-    """The rows of images, their areas and their thumbnails, file by file: all tables have the rows
-    of an image in files of one name.
-    """
-    store = output.store
-    for name in store.names("tables/images", ".parquet"):
-        file = name.rpartition("/")[2]
-        areas: dict[str, list[dict[str, Any]]] = {}
-        for row in _rows(store, f"tables/areas/{file}"):
-            areas.setdefault(row["image_id"], []).append(row)
-        pictures = {
-            row["image_id"]: row["thumbnail"]
-            for row in _rows(store, f"tables/pictures/{file}", ("image_id", "thumbnail"))
-        }
-        yield list(_rows(store, name)), areas, pictures
-
-
-def _rows(store: Store, name: str, columns: Sequence[str] | None = None) -> list[dict[str, Any]]:
-    try:
-        table: pa.Table = read_table(store, name, columns)
-    except FileNotFoundError:
-        return []
-    rows: list[dict[str, Any]] = table.to_pylist()
-    return rows
 
 
 def _publish(

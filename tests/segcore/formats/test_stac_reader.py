@@ -11,7 +11,7 @@ from stac_support import TIFF, write_band
 
 from maskloom.segcore import formats
 from maskloom.segcore.errors import FormatError
-from maskloom.segcore.formats.stac.documents import features
+from maskloom.segcore.formats.stac.documents import features, resolved
 from maskloom.segcore.geometry import Box
 from maskloom.segcore.raster.source import Source
 from maskloom.segcore.raster.stored import ReadOptions
@@ -84,3 +84,24 @@ def test_items_of_a_search_are_found_at_their_bytes():
     for cut in range(1, len(text) - 1, 7):
         with pytest.raises(FormatError, match=r"is no JSON"):
             list(features(text[:cut].encode(), "search.json"))
+
+
+@pytest.mark.parametrize(
+    ("href", "base", "said"),
+    [
+        ("/etc/secret.tif", "s3://bucket/item.json", "leads to a file of this machine"),
+        ("file:///etc/secret.tif", "https://host/item.json", "leads to a file of this machine"),
+        ("zip://a.tif::https://host/a.zip", "item.json", "chains stores"),
+        ("https://me:word@host/a.tif", "item.json", "holds a password"),
+        ("s3://bucket/a.tif?sig=c0ffee", "item.json", "is signed"),
+    ],
+)
+def test_links_that_must_not_be_followed(href, base, said):
+    with pytest.raises(FormatError, match=said) as raised:
+        resolved(href, base)
+    assert "c0ffee" not in str(raised.value)
+    assert "word@" not in str(raised.value)
+
+
+def test_a_path_from_the_root_of_a_server_stays_on_it():
+    assert resolved("/etc/a.tif", "https://host/b/item.json") == "https://host/etc/a.tif"
