@@ -246,7 +246,9 @@ def _as_segments(labels: NDArray[Any], classes: ClassTable) -> tuple[NDArray[Any
 def _lab(colours: Sequence[Sequence[int]]) -> list[list[float]]:
     from skimage.color import rgb2lab
 
-    found: list[list[float]] = rgb2lab(np.reshape(colours, (1, -1, 3)) / 255)[0].tolist()
+    lab = rgb2lab(np.reshape(colours, (1, -1, 3)) / 255)[0]
+    # White may come out above 100.
+    found: list[list[float]] = np.minimum(lab, (100, 127, 127)).tolist()
     return found
 
 
