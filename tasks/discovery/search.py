@@ -47,7 +47,7 @@ _WEB_GLOB = re.compile(r"[*\[]")
 _SUFFIX = re.compile(r"\.\w{1,10}(?:\.(?:gz|bz2|xz|zst))?$")
 _STORED_FOLDER = re.compile(r"[^/]\.(zarr|n5)(?:/|$)", re.IGNORECASE)
 """Folders that are one image each."""
-_SIDECARS = (".aux.xml", ".ovr", ".msk", ".tfw", ".jgw", ".pgw", ".bpw", ".wld", ".prj")
+_SIDECARS = (".aux.xml", ".qml", ".ovr", ".msk", ".tfw", ".jgw", ".pgw", ".bpw", ".wld", ".prj")
 """Files that belong to an image beside them."""
 WITHOUT_SUFFIX = "without a suffix"
 _SNIFFED_NAME = re.compile(r"(?:^|/)(?:[^./]+|[^/]*\.\d+)$")
