@@ -19,13 +19,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
+from maskloom.segcore.geometry import Box
 from maskloom.segcore.statistics.protocol import LabelledTile
 from maskloom.segcore.storage.local_copies import local_copy
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from maskloom.segcore.geometry import Box
     from maskloom.segcore.ground.space import Space
     from maskloom.segcore.raster.classes import ClassTable
     from maskloom.segcore.raster.spec import RasterSpec
@@ -274,14 +274,20 @@ def _coverage(polygon: Any, core: Box) -> tuple[NDArray[np.int64], NDArray[np.fl
     from exactextract import exact_extract
     from exactextract.raster import NumPyRasterSource
 
-    (top, left), (bottom, right) = core.start, core.stop
+    x, y, far_x, far_y = polygon.bounds
+    around = Box((math.floor(y), math.floor(x)), (math.ceil(far_y), math.ceil(far_x))) & core
+    if not around.size:
+        return _NOTHING
+    (top, left), (bottom, right) = around.start, around.stop
     # Rows count downwards, and the y of exactextract upwards.
-    raster = NumPyRasterSource(np.zeros(core.shape, np.uint8), left, -bottom, right, -top)
+    raster = NumPyRasterSource(np.zeros(around.shape, np.uint8), left, -bottom, right, -top)
     flipped = shapely.transform(polygon, lambda xy: xy * (1, -1))
     feature = {"type": "Feature", "properties": {}, "geometry": shapely.geometry.mapping(flipped)}
     (found,) = exact_extract(raster, [feature], ["cell_id", "coverage"])
     cells = np.asarray(found["properties"]["cell_id"], np.int64)
-    return cells, np.asarray(found["properties"]["coverage"], np.float64)
+    rows, columns = np.divmod(cells, right - left)
+    place = (rows + top - core.start[0]) * core.shape[1] + columns + left - core.start[1]
+    return place, np.asarray(found["properties"]["coverage"], np.float64)
 
 
 def _sums(place: NDArray[np.int64], values: NDArray[np.float64], count: int) -> list[int]:
