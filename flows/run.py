@@ -24,6 +24,7 @@ from maskloom.flows.signals import stop_on_signals
 from maskloom.flows.stages import Orchestrator, Plain, Stages, Watched
 from maskloom.flows.terminal import count
 from maskloom.segcore.pipeline.worker import prepare_process
+from maskloom.segcore.statistics.zones import Zones
 from maskloom.segcore.storage.addresses import redacted
 from maskloom.segcore.storage.filesystems import configure
 from maskloom.segcore.storage.store import Store
@@ -32,6 +33,7 @@ from maskloom.tasks.clusters.protocol import Cluster
 from maskloom.tasks.commits.presence import single_writer_note
 from maskloom.tasks.discovery.series import SeriesHeaders
 from maskloom.tasks.fanout.protocol import GRACE_SECONDS, Fanout
+from maskloom.tasks.zones import outside, prepare
 
 log = logging.getLogger("maskloom.run")
 
@@ -119,6 +121,9 @@ def run(
             if single_writer is not None:
                 note(single_writer)
                 noted = (*noted, single_writer)
+            for line in _prepared_zones(recipe):
+                note(line)
+                noted = (*noted, line)
             stop = workers.listen()
             # The Prefect server and the cluster take seconds; both start in the background.
             stack.enter_context(orchestrator)
@@ -130,9 +135,29 @@ def run(
                 return RunResult(recipe.output, inventory, outcome, time.monotonic() - started)
 
             result = orchestrator.flow(Watched(recipe.name, recipe.output, stop, noted), body)
+    for line in _zones_outside(recipe) if result.outcome is not None else ():
+        note(line)
     result = replace(result, report=_report(recipe, changed=result.outcome is not None))
     tidy(recipe.output)
     return result
+
+
+def _prepared_zones(recipe: RunRecipe) -> list[str]:
+    """Prepare the file of zones for workers; what users should know about it."""
+    zones = recipe.statistics.get("zones")
+    if recipe.zones is None or not isinstance(zones, Zones):
+        return []
+    prepared = prepare(zones, recipe.zones, Store(recipe.output))
+    return [] if prepared is None else prepared.notes
+
+
+def _zones_outside(recipe: RunRecipe) -> Iterator[str]:
+    zones = recipe.statistics.get("zones")
+    if isinstance(zones, Zones):
+        lacking, number = outside(zones, Store(recipe.output))
+        if lacking:
+            verb = "meets" if lacking == 1 else "meet"
+            yield f"zones: {lacking} of {number} {verb} no image with a CRS"
 
 
 def _report(recipe: RunRecipe, *, changed: bool) -> str | None:

@@ -48,6 +48,7 @@ from maskloom.segcore.storage.canonical import digest
 from maskloom.segcore.storage.filesystems import configure, filesystem
 from maskloom.tasks.clusters.protocol import CLUSTERS, Cluster
 from maskloom.tasks.plan import Fingerprint
+from maskloom.tasks.zones import ZonesFile, described
 
 IDENTIFYING_MASKS = (
     "masks: DICOM segmentation objects copy name, number and birth date of the patient, and the "
@@ -83,6 +84,8 @@ class RunRecipe:
     """See `RunSettings.masks`."""
     colours: dict[str, Colour] = field(default_factory=dict)
     """Colours of classes that the recipe states, by name."""
+    zones: ZonesFile | None = None
+    """Polygons of the table `zones`, as the user gave them."""
     schedule: Schedule | None = None
     """When a server starts the recipe. None: only by hand."""
     reports: bool = True
@@ -180,10 +183,14 @@ def make(
     for i, entry in enumerate(_wanted_tables(file.statistics, segmenter)):
         kind = entry if isinstance(entry, str) else str(entry.get("kind"))
         tables[kind] = build(STATISTICS, entry, f"statistics.{i}", folder)
+    output = output_below(file.output, folder)
+    zones = _zones(file, folder)
+    if zones is not None:
+        tables["zones"] = described(zones, output)
     recipe = RunRecipe(
         name=file.name or "recipe",
         inputs=_inputs(file, folder),
-        output=output_below(file.output, folder),
+        output=output,
         kind=kind_of_segmenter,
         segmenter=segmenter,
         fit=file.fit,
@@ -197,6 +204,7 @@ def make(
         max_failed_fraction=file.max_failed_fraction,
         limits=time_limits,
         masks=file.masks,
+        zones=zones,
         colours={name: parse_colour(text) for name, text in file.colours.items()},
         schedule=file.schedule,
         reports=file.report is not False,
@@ -243,6 +251,16 @@ def _segmenter(file: RunFile, folder: Path, time_limits: Limits) -> tuple[str, F
     except RecipeError as error:
         raise RecipeError(f"segmenter: {error}") from error
     return section if isinstance(section, str) else str(section["kind"]), started
+
+
+def _zones(file: RunFile, folder: Path) -> ZonesFile | None:
+    wanted = file.zones
+    if wanted is None:
+        return None
+    if isinstance(wanted, str):
+        return ZonesFile(below(wanted, folder))
+    attributes = None if wanted.attributes is None else tuple(wanted.attributes)
+    return ZonesFile(below(wanted.file, folder), wanted.layer, attributes)
 
 
 def _inputs(file: RunFile, folder: Path) -> tuple[str, ...]:

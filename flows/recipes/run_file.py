@@ -204,6 +204,19 @@ class Schedule(pydantic.BaseModel):
         return value
 
 
+class ZonesOptions(pydantic.BaseModel):
+    """Polygons whose areas by class are wanted."""
+
+    model_config = pydantic.ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+    file: str
+    """The file; a local path, relative to the recipe file, or an fsspec URI."""
+    layer: str = ""
+    """Layer of a file with several."""
+    attributes: list[str] | None = None
+    """Attributes that the table carries as `zone_<attribute>`. Default: all."""
+
+
 class PhysicalValues(pydantic.BaseModel):
     """How stored numbers become physical ones."""
 
@@ -250,6 +263,10 @@ class RunFile(pydantic.BaseModel):
     statistics: list[str | dict[str, Any]] | str | dict[str, Any] | None = None
     """Tables to write beside `images`. `area` is always written; `objects` is too if masks are of
     objects, unless this key is set. See `maskloom list statistics`.
+    """
+    zones: str | ZonesOptions | None = None
+    """Polygons whose areas by class are wanted, such as parcels: GeoJSON, GeoPackage, GeoParquet
+    and others, in any CRS. Fills the table `zones`.
     """
     cluster: dict[str, Any] | str = "local"
     """Where jobs run: local (worker processes on this machine), serial (this process), address (an

@@ -89,7 +89,7 @@ def _caption(run: ImageRun, image: PlannedImage, states: States, count: int) -> 
         area.finish(states["area"], run.spec, run.class_table),
         count if run.merger is not None else None,
         # The day.
-        (getattr(run.spec, "acquired", None) or "")[:10],
+        (run.spec.acquired or "")[:10],
     )
 
 

@@ -48,6 +48,8 @@ class Layer:
     """
     columns: tuple[str, ...]
     """Names of the attributes."""
+    kinds: tuple[str, ...] = ()
+    """Kind of each: int64, float64, bool or string."""
 
     def require(self, column: str, key: str) -> None:
         """Raise `RecipeError` if there is no such attribute."""
@@ -152,6 +154,7 @@ class VectorFile:
             None if local else crs,
             found["driver"] == "GeoJSON" and crs == "EPSG:4326",
             tuple(map(str, found["fields"])),
+            tuple(map(_kind, map(str, found["dtypes"]))),
         )
 
     def _one_layer(self, pyogrio: Any) -> str | None:
@@ -199,6 +202,7 @@ class VectorFile:
             json.dumps(crs) if isinstance(crs, dict) else crs,
             False,
             tuple(name for name in schema.names if name != column["name"]),
+            tuple(_kind(str(each.type)) for each in schema if each.name != column["name"]),
         )
 
     def _geometry_column(self, schema: pa.Schema) -> dict[str, Any]:
@@ -255,6 +259,15 @@ def _begins_with_array(path: Path) -> bool:
 def _plain(column: Any) -> Any:
     """A column of an extension type (JSON, GeoArrow) as that of its values."""
     return getattr(column, "storage", column)
+
+
+def _kind(dtype: str) -> str:
+    """The kind of an attribute whose type NumPy or Arrow calls so."""
+    if dtype.startswith(("int", "uint")):
+        return "int64"
+    if dtype.startswith(("float", "double", "halffloat")):
+        return "float64"
+    return "bool" if dtype.startswith("bool") else "string"
 
 
 def _is_local_system(crs: str) -> bool:
