@@ -82,11 +82,13 @@ class Output(Mapping[str, "Image"]):
 
     @property
     def report(self) -> str:
-        """Where its report is. Raises `RecipeError` if there is none."""
+        """Where its report is, which is made if there is none. Raises `StoreError` if it cannot be
+        written.
+        """
         if not self._stored.store.exists("report.html"):
-            raise RecipeError(
-                f"{self.location} has no report.html. Make it: maskloom report {self.location}"
-            )
+            from maskloom.flows.report.write import write_report
+
+            return write_report(self.location)
         return self._stored.store.uri("report.html")
 
     def evaluate(self, truth: str | Sequence[str], **options: Any) -> Evaluation:
