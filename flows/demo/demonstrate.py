@@ -197,7 +197,7 @@ def _rows(output: Output) -> Iterator[Row]:
 def _nuclei(objects: pa.Table) -> str:
     """How many were found and put in, and their size."""
     typical = amount(median(objects["area"].to_pylist()), objects["area_unit"][0].as_py())
-    return f"{objects.num_rows} of {cells.COUNT} nuclei, of {typical} (median)"
+    return f"{objects.num_rows} nuclei of {typical} (median); {cells.COUNT} were simulated"
 
 
 def _classes(output: Output, of: tuple[str, ...]) -> str:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from maskloom.door.frames import frame, object_frame
+from maskloom.flows.terminal import count
 from maskloom.segcore.errors import RecipeError
 from maskloom.segcore.geometry import Box
 from maskloom.segcore.raster.classes import ClassTable
@@ -176,7 +177,7 @@ class Output(Mapping[str, "Image"]):
 
     @property
     def _counts(self) -> str:
-        return f"{len(self):,} images done, {len(self.failed):,} failed"
+        return f"{count(len(self), 'image')} done, {len(self.failed):,} failed"
 
 
 @dataclass(frozen=True, eq=False)
