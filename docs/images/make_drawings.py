@@ -254,8 +254,11 @@ def commits() -> None:
             LIGHT_GREEN, GREEN, 86)  # fmt: skip
     d.arrow((626, 147), (656, 147))
     d.label(658, 104, 84, "the output,\nwhole before\nand after", LIGHT_GREEN, GREEN, 86)
-    d.text(600, 226, "A process that dies before the claim\nhas changed nothing. After it, the next\n"
-           "run carries the record out.", GREY, size=13)  # fmt: skip
+    told = (
+        "A process that dies before the claim\nhas changed nothing. After it, the next\n"
+        "run carries the record out."
+    )
+    d.text(600, 226, told, GREY, size=13)
     d.save("commits")
 
 

@@ -83,7 +83,7 @@ class Output(Mapping[str, "Image"]):
 
     @property
     def report(self) -> str:
-        """Where its report is, which is made where it is missing. Raises `StoreError` if it cannot be
+        """Where its report is. A missing one is made; raises `StoreError` if it cannot be
         written.
         """
         if not self._stored.store.exists("report.html"):

@@ -57,8 +57,8 @@ class Segmentation:
 
     @property
     def labels(self) -> NDArray[np.unsignedinteger]:
-        """What the mask of a run holds: (y, x), or (z, y, x) of a volume. Class ids with `nodata`
-        where there is none; or ids of objects as uint32, with 0 for the background.
+        """What the mask of a run holds: (y, x), or (z, y, x) of a volume. Class ids, and `nodata`
+        in pixels without a class; or ids of objects as uint32, with 0 for the background.
         """
         return self._found.labels
 
