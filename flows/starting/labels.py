@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -19,30 +18,42 @@ _LABELS = re.compile(
 
 
 def without_labels(inputs: Sequence[str], found: Sequence[Source]) -> tuple[list[str], list[str]]:
-    """The inputs with a folder that holds folders of images and folders of labels, by their names,
-    replaced by those of images; and the folders of labels that were left out.
+    """The inputs, with folders of labels beside folders of images left out; and the folders that
+    were left out.
 
-    `inputs` are absolute. A folder with images of its own stays as it is: naming other folders
+    `inputs` are absolute. A folder with images of its own stays as it is: naming the folders in it
     would lose them.
     """
     kept, labels = [], []
     for entry in inputs:
-        below = sorted(set(_folders(entry, found)))
-        images = [each for each in below if not _LABELS.fullmatch(each)]
-        if "" in below or not images or len(images) == len(below):
-            kept.append(entry)
-            continue
-        kept += [f"{entry}/{each}" for each in images]
-        labels += [f"{entry}/{each}" for each in below if each not in images]
+        places = list(_places(entry, found))
+        for folder, is_label in _folders(entry, places):
+            (labels if is_label else kept).append(folder)
     return kept, labels
 
 
-def _folders(entry: str, found: Sequence[Source]) -> Iterator[str]:
-    """The folder below the entry of each source in it; empty: directly in it."""
-    if not Path(entry).is_dir():
-        return
+def _places(entry: str, found: Sequence[Source]) -> Iterator[tuple[str, ...]]:
+    """The folders between the entry, if it is a folder, and each source in it."""
     start = f"{entry.rstrip('/')}/"
     for source in found:
         if source.uri.startswith(start):
-            first, _, rest = source.uri.removeprefix(start).partition("/")
-            yield first if rest or source.is_folder or source.members else ""
+            *folders, name = source.uri.removeprefix(start).split("/")
+            # A series has its files in the folder that it is named by.
+            yield (*folders, name) if source.is_folder or source.members else tuple(folders)
+
+
+def _folders(folder: str, places: Sequence[tuple[str, ...]]) -> Iterator[tuple[str, bool]]:
+    """The folder, or folders in it that hold images, and those of labels, which are marked."""
+    below: dict[str, list[tuple[str, ...]]] = {}
+    for first, *rest in filter(None, places):
+        below.setdefault(first, []).append(tuple(rest))
+    images = [each for each in below if not _LABELS.fullmatch(each)]
+    any_labels = any(_LABELS.fullmatch(each) for place in places for each in place)
+    if not any_labels or not images or () in places:
+        yield folder, False
+        return
+    for each in sorted(below):
+        if each in images:
+            yield from _folders(f"{folder}/{each}", below[each])
+        else:
+            yield f"{folder}/{each}", True

@@ -62,8 +62,7 @@ def suggest(
     places = [_absolute(entry) for entry in inputs]
     found = discover(places, "", {}).sources
     places, labels = without_labels(places, found)
-    if labels:
-        found = discover(places, "", {}).sources
+    found = [each for each in found if not each.uri.startswith(tuple(f"{x}/" for x in labels))]
     seen, failures = look(found, report)
     if not seen:
         raise RecipeError(f"None of the {len(failures)} headers read is readable. {failures[0]}")

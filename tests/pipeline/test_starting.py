@@ -204,12 +204,13 @@ def test_try_sees_what_a_run_sees(tmp_path, maskloom):
 
 
 def test_init_leaves_labels_out(tmp_path, maskloom):
-    for name in ("images", "Labels_index", "masks"):
+    for name in ("images", "Labels_index", "masks", "more/images", "more/labels"):
         (tmp_path / "set" / name).mkdir(parents=True)
         photo(tmp_path / "set" / name)
     made = maskloom("init", tmp_path / "set", "-o", tmp_path / "a.yaml", "--quiet")
-    assert "Labels_index, masks" in made.output
-    assert yaml.safe_load((tmp_path / "a.yaml").read_text())["inputs"] == "set/images"
+    assert "Labels_index, masks, labels" in made.output
+    inputs = yaml.safe_load((tmp_path / "a.yaml").read_text())["inputs"]
+    assert inputs == ["set/images", "set/more/images"]
     # A folder with images of its own stays whole, and one of labels alone is taken at its word.
     photo(tmp_path / "set")
     for folder, inputs in (("set", "set"), ("set/masks", "set/masks")):
