@@ -82,7 +82,8 @@ def picture() -> NDArray[np.uint16]:
     light = 1 - 0.2 * (x * x + y * y)
     seen = ndimage.gaussian_filter((photons + _HAZE) * light, _BLUR)
     counted = random.poisson(seen) + random.normal(_OFFSET, _READ_NOISE, seen.shape)
-    return np.clip(np.rint(counted), 0, 65_535).astype(np.uint16)
+    found: NDArray[np.uint16] = np.clip(np.rint(counted), 0, 65_535).astype(np.uint16)
+    return found
 
 
 def nuclei() -> list[Nucleus]:

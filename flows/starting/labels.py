@@ -24,7 +24,8 @@ def without_labels(inputs: Sequence[str], found: Sequence[Source]) -> tuple[list
     `inputs` are absolute. A folder with images of its own stays as it is: naming the folders in it
     would lose them.
     """
-    kept, labels = [], []
+    kept: list[str] = []
+    labels: list[str] = []
     for entry in inputs:
         places = list(_places(entry, found))
         for folder, is_label in _folders(entry, places):
