@@ -66,7 +66,7 @@ class KubernetesCluster(Cluster):
     tls: Tls | None = None
     """Certificates of the driver: the files `ca`, `cert` and `key`, e.g. of the same Secret."""
     insecure: bool = False
-    """Allow connections that are not encrypted. Whoever reaches the pods can run code there."""
+    """Allow connections that are not encrypted. Anyone who reaches the pods can run code there."""
     environment: str | None = None
     """Name of a Secret whose keys become environment variables of the workers, e.g. for stores."""
     service_account: str | None = None
