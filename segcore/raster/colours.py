@@ -98,7 +98,8 @@ _CONES = np.array(
 _ROUNDS, _ROUNDS_OF_MANY = 300, 30
 _LIGHTNESS = (12, 95)
 """Least and greatest lightness (CIE L*) of a colour that is pushed."""
-_OBJECTS = 252
+OBJECT_COLOURS = 252
+"""Number of colours of objects, after which they repeat."""
 
 
 def parse_colour(text: str) -> Colour:
@@ -217,7 +218,7 @@ def colours_of_objects(ids: NDArray[np.integer]) -> NDArray[np.uint8]:
     """The colour of each object by its id, (..., 3); 0 is background. Objects with neighbouring
     ids, which mostly are neighbours, look different.
     """
-    found: NDArray[np.uint8] = _objects()[np.where(ids > 0, (ids - 1) % _OBJECTS + 1, 0)]
+    found: NDArray[np.uint8] = _objects()[np.where(ids > 0, (ids - 1) % OBJECT_COLOURS + 1, 0)]
     return found
 
 
@@ -225,7 +226,7 @@ def colours_of_objects(ids: NDArray[np.integer]) -> NDArray[np.uint8]:
 def _objects() -> NDArray[np.uint8]:
     from skimage.color import lab2rgb
 
-    number = np.arange(_OBJECTS)
+    number = np.arange(OBJECT_COLOURS)
     # The golden angle keeps neighbours apart; three lightnesses do so besides.
     angle, light = np.radians(number * 137.50776405 + 250), np.array([62, 78, 48])[number % 3]
     lab = np.stack([light, 58 * np.cos(angle), 58 * np.sin(angle)], axis=-1)

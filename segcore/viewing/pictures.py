@@ -98,13 +98,28 @@ def class_picture(
     return _png(table[index])
 
 
-def object_picture(
-    ids: NDArray[np.integer], valid: NDArray[np.bool_], colours: Sequence[Colour]
-) -> bytes:
-    """PNG of a mask of objects: neighbouring ids have different colours, background is clear."""
-    # A step coprime to the number of colours: neighbours mostly have neighbouring ids.
-    index = np.where(valid & (ids > 0), 1 + ids.astype(np.int64) * 5 % len(colours), 0)
-    return _palette_png(index.astype(np.uint8), [(0, 0, 0), *colours], {0})
+def object_picture(ids: NDArray[np.integer], valid: NDArray[np.bool_]) -> bytes:
+    """PNG of a mask of objects, each in its colour; background is clear."""
+    from maskloom.segcore.raster.colours import OBJECT_COLOURS, colours_of_objects
+
+    # Colours repeat, so that a palette holds them all.
+    index = np.where(valid & (ids > 0), (ids.astype(np.int64) - 1) % OBJECT_COLOURS + 1, 0)
+    palette = colours_of_objects(np.arange(OBJECT_COLOURS + 1)).tolist()
+    return _palette_png(index.astype(np.uint8), palette, {0})
+
+
+def borders(labels: NDArray[np.integer], valid: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """The valid pixels that touch another label, or what is not valid, at a side."""
+    known = np.where(valid, labels.astype(np.int64), -1)
+    found = np.zeros(known.shape, np.bool_)
+    for axis in range(known.ndim):
+        lower = np.take(known, range(known.shape[axis] - 1), axis)
+        differs = lower != np.take(known, range(1, known.shape[axis]), axis)
+        none = [(0, 0)] * known.ndim
+        for side in ((0, 1), (1, 0)):
+            none[axis] = side
+            found |= np.pad(differs, none)
+    return found & valid
 
 
 def _palette_png(
