@@ -67,4 +67,8 @@ def _view(location: str, image_id: str | None, port: int, *, open_browser: bool)
             webbrowser.open(address)
 
     with at:
-        serve(gallery, token, at, started)
+        try:
+            serve(gallery, token, at, started)
+        except KeyboardInterrupt:
+            # The usual end. Whoever asks for the page again gets a new address.
+            typer.echo("The page is closed.", err=True)

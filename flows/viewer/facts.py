@@ -34,7 +34,7 @@ def facts_of(image: Opened) -> dict[str, Any]:
         "bands": spec.file_bands,
         "shown": list(source.spec.bands) if source is not None else [],
         "crs": row["crs"],
-        "located": is_located(spec.space),
+        "grid": _grid(spec),
         "levels": layer.count if isinstance(layer, Pyramid) else 0,
         "planes": [_plane(each, spec) for each in image.planes],
         "limits": image.limits,
@@ -74,6 +74,20 @@ def _plane(plane: Plane, spec: RasterSpec) -> dict[str, Any]:
             for side, axis in (("rows", plane.rows), ("columns", plane.columns))
         },
     }
+
+
+def _grid(spec: RasterSpec) -> dict[str, Any] | None:
+    """Where pixels lie in their CRS, for its grid: the six numbers of the affine, the name of the
+    CRS, and the unit of its coordinates. None: the image has no CRS.
+    """
+    space = spec.space
+    if not is_located(space):
+        return None
+    from pyproj import CRS
+
+    crs = CRS.from_user_input(space.crs)
+    unit = crs.axis_info[0].unit_name if crs.axis_info else ""
+    return {"affine": space.affine, "name": crs.name, "unit": "m" if unit == "metre" else unit}
 
 
 def _scale(spec: RasterSpec) -> dict[str, Any]:

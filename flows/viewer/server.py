@@ -127,6 +127,10 @@ def serve(gallery: Gallery, token: str, at: socket.socket, started: Callable[[],
 
     # Without a log of accesses: the addresses hold the token.
     config = uvicorn.Config(
-        application(gallery, token), log_level="warning", access_log=False, lifespan="on"
+        application(gallery, token),
+        log_level="warning",
+        access_log=False,
+        lifespan="on",
+        timeout_graceful_shutdown=1,
     )
     Server(config).run(sockets=[at])
