@@ -237,3 +237,21 @@ def test_an_unknown_image_and_a_taken_port_are_wrong_usage(output: Path) -> None
     assert (unknown.exit_code, busy.exit_code) == (2, 2)
     assert "has no image 'b'" in unknown.output
     assert f"port: {port}" in busy.output
+
+
+def test_ctrl_c_ends_the_page_with_a_line(output: Path) -> None:
+    import signal
+    import urllib.request
+    from urllib.parse import urlsplit
+
+    from view_support import served
+
+    with served(str(output / "out"), IMAGE) as (address, process):
+        assert address.endswith(f"/#{IMAGE}")
+        assert urlsplit(address).hostname == "127.0.0.1"
+        with urllib.request.urlopen(address) as answer:
+            assert b"maskloom" in answer.read()
+        process.send_signal(signal.SIGINT)
+        printed, said = process.communicate(timeout=30)
+        assert process.returncode == 0
+        assert (printed, said.splitlines()[-1]) == ("", "The page is closed.")

@@ -37,6 +37,7 @@ async function open(id, place = null, bands = "") {
   const own = ticket;
   const other = id !== state.id;
   const stop = waiting(id);
+  window.maskloom.opening = true;
   try {
     const facts = await fetched("api/image", { image: id, ...(bands && { bands }), ...list.query() });
     if (own !== ticket) return;
@@ -47,6 +48,7 @@ async function open(id, place = null, bands = "") {
     if (own === ticket) problem(error);
   } finally {
     stop();
+    if (own === ticket) window.maskloom.opening = false;
   }
 }
 
@@ -376,7 +378,7 @@ addEventListener("hashchange", () => {
   if (id && id !== state.id) open(id, place); else if (place) state.view?.go(...place);
 });
 
+window.maskloom = { state, images, volumes, open };
 const first = await list.load(true).catch((error) => { problem(error); return null; });
 const [id, place] = fromAddress();
 if (first) await open(id ?? first.images.find((each) => each.status === "ok")?.image_id ?? first.images[0].image_id, place);
-window.maskloom = { state, images, volumes, open };
