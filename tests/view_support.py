@@ -119,10 +119,14 @@ def settled(page: Any) -> None:
     page.evaluate(
         """async () => {
             const pause = (time) => new Promise((done) => setTimeout(done, time));
-            do { await pause(10); } while (!window.maskloom?.state.facts || window.maskloom.opening);
-            const { state, images: { map } } = window.maskloom;
-            if (state.facts.status !== "ok" || state.facts.planes.length) { await pause(700); return; }
-            await new Promise((done) => { map.once("rendercomplete", done); map.render(); });
+            const opened = () => window.maskloom?.state.facts && !window.maskloom.opening;
+            do { await pause(10); } while (!opened());
+            const { state: { view }, images } = window.maskloom;
+            if (view !== images) { await pause(700); return; }
+            await new Promise((done) => {
+                images.map.once("rendercomplete", done);
+                images.map.render();
+            });
         }"""
     )
 

@@ -10,6 +10,7 @@ import math
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -179,9 +180,7 @@ def _sample(source: Layer, report: Report) -> tuple[NDArray[Any], NDArray[np.boo
         parts = []
         for number, plane in enumerate(planes):
             middle = source.spec.shape[plane.across] // 2
-            pixels, valid = source.plane(
-                plane, middle, lambda done, n=number: report((n + done) / len(planes))
-            )
+            pixels, valid = source.plane(plane, middle, partial(_reported, report, number))
             every = tuple(slice(None, None, max(1, n // _EVERY)) for n in valid.shape)
             parts.append((pixels[every].reshape(-1, pixels.shape[-1]), valid[every].ravel()))
         both = zip(*parts, strict=True)
@@ -189,3 +188,8 @@ def _sample(source: Layer, report: Report) -> tuple[NDArray[Any], NDArray[np.boo
         return pixels, valid
     level = max(0, math.ceil(math.log2(max(1.0, max(source.spec.shape) / _SAMPLE))))
     return source.read(level, Box.whole(source.shape(level)))
+
+
+def _reported(report: Report, number: int, done: float) -> None:
+    """The share of three planes, where this one is the `number`-th."""
+    report((number + done) / 3)

@@ -12,8 +12,8 @@ from starlette.testclient import TestClient
 from typer.testing import CliRunner
 
 from maskloom.flows.cli import app
-from maskloom.flows.viewer.gallery import Gallery
 from maskloom.flows.viewer.answers import TILE
+from maskloom.flows.viewer.gallery import Gallery
 from maskloom.flows.viewer.server import application
 from maskloom.tasks.output import Output
 
