@@ -91,7 +91,7 @@ export class ImageView {
   place() {
     const view = this.map.getView();
     const [x, y] = view.getCenter();
-    return [x.toFixed(2), (-y).toFixed(2), (-Math.log2(view.getResolution())).toFixed(4)];
+    return [Number(x.toFixed(2)), Number((-y).toFixed(2)), Number((-Math.log2(view.getResolution())).toFixed(4))];
   }
 
   pixel([x, y]) {
