@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from maskloom.segcore.raster.classes import BACKGROUND_NAMES, ClassTable
-from maskloom.segcore.raster.colours import hexadecimal, parse_colour
+from maskloom.segcore.raster.colours import hexadecimal
 
 if TYPE_CHECKING:
     from maskloom.segcore.raster.colours import Colour
@@ -27,9 +27,7 @@ def classes_of(rows: Sequence[Mapping[str, Any]]) -> Classes:
     """The classes from the rows of the table `areas` with an image."""
     ordered = sorted(rows, key=lambda row: row["class_id"])
     names = tuple(row["class_name"] for row in ordered)
-    own = ClassTable.of(names).colours
-    stated = [row.get("colour") for row in ordered]
-    colours = [parse_colour(text) if text else each for text, each in zip(stated, own, strict=True)]
+    colours = ClassTable.recorded(names, [row.get("colour") for row in ordered]).colours
     count = max((row["class_id"] for row in ordered), default=-1) + 1
     table = [_UNKNOWN] * count
     for row, colour in zip(ordered, colours, strict=True):

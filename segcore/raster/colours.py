@@ -98,8 +98,7 @@ _CONES = np.array(
 _ROUNDS, _ROUNDS_OF_MANY = 300, 30
 _LIGHTNESS = (12, 95)
 """Least and greatest lightness (CIE L*) of a colour that is pushed."""
-OBJECT_COLOURS = 252
-"""Number of colours of objects, after which they repeat."""
+_OBJECTS = 252
 
 
 def parse_colour(text: str) -> Colour:
@@ -218,15 +217,21 @@ def colours_of_objects(ids: NDArray[np.integer]) -> NDArray[np.uint8]:
     """The colour of each object by its id, (..., 3); 0 is background. Objects with neighbouring
     ids, which mostly are neighbours, look different.
     """
-    found: NDArray[np.uint8] = _objects()[np.where(ids > 0, (ids - 1) % OBJECT_COLOURS + 1, 0)]
-    return found
+    return object_palette()[rows_of_objects(ids)]
+
+
+def rows_of_objects(ids: NDArray[np.integer]) -> NDArray[np.int64]:
+    """The row of each object's colour in `object_palette`; 0 is background."""
+    # Unsigned ids must not wrap below 0.
+    return np.where(ids > 0, (np.maximum(ids, 1) - 1) % _OBJECTS + 1, 0).astype(np.int64)
 
 
 @lru_cache(1)
-def _objects() -> NDArray[np.uint8]:
+def object_palette() -> NDArray[np.uint8]:
+    """The colours of objects (row, 3), those of background first; at most 256."""
     from skimage.color import lab2rgb
 
-    number = np.arange(OBJECT_COLOURS)
+    number = np.arange(_OBJECTS)
     # The golden angle keeps neighbours apart; three lightnesses do so besides.
     angle, light = np.radians(number * 137.50776405 + 250), np.array([62, 78, 48])[number % 3]
     lab = np.stack([light, 58 * np.cos(angle), 58 * np.sin(angle)], axis=-1)

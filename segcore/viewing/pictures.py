@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from maskloom.segcore.raster.colours import object_palette, rows_of_objects
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
@@ -99,13 +101,9 @@ def class_picture(
 
 
 def object_picture(ids: NDArray[np.integer], valid: NDArray[np.bool_]) -> bytes:
-    """PNG of a mask of objects, each in its colour; background is clear."""
-    from maskloom.segcore.raster.colours import OBJECT_COLOURS, colours_of_objects
-
-    # Colours repeat, so that a palette holds them all.
-    index = np.where(valid & (ids > 0), (ids.astype(np.int64) - 1) % OBJECT_COLOURS + 1, 0)
-    palette = colours_of_objects(np.arange(OBJECT_COLOURS + 1)).tolist()
-    return _palette_png(index.astype(np.uint8), palette, {0})
+    """PNG of a mask of objects: neighbouring ids have different colours, background is clear."""
+    index = np.where(valid, rows_of_objects(ids), 0).astype(np.uint8)
+    return _palette_png(index, object_palette().tolist(), {0})
 
 
 def borders(labels: NDArray[np.integer], valid: NDArray[np.bool_]) -> NDArray[np.bool_]:
@@ -123,7 +121,7 @@ def borders(labels: NDArray[np.integer], valid: NDArray[np.bool_]) -> NDArray[np
 
 
 def _palette_png(
-    index: NDArray[np.uint8], colours: Sequence[Colour], clear: Collection[int]
+    index: NDArray[np.uint8], colours: Sequence[Sequence[int]], clear: Collection[int]
 ) -> bytes:
     from PIL import Image
 
