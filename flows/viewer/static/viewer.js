@@ -175,7 +175,9 @@ function fainter(step) {
 }
 
 function opacity() {
-  const value = $("mask-on").checked ? $("opacity").value / 100 : 0;
+  // Lines are thin: they are twice as strong as areas.
+  const strength = Math.min(1, $("opacity").value / (state.outline ? 50 : 100));
+  const value = $("mask-on").checked ? strength : 0;
   $("opacity-out").textContent = `${$("opacity").value} %`;
   images.mask.setOpacity(value);
   volumes.opacity = value;
@@ -336,7 +338,7 @@ $("farther").addEventListener("click", () => state.view?.zoomBy(-1));
 $("fit").addEventListener("click", () => state.view?.fit());
 $("mask-on").addEventListener("change", opacity);
 $("opacity").addEventListener("input", opacity);
-$("outline").addEventListener("change", () => { state.outline = $("outline").checked; draw("mask"); });
+$("outline").addEventListener("change", () => { state.outline = $("outline").checked; opacity(); draw("mask"); });
 $("by-class").addEventListener("change", () => { state.byClass = $("by-class").checked; legend(); draw("mask"); });
 $("grid-on").addEventListener("change", () => images.setGrid($("grid-on").checked));
 $("show-help").addEventListener("click", () => $("help").showModal());
