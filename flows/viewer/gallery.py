@@ -42,8 +42,8 @@ class Gallery:
     def facts(
         self, image_id: str, bands: tuple[int, ...] = (), search: str = "", order: str = "name"
     ) -> dict[str, Any]:
-        """What the page shows of an image: of one that cannot be shown, why. Raises `KeyError` if
-        the output has no such image.
+        """What the page shows of an image: of one that cannot be shown, why. Raises
+        `UnknownImage`.
         """
         around = self.listing.around(image_id, search, order)
         state = self.listing.state(image_id)
@@ -58,8 +58,8 @@ class Gallery:
         return {**around, "status": "ok", **facts_of(image)}
 
     def opened(self, image_id: str, bands: tuple[int, ...] = ()) -> Opened:
-        """An image, opened with some of its bands; none: the first three. Raises `KeyError` if it
-        is not in the table, and `MaskloomError`.
+        """An image, opened with some of its bands; none: the first three. Raises
+        `UnknownImage`, and `MaskloomError`.
         """
         state, key = self.listing.state(image_id), (image_id, bands)
         if state["status"] != "ok":

@@ -28,6 +28,10 @@ ORDERS: Mapping[str, tuple[tuple[str, str], ...]] = {
 """The ways to sort."""
 
 
+class UnknownImage(LookupError):
+    """The output has no image with this id."""
+
+
 @dataclass(slots=True)
 class Listing:
     """The images of an output: done, failed, and those that a run has not come to."""
@@ -73,11 +77,11 @@ class Listing:
         }
 
     def around(self, image_id: str, search: str = "", order: str = "name") -> dict[str, Any]:
-        """The place of an image in the list, and the images before and after it. Raises `KeyError`
-        if the output has no such image.
+        """The place of an image in the list, and the images before and after it. Raises
+        `UnknownImage`.
         """
         if image_id not in self:
-            raise KeyError(image_id)
+            raise UnknownImage(f"no such image: {image_id}")
         found = self._found(search, order)["image_id"]
         place = pc.index(found, image_id).as_py()
         if place < 0:
@@ -93,10 +97,10 @@ class Listing:
         }
 
     def state(self, image_id: str) -> dict[str, Any]:
-        """The row of an image in the list. Raises `KeyError`."""
+        """The row of an image in the list. Raises `UnknownImage`."""
         place = pc.index(self.images["image_id"], image_id).as_py()
         if place < 0:
-            raise KeyError(image_id)
+            raise UnknownImage(f"no such image: {image_id}")
         row: dict[str, Any] = self.images.slice(place, 1).to_pylist()[0]
         return row
 
@@ -112,6 +116,8 @@ class Listing:
 
     def _shares(self, image_ids: Sequence[str]) -> dict[str, list[Any]]:
         """Colour and share of each class with pixels, by image."""
+        if not image_ids:
+            return {}
         table = self.output.areas(None, of=set(image_ids))
         if not table.num_columns:
             return {}

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from maskloom.flows.viewer import answers
 from maskloom.flows.viewer.gallery import Gallery
+from maskloom.flows.viewer.listing import UnknownImage
 from maskloom.segcore.errors import MaskloomError
 
 if TYPE_CHECKING:
@@ -89,7 +90,7 @@ def application(gallery: Gallery, token: str) -> Starlette:
             Middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"], www_redirect=False)
         ],
         exception_handlers={
-            KeyError: wrong,
+            UnknownImage: wrong,
             answers.Wrong: wrong,
             MaskloomError: failed,
             OSError: failed,

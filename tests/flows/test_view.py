@@ -194,6 +194,27 @@ def test_what_is_missing_or_changed_is_said_and_the_rest_is_shown(
     assert nothing["after"] == "broken"
 
 
+def test_images_that_a_run_has_not_come_to_are_listed(output: Path, tmp_path: Path) -> None:
+    import shutil
+
+    copy = tmp_path / "out"
+    shutil.copytree(output / "out", copy)
+    (manifest,) = copy.glob("runs/*/manifest.json")
+    manifest.unlink()
+    done = Gallery(Output.open(str(copy))).listing.page(0, 9)
+    shutil.rmtree(copy / "tables")
+    with TestClient(application(Gallery(Output.open(str(copy))), TOKEN)) as client:
+        client.headers["Host"] = "localhost"
+        listed = client.get(f"/{TOKEN}/api/images").json()
+        facts = client.get(f"/{TOKEN}/api/image?image={IMAGE}").json()
+        tile = client.get(f"/{TOKEN}/tile/mask/0/0/0?image={IMAGE}")
+    assert (done["total"], done["unprocessed"]) == (2, 0)
+    assert (listed["total"], listed["unprocessed"]) == (2, 2)
+    assert facts["status"] == "unprocessed"
+    assert manifest.parent.name in facts["reason"]
+    assert (facts["after"], tile.status_code) == ("broken", 500)
+
+
 def test_failed_images_are_listed_with_their_reason(client: TestClient) -> None:
     listed = client.get(f"/{TOKEN}/api/images").json()
     assert [each["status"] for each in listed["images"]] == ["ok", "failed"]
