@@ -24,6 +24,7 @@ _MOST_THUMBNAIL_BYTES = 17_000_000
 _MOST_PAIRS = 400
 _ROW_BYTES = 160
 
+
 def shown_images(findings: Findings) -> list[int]:
     """The images on the page in their order: all, or those that need a look and an even sample."""
     order = findings.order
@@ -86,6 +87,7 @@ class Cards:
         self._thumbnails, self._place = thumbnails, place
 
     def of(self, notable: Sequence[Notable]) -> list[dict[str, Any]]:
+        """The cards of notable images, with what is notable."""
         return [
             {**self.plain(each.number), "flag": f"{each.figure}: {each.text}", "kind": ""}
             for each in notable
@@ -93,6 +95,7 @@ class Cards:
         ]
 
     def plain(self, i: int) -> dict[str, Any]:
+        """The card of an image."""
         images, row = self._collected.images, self._collected.images.rows.slice(i, 1).to_pylist()[0]
         failed, thumbnail = bool(images.failed[i]), self._thumbnails.get(i)
         distance = float(self._findings.distance[i])

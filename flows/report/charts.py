@@ -210,9 +210,7 @@ def values(found: NDArray[np.float64], thresholds: Sequence[float], label: str) 
     for threshold in thresholds:
         x = _LEFT + (threshold - edges[0]) * scale
         parts.append(Markup('<path class="mark" d="M{:.1f} 14V{}"/>').format(x, plot))
-        parts.append(
-            _text(min(max(x, _LEFT + 30), _WIDTH - 30), 11, f"{threshold:.5g}", "middle")
-        )
+        parts.append(_text(min(max(x, _LEFT + 30), _WIDTH - 30), 11, f"{threshold:.5g}", "middle"))
     for part, anchor in ((0, "start"), (0.5, "middle"), (1, "end")):
         at = edges[0] + part * (edges[-1] - edges[0])
         parts.append(_text(_LEFT + part * (_WIDTH - _LEFT), height - 8, f"{at:.4g}", anchor))

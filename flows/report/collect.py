@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from maskloom.segcore.raster.classes import ClassTable
+from maskloom.segcore.storage.records import read_json
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -125,7 +126,9 @@ class Collected:
 
 
 def collect(output: Output, open_runs: Sequence[str] = ()) -> Collected:
-    """Read an output, of which these runs have not finished. Raises `DamagedRecord` and `StoreError`."""
+    """Read an output, of which `open_runs` have not finished. Raises `DamagedRecord` and
+    `StoreError`.
+    """
     manifests = output.manifests()
     rows = _concatenated(output.tables("images", [*_IMAGE_COLUMNS, *_DATES]))
     ids: list[str] = rows["image_id"].to_pylist()

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 _TEMPLATES = Path(__file__).parent / "templates"
 
+
 @dataclass(frozen=True, slots=True)
 class Section(Generic[T]):
     """A part of a page about a `T`."""
@@ -57,7 +58,12 @@ class Head:
 
 
 def document(
-    head: Head, classes: ClassTable, sections: Sequence[Section[T]], of: T, template: str, **more: Any
+    head: Head,
+    classes: ClassTable,
+    sections: Sequence[Section[T]],
+    of: T,
+    template: str,
+    **more: Any,
 ) -> bytes:
     """A page from its sections. `more`: values of the template of the page."""
     parts = []

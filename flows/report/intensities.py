@@ -44,10 +44,11 @@ def _middle(output: Output, image_id: str, band: Any) -> NDArray[np.float64]:
 
     source = tuple(band) if isinstance(band, list) else band
     spec = select_source(output.source_spec(image_id), source)
-    *planes, rows, columns = spec.shape
-    start = [*(n // 2 for n in planes), *(max(0, (n - _SIDE) // 2) for n in (rows, columns))]
-    stop = [*(n // 2 + 1 for n in planes), *(min(n, _SIDE) + a for n, a in zip((rows, columns), start[-2:], strict=True))]
+    # Of a volume, the plane in its middle.
+    sides = [*(1 for _ in spec.shape[:-2]), _SIDE, _SIDE]
+    start = tuple(max(0, (n - side) // 2) for n, side in zip(spec.shape, sides, strict=True))
+    stop = tuple(min(n, a + side) for n, a, side in zip(spec.shape, start, sides, strict=True))
     with open_image(spec) as reader:
-        pixels, valid = reader.read(Box(tuple(start), tuple(stop)))
+        pixels, valid = reader.read(Box(start, stop))
     values = intensity(pixels, spec.location)[valid].astype(np.float64)
     return values[np.isfinite(values)]

@@ -55,9 +55,10 @@ def page(subject: RunSubject) -> bytes:
 
 
 def _head(subject: RunSubject) -> Head:
-    name = subject.written.get("document", {}).get("name") or subject.root.rstrip("/").rpartition(
-        "/"
-    )[2]
+    name = (
+        subject.written.get("document", {}).get("name")
+        or subject.root.rstrip("/").rpartition("/")[2]
+    )
     kind, state = _state(subject)
     unfinished = kind == "stopped"
     return Head(

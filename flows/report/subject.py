@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime as dt
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from maskloom.tasks.output import Output
 
 KINDS = {"kmeans": "k-means", "mean_shift": "mean shift", "mixture": "a Gaussian mixture"}
 """Segmenters in a sentence."""
+
 
 @dataclass(frozen=True, slots=True)
 class Ending:

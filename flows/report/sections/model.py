@@ -32,14 +32,18 @@ _AUTO = {
     "kmeans": (
         "clusters",
         "max_clusters",
-        "the index of Calinski and Harabasz, which compares the scatter between clusters with "
-        "that within",
+        (
+            "the index of Calinski and Harabasz, which compares the scatter between clusters with "
+            "that within"
+        ),
     ),
     "mixture": (
         "components",
         "max_components",
-        "the Bayesian information criterion (BIC), which weighs the fit against the number of "
-        "parameters",
+        (
+            "the Bayesian information criterion (BIC), which weighs the fit against the number of "
+            "parameters"
+        ),
     ),
 }
 """Keys of the number that is chosen and of the most that are tried, and the reason."""
@@ -104,9 +108,7 @@ def _text(subject: RunSubject, section: Mapping[str, Any], fields: Mapping[str, 
     if key and section.get(key) == "auto":
         number = len(fields.get("centres") or fields.get("means") or ())
         chosen = f"{number} {key} are" if fields else f"The number of {key} of each image is"
-        text += (
-            f" {chosen} the best of {_FEWEST[kind]} to {section.get(most, 8)} by {why}."
-        )
+        text += f" {chosen} the best of {_FEWEST[kind]} to {section.get(most, 8)} by {why}."
     return text
 
 

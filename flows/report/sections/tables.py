@@ -11,11 +11,7 @@ _TABLES = ("images", "areas", "objects")
 
 
 def _values(subject: RunSubject) -> dict[str, Any]:
-    there = [
-        name
-        for name in _TABLES
-        if name != "objects" or subject.collected.objects.counts
-    ]
+    there = [name for name in _TABLES if name != "objects" or subject.collected.objects.counts]
     return {
         "paths": [f"{subject.root}/tables/{name}/*.parquet" for name in there],
         "snippets": _snippets(subject.root),
