@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 _WIDTH, _LEFT, _BOTTOM = 960, 44, 28
 _MOST_COLUMNS = 240
 _MOST_BINS = 30
+_BARS = 96
 
 
 OTHER = "#888888"
@@ -194,7 +195,12 @@ def values(found: NDArray[np.float64], thresholds: Sequence[float], label: str) 
     """
     low, high = np.percentile(found, (0.1, 99.9))
     low, high = min(low, *thresholds), max(high, *thresholds)
-    counts, edges = np.histogram(found, bins=96, range=(low, high if high > low else low + 1))
+    high = high if high > low else low + 1
+    step = (high - low) / _BARS
+    if (found == np.rint(found)).all():
+        # Bars that hold different numbers of whole numbers would look like a comb.
+        step, low = math.ceil(step), math.floor(low) - 0.5
+    counts, edges = np.histogram(found, np.arange(low, high + 1.5 * step, step))
     height = 220
     plot, width = height - _BOTTOM, (_WIDTH - _LEFT) / len(counts)
     most = int(counts.max())

@@ -62,7 +62,14 @@ def _values(subject: RunSubject) -> dict[str, Any]:
         "bands": [f"band {band}" for band in _bands(fields, rows)],
         "weights": any(row["weight"] for row in rows),
         "values": [
-            (key.replace("_", " "), f"{value:,.6g}" if isinstance(value, float) else f"{value}")
+            (
+                key.replace("_", " "),
+                value
+                if isinstance(value, str)
+                else f"{value:,.6g}"
+                if isinstance(value, float)
+                else f"{value:,}",
+            )
             for key, value in (fields or section).items()
             if isinstance(value, int | float | str)
             and not isinstance(value, bool)

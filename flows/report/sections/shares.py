@@ -27,7 +27,7 @@ def _values(subject: RunSubject) -> dict[str, Any] | None:
     return {
         "text": (
             f"{count(len(known), 'image')}, sorted by the share of "
-            f"{classes.names[largest]}, the largest class. Neighbours are drawn together where "
+            f"{classes.names[largest]}, which is the largest on average. Neighbours are drawn together where "
             "there are many."
         ),
         "chart": charts.stacked_shares(
