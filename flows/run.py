@@ -133,8 +133,9 @@ def run(
             try:
                 result = orchestrator.flow(Watched(recipe.name, recipe.output, stop, noted), body)
             except RunError as error:
-                if recipe.reports:
-                    write_of_stopped(recipe.output, error)
+                report = write_of_stopped(recipe.output, error) if recipe.reports else None
+                if report is not None:
+                    note(f"Report of what is done: {redacted(report)}")
                 raise
     result = replace(result, report=_report(recipe, changed=result.outcome is not None))
     tidy(recipe.output)

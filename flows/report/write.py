@@ -15,7 +15,6 @@ from maskloom.flows.report.subject import Ending, RunSubject
 from maskloom.flows.report.training import is_training, training_page
 from maskloom.flows.terminal import recordable, told
 from maskloom.segcore.errors import MaskloomError, RecipeError, StoreError
-from maskloom.segcore.storage.addresses import redacted
 from maskloom.segcore.storage.store import STAGING, Store
 from maskloom.tasks.clean import require_output
 from maskloom.tasks.inspect import status
@@ -67,17 +66,15 @@ def write_report(location: str, why: str = "") -> str:
     return _published(output.store, NAME, content)
 
 
-def write_of_stopped(location: str, error: MaskloomError) -> None:
-    """Write the report of an output whose run an error has stopped, and note on the error where it
-    is. Nothing, if the run had not planned its images yet.
+def write_of_stopped(location: str, error: MaskloomError) -> str | None:
+    """Write the report of an output whose run an error has stopped; return its location. None: the
+    run had not planned its images yet, or the report could not be written.
     """
     try:
         require_output(Store(location))
     except (RecipeError, StoreError):
-        return
-    written = try_to_write(location, partial(write_report, why=recordable(str(error))))
-    if written is not None:
-        error.add_note(f"Report: {redacted(written)}")
+        return None
+    return try_to_write(location, partial(write_report, why=recordable(str(error))))
 
 
 def try_to_write(

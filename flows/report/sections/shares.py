@@ -27,8 +27,8 @@ def _values(subject: RunSubject) -> dict[str, Any] | None:
     return {
         "text": (
             f"{count(len(known), 'image')}, sorted by the share of "
-            f"{classes.names[largest]}, which is the largest on average. Neighbours are drawn together where "
-            "there are many."
+            f"{classes.names[largest]}, which is the largest on average. Neighbours are drawn "
+            "together where there are many."
         ),
         "chart": charts.stacked_shares(
             ordered, classes, f"Shares of the classes in {len(known):,} images"
