@@ -97,7 +97,7 @@ def _notice(subject: RunSubject) -> str:
         else ""
     )
     why = f"{subject.ending.why} " if subject.ending.why else ""
-    return f"{todo}{why}The same command goes on where the run stopped:"
+    return f"{todo}{why}To go on from there:" if subject.command else f"{todo}{why}".strip()
 
 
 def _lead(subject: RunSubject) -> list[str]:
