@@ -66,7 +66,9 @@ def evaluation_page(store: Store, folder: str = "") -> bytes:
         [row for row in images if row["image_id"] is not None],
         sorted(classes, key=lambda row: int(row["class_id"])),
     )
-    table = ClassTable.of(evaluation.names)
+    # Evaluations of earlier versions have no colours.
+    colours = [row.get("colour") for row in evaluation.classes]
+    table = ClassTable.recorded(evaluation.names, colours)
     return document(_head(evaluation), table, SECTIONS, evaluation, "base.html")
 
 

@@ -50,7 +50,8 @@ def training_page(store: Store) -> bytes:
     training = _Training(
         store, name, card, history["epochs"], history["best_epoch"], tuple(history["classes"])
     )
-    classes = ClassTable.of(training.names)
+    colours: Mapping[str, str] = card.get("colours") or {}
+    classes = ClassTable.recorded(training.names, map(colours.get, training.names))
     return document(_head(training), classes, SECTIONS, training, "base.html")
 
 
