@@ -306,5 +306,6 @@ def _text(x: float, y: float, text: str, anchor: str) -> Markup:
 
 def _svg(label: str, height: int, parts: Sequence[Markup]) -> Markup:
     return Markup(
-        '<svg class="chart" viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg>'
+        '<div class="wide drawn" tabindex="0"><svg class="chart" viewBox="0 0 {} {}" role="img" '
+        'aria-label="{}">{}</svg></div>'
     ).format(_WIDTH, height, label, Markup("").join(parts))
