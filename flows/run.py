@@ -18,11 +18,12 @@ from maskloom.flows.inventory import Inventory, Sharing, inventory_to_write, not
 from maskloom.flows.progress import ItemProgress, Quiet, RunProgress, display
 from maskloom.flows.recipes.run import RunRecipe
 from maskloom.flows.report.write import NAME as REPORT
-from maskloom.flows.report.write import try_to_write
+from maskloom.flows.report.write import try_to_write, write_of_stopped
 from maskloom.flows.segment import Outcome, segment
 from maskloom.flows.signals import stop_on_signals
 from maskloom.flows.stages import Orchestrator, Plain, Stages, Watched
 from maskloom.flows.terminal import count
+from maskloom.segcore.errors import RunError
 from maskloom.segcore.pipeline.worker import prepare_process
 from maskloom.segcore.statistics.zones import Zones
 from maskloom.segcore.storage.addresses import redacted
@@ -134,7 +135,13 @@ def run(
                 outcome = segment(recipe, inventory, stages, fanout, progress, sharing)
                 return RunResult(recipe.output, inventory, outcome, time.monotonic() - started)
 
-            result = orchestrator.flow(Watched(recipe.name, recipe.output, stop, noted), body)
+            try:
+                result = orchestrator.flow(Watched(recipe.name, recipe.output, stop, noted), body)
+            except RunError as error:
+                report = write_of_stopped(recipe.output, error) if recipe.reports else None
+                if report is not None:
+                    note(f"Report of what is done: {redacted(report)}")
+                raise
     for line in _zones_outside(recipe) if result.outcome is not None else ():
         note(line)
     result = replace(result, report=_report(recipe, changed=result.outcome is not None))
