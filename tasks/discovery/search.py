@@ -38,7 +38,13 @@ from maskloom.segcore.storage.addresses import (
     without_query,
     without_signature,
 )
-from maskloom.segcore.storage.filesystems import filesystem, is_local, store_errors, version_of
+from maskloom.segcore.storage.filesystems import (
+    filesystem,
+    info_of,
+    is_local,
+    store_errors,
+    version_of,
+)
 from maskloom.tasks.discovery import lists
 from maskloom.tasks.discovery.series import ReadHeaders
 
@@ -379,7 +385,7 @@ def _info(fs: Any, path: str) -> Mapping[str, Any]:
     failed row with a clear reason.
     """
     try:
-        info: Mapping[str, Any] = fs.info(path)
+        info = info_of(fs, path)
     except FileNotFoundError as error:
         # fsspec also reports a missing file if a web server does not answer or refuses access. The
         # reason appears when the file is read.
