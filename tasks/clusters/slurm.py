@@ -427,7 +427,8 @@ def _refused(said: str) -> RunError:
     """The error of a job that SLURM does not take, for a reason in its words."""
     if "contact slurm controller" in said or "configuration source" in said:
         return RunError(
-            f"SLURM does not answer: {said} Try `sinfo` on this machine, and ask whoever runs SLURM."
+            f"SLURM does not answer: {said} Try `sinfo` on this machine; if that fails too, ask "
+            "those who run SLURM."
         )
     if "generic resource" in said or "gres" in said.lower():
         remedy = (
