@@ -90,9 +90,11 @@ def export(output: Output, kind: Kind, target: str | None) -> Exported:
 
 def regions(output: Output, image_id: str, spacing: int | None = None) -> Iterator[Region]:
     """The connected parts (by sides of pixels) of the classes of an image's mask."""
-    areas = output.areas(["class_id", "class_name"], of=[image_id]).to_pylist()
+    areas = output.areas(["class_id", "class_name", "colour"], of=[image_id]).to_pylist()
     names = {row["class_id"]: row["class_name"] for row in areas}
-    table = ClassTable.of(tuple(names[i] for i in sorted(names)))
+    known = {row["class_id"]: row.get("colour") for row in areas}
+    ids = sorted(names)
+    table = ClassTable.recorded([names[i] for i in ids], [known[i] for i in ids])
     with output.mask(image_id) as mask:
         step = spacing or vertex_spacing(mask.spec.space, mask.spec.shape)
         outlines = _traced(mask, max(names) + 1, step)
@@ -107,7 +109,7 @@ def regions(output: Output, image_id: str, spacing: int | None = None) -> Iterat
         yield Region(
             class_id,
             names[class_id],
-            table.colours[sorted(names).index(class_id)],
+            table.colours[ids.index(class_id)],
             tuple(parts[start:stop]),
         )
 

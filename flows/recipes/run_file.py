@@ -14,6 +14,7 @@ import pydantic
 
 from maskloom.flows.recipes.schemas import (
     NUMBER,
+    ColourText,
     complete,
     did_you_mean,
     explain,
@@ -26,7 +27,6 @@ from maskloom.segcore.errors import RecipeError
 from maskloom.segcore.ground.space import PixelSize
 from maskloom.segcore.models.protocols import SEGMENTERS
 from maskloom.segcore.processes.limits import Limits
-from maskloom.segcore.raster.colours import parse_colour
 from maskloom.segcore.raster.stored import GroundControl, ReadOptions
 from maskloom.segcore.statistics.protocol import STATISTICS
 from maskloom.tasks.clusters.protocol import CLUSTERS
@@ -70,11 +70,6 @@ def _size(text: str) -> str:
 
 def _size_or_tags(text: str) -> str:
     return text if text == "tags" else _size(text)
-
-
-def _colour(text: str) -> str:
-    parse_colour(text)
-    return text
 
 
 def _kind_of_tile(value: Any) -> str:
@@ -298,7 +293,7 @@ class RunFile(pydantic.BaseModel):
     """stored: the numbers of the files. physical: times the scale plus the offset that the file
     states, e.g. reflectances. {scale: 0.0001, offset: -0.1}: with these.
     """
-    colours: dict[str, Annotated[str, pydantic.AfterValidator(_colour)]] = {}
+    colours: dict[str, ColourText] = {}
     """Colours by class name, for masks, pictures and tables: `#rrggbb` or a name of CSS, e.g.
     {water: "#1d6fa5", forest: darkgreen}. Other classes keep their
     own. They change no label, but a run with other colours makes the masks again.

@@ -13,7 +13,7 @@ from maskloom.segcore.errors import RunError
 from maskloom.segcore.features.reader import shown
 from maskloom.segcore.figures import thumbnails
 from maskloom.segcore.figures.preview import PreviewPart, preview_stride, render_preview
-from maskloom.segcore.masks import EncodedBlock
+from maskloom.segcore.masks import EncodedBlock, name_of
 from maskloom.segcore.models.protocols import FIRST_CLASSES, caution_of
 from maskloom.segcore.objects.numbering import tiles_of_layer
 from maskloom.segcore.objects.rows import rows_in_order
@@ -59,7 +59,7 @@ def stage_mask(
     store, writer = Store(settings.output), run.mask_writer(count)
     name = f"masks/{image.source.image_id}{writer.suffix}"
     mask = writer.publish(store, result_name(settings), blocks, spec, classes, run.grid.tile)
-    staged = {name + ending: artefact.name for ending, artefact in mask.files.items()}
+    staged = {name_of(name, ending): artefact.name for ending, artefact in mask.files.items()}
     picture = render_preview(
         previews,
         spec.shape,
