@@ -22,6 +22,7 @@ from maskloom.flows.report.write import try_to_write, write_of_stopped
 from maskloom.flows.segment import Outcome, segment
 from maskloom.flows.signals import stop_on_signals
 from maskloom.flows.stages import Orchestrator, Plain, Stages, Watched
+from maskloom.flows.stopping import Stoppable
 from maskloom.flows.terminal import count
 from maskloom.segcore.errors import RunError
 from maskloom.segcore.pipeline.worker import prepare_process
@@ -33,7 +34,7 @@ from maskloom.tasks.clean import tidy
 from maskloom.tasks.clusters.protocol import Cluster
 from maskloom.tasks.commits.presence import single_writer_note
 from maskloom.tasks.discovery.series import SeriesHeaders
-from maskloom.tasks.fanout.protocol import GRACE_SECONDS, Fanout
+from maskloom.tasks.fanout.protocol import Fanout
 from maskloom.tasks.zones import outside, prepare
 
 log = logging.getLogger("maskloom.run")
@@ -210,6 +211,7 @@ class _Workers:
     ) -> None:
         self._recipe, self._stack = recipe, stack
         self._shown, self._break_off = shown, break_off
+        self._stoppable = Stoppable(shown)
         self._stop = threading.Event()
         self._hears = self._listens = False
         self._fanout: Fanout | None = None
@@ -237,7 +239,8 @@ class _Workers:
                 prepare_process, self._recipe.storage, cluster.worker_threads, self._recipe.limits
             )
             self.listen()
-            self._fanout = self._stack.enter_context(cluster.opened(prepare, self._stop))
+            fanout = self._stack.enter_context(cluster.opened(prepare, self._stop))
+            self._fanout = self._stoppable.works_on(fanout)
         return self._fanout
 
     def _answer(self, number: signal.Signals) -> None:
@@ -245,11 +248,7 @@ class _Workers:
             # Nothing has begun that would have to be finished.
             self._break_off()
             return
-        again = "Ctrl-C again stops at once" if number == signal.SIGINT else "Ctrl-C stops at once"
-        busy = self._fanout.busy if self._fanout is not None else 0
-        jobs = count(busy, "job is", "jobs are")
-        doing = f": {jobs} being finished, for at most {GRACE_SECONDS:.0f} s" if busy else ""
-        self._shown.notice(f"Stopping{doing}. {again}; nothing is lost.")
+        self._stoppable.answer(number)
 
     def _asked_to_stop(self, reason: str) -> None:
         if not self._stop.is_set():

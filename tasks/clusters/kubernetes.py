@@ -103,6 +103,25 @@ class KubernetesCluster(Cluster):
         """All cores of a worker."""
         return self.cores
 
+    def look(self) -> str:
+        """Ask Kubernetes whether it knows the resource of the operator; nothing is created. Raises
+        `RunError` if it does not, or does not answer.
+        """
+        objects = import_extra("kr8s", "kubernetes")
+        try:
+            found = list(objects.api().api_resources())
+        except Exception as error:
+            raise RunError(
+                f"Kubernetes does not answer ({type(error).__name__}: {error}). Check the driver's "
+                "access to it (service account, or KUBECONFIG)."
+            ) from error
+        if not any(each["kind"] == "DaskCluster" for each in found):
+            raise RunError(
+                "Kubernetes answers, but knows no DaskCluster. Install the operator of "
+                "dask-kubernetes in this cluster first."
+            )
+        return f"Kubernetes answers and knows DaskCluster; namespace {self.namespace}"
+
     def open(self, prepare: Callable[[], None], stop: threading.Event) -> Dask:
         """A fan-out on pods that are asked for when it starts. Raises `RunError` if the library is
         missing, and `RecipeError` if the certificates cannot be used.
