@@ -39,7 +39,8 @@ one, pixels of the mask; pixels of full resolution.
 _TILE = 2048
 _RING = 2
 _OBJECT = "object"
-_LEFT_OUT = frozenset({"run_id", "image_id", "fingerprint", "geometry", "bbox"})
+_GEOMETRY = frozenset({"geometry", "bbox"})
+_LEFT_OUT = frozenset({"run_id", "image_id", "fingerprint", *_GEOMETRY})
 """Columns of the table of objects that are no measure."""
 
 
@@ -114,6 +115,12 @@ class Features:
         }
         return list(dict.fromkeys(name for _, name in sorted(found)))
 
+    @property
+    def measures(self) -> list[pa.Field]:
+        """Columns of the measures of objects."""
+        objects = any(image.holds_objects for image in self.images)
+        return self._rows.measures if objects else []
+
     def of(self, image: Image, coordinates: Coordinates) -> Iterator[Feature]:
         """The features of an image, in the order of their class or id."""
         labels, rings = self._traced(image, coordinates)
@@ -166,9 +173,13 @@ class _ObjectRows:
         self._store = output.store
         self._files: dict[str, list[str]] = defaultdict(list)
         self._read: tuple[str, Any] = ("", None)
+        schemas = []
         for name in output.store.names("tables/objects", ".parquet"):
             for image in pc.unique(self._table(name)["image_id"]).to_pylist():
                 self._files[image].append(name)
+            schemas.append(self._table(name).schema.remove_metadata())
+        found = pa.unify_schemas(schemas, promote_options="permissive") if schemas else ()
+        self.measures = [each for each in found if each.name not in _LEFT_OUT]
 
     def of(self, image_id: str) -> dict[int, dict[str, Any]]:
         """The row of each object by its id."""
@@ -184,7 +195,9 @@ class _ObjectRows:
         from maskloom.segcore.storage.records import read_table
 
         if self._read[0] != name:
-            self._read = (name, read_table(self._store, name).drop_columns(["geometry", "bbox"]))
+            table = read_table(self._store, name)
+            kept = [each for each in table.column_names if each not in _GEOMETRY]
+            self._read = (name, table.select(kept))
         return self._read[1]
 
 
