@@ -108,7 +108,16 @@ def objects(tmp_path_factory) -> Path:
     return folder / "out"
 
 
-@pytest.mark.parametrize("to", ["geojson", "gpkg", "geoparquet", "qupath", "coco"])
+@pytest.mark.parametrize(
+    "to",
+    [
+        "gpkg",
+        *(
+            pytest.param(to, marks=pytest.mark.nightly)
+            for to in ("geojson", "geoparquet", "qupath", "coco")
+        ),
+    ],
+)
 def test_objects_come_with_their_measures(objects, tmp_path, monkeypatch, to) -> None:
     monkeypatch.setattr(features, "_TILE", 32)
     command = ["export", str(objects), "--to", to, "-o", str(tmp_path), "--per-image"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from typing import Any
 
 from maskloom.tasks.export.features import Features
 from maskloom.tasks.export.request import TARGETS, Exported, Request
@@ -17,7 +18,7 @@ def qupath(request: Request) -> Exported:
         name = f"{request.folder}qupath/{image.image_id}.geojson"
         with feature_collection(request.store, name) as add:
             for number, each in enumerate(features.of(image, "pixels")):
-                said = {
+                said: dict[str, Any] = {
                     "objectType": "detection" if image.holds_objects else "annotation",
                     "classification": {"name": each.class_name, "color": list(each.colour)},
                 }
