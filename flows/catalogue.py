@@ -1,5 +1,5 @@
-"""The catalogue of what recipes can name: segmenters, formats, statistics, networks, clusters; all
-of a sort, or one of them explained.
+"""The catalogue of what recipes can name: segmenters, features, formats, statistics, networks,
+clusters; all of a sort, or one of them explained.
 """
 
 from __future__ import annotations
@@ -17,13 +17,16 @@ from maskloom.flows.recipes.schemas import help_of
 from maskloom.segcore import formats
 from maskloom.segcore.deep.networks.recipe import NETWORKS
 from maskloom.segcore.errors import RecipeError
+from maskloom.segcore.features.evaluation import POINTWISE, WINDOWS
+from maskloom.segcore.features.indices import INDICES
+from maskloom.segcore.features.sensors import SENSORS
 from maskloom.segcore.masks import MASKS
 from maskloom.segcore.models.protocols import SEGMENTERS, Exactness
 from maskloom.segcore.raster.spec import FORMATS
 from maskloom.segcore.statistics.protocol import STATISTICS
 from maskloom.tasks.clusters.protocol import CLUSTERS
 
-What = Literal["segmenters", "formats", "statistics", "networks", "clusters"]
+What = Literal["segmenters", "features", "formats", "statistics", "networks", "clusters"]
 """What can be listed."""
 
 _WIDTH = 88
@@ -57,6 +60,8 @@ def catalogue(what: What) -> str:
             f"  {name}: {_summary(item)} Suffix {item.suffix}" for name, item in MASKS.items()
         )
         return "\n".join(("Readers of images", *readers, "", "Writers of masks", *writers))
+    if what == "features":
+        return "\n".join(_features())
     registries: Mapping[What, Mapping[str, Any]] = {
         "segmenters": SEGMENTERS,
         "statistics": STATISTICS,
@@ -65,6 +70,25 @@ def catalogue(what: What) -> str:
     }
     registry = registries[what]
     return "\n\n".join(_member(name, kind) for name, kind in registry.items())
+
+
+def _features() -> Iterator[str]:
+    yield "Indices"
+    for name, index in INDICES.items():
+        yield f"  {name}: {index.formula} ({index.source})"
+    yield from ("", "Bands and colours")
+    yield "  bands: all bands of the file; b1, b2, ...: one of them; red, B04, ...: by its name"
+    yield "  lab: the three coordinates of CIELAB, from the red, green and blue of a picture"
+    yield from ("", "Functions, also of formulas: gaussian(ndvi, 2)")
+    for name, function in WINDOWS.items():
+        yield f"  {name}(x, {function.size}): {function.summary}"
+    yield f"  {', '.join(POINTWISE)}"
+    yield from ("", "Sensors")
+    for name, sensor in SENSORS.items():
+        named = ", ".join(
+            own if own == common else f"{own} {common}" for own, common in sensor.common.items()
+        )
+        yield f"  {name}: {named}"
 
 
 def shown(name: str) -> str:

@@ -25,7 +25,7 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 
 from maskloom.segcore.errors import DamagedRecord, RecipeError
-from maskloom.segcore.masks import beside_endings, mask_endings
+from maskloom.segcore.masks import mask_names, names_beside
 from maskloom.segcore.storage.atomic import is_writer_alive, remove_temporary
 from maskloom.segcore.storage.filesystems import is_local
 from maskloom.segcore.storage.records import damaged_record, read_json, read_table
@@ -115,7 +115,7 @@ def orphans(
     `listed` are the files to look at; `masks` those of the images in the tables, by image id.
     """
     committed = {image_id: mask for image_id, mask in masks.items() if mask is not None}
-    used = {name + ending for name in committed.values() for ending in ("", *beside_endings())}
+    used = {each for name in committed.values() for each in (name, *names_beside(name))}
     used |= {_preview(image_id) for image_id in committed}
     rest = [name for name in listed if used.isdisjoint(_with_folders(name))]
     if not rest:
@@ -372,7 +372,7 @@ def _names_of(image_id: str) -> Iterator[str]:
     preview.
     """
     yield _preview(image_id)
-    yield from (f"masks/{image_id}{ending}" for ending in mask_endings())
+    yield from mask_names(image_id)
 
 
 def _with_folders(name: str) -> tuple[str, ...]:

@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 
 from maskloom.segcore.annotations.masks import open_mask
 from maskloom.segcore.errors import RecipeError
+from maskloom.segcore.features.reader import source_of
 from maskloom.segcore.formats import describe, open_image
 from maskloom.segcore.geometry import Box
 from maskloom.segcore.storage.records import read_json, read_table
@@ -147,15 +148,15 @@ class Output:
         )
 
     def source_spec(self, image_id: str) -> RasterSpec:
-        """The header of an image, as the run read it. Raises `RecipeError`, and `FormatError` if it
-        could not be read.
+        """The header of an image, as the run read it, with its own bands where the segmenter saw
+        features of them. Raises `RecipeError`, and `FormatError` if it could not be read.
         """
         row = self.image(image_id)
         plan = self._plan(row["run_id"])
         planned = plan.find(image_id) if plan is not None else None
         if planned is None or planned.spec is None:
             return describe(row["uri"])
-        return planned.spec
+        return planned.spec if planned.spec.features is None else source_of(planned.spec)
 
     def source(self, image_id: str) -> Layer:
         """Open the image that was segmented. Raises as `source_spec`, and `ReadError`."""

@@ -27,7 +27,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from maskloom.segcore.errors import RunError
-from maskloom.segcore.masks import beside_endings
+from maskloom.segcore.masks import names_beside
 from maskloom.segcore.pipeline.records import Failure, ImageResult, Plan, PlannedImage, Shard
 from maskloom.segcore.raster.source import Source, version_now
 from maskloom.segcore.raster.spec import RasterSpec
@@ -300,14 +300,20 @@ class Tables:
             for result in results
             if result.mask is not None and result.mask not in result.staged
         )
+        outdated = (*former.values(), *self._outdated(results))
         draft.removed = frozenset(
             name
-            for row in (*former.values(), *self._outdated(results))
+            for row in outdated
             if row.mask_uri is not None
-            for name in (
-                f"previews/{row.image_id}.png",
-                *(row.mask_uri + ending for ending in ("", *beside_endings())),
-            )
+            for name in (f"previews/{row.image_id}.png", row.mask_uri)
+        )
+        # A mask of objects has no names of classes beside it, that of classes before it had.
+        before = (self.ledger.rows.get(result.source.uri) for result in results)
+        draft.removed |= frozenset(
+            name
+            for row in (*outdated, *before)
+            if row is not None and row.mask_uri is not None
+            for name in names_beside(row.mask_uri)
         )
 
     def _file_for(self, results: Sequence[ImageResult], shard: Shard) -> str:

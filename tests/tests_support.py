@@ -65,10 +65,20 @@ def assert_same_results(a: Path, b: Path) -> None:
     assert masks, "no masks to compare"
     for name, mask in masks.items():
         np.testing.assert_array_equal(mask, others[name], err_msg=name)
+    assert _files_beside(a) == _files_beside(b)
     tables = sorted(path.name for path in (a / "tables").iterdir())
     assert tables == sorted(path.name for path in (b / "tables").iterdir())
     for table in tables:
         assert read_table(a, table) == read_table(b, table), f"the table {table} differs"
+
+
+def _files_beside(output: Path) -> dict[str, str]:
+    """The content of the files beside masks by name."""
+    return {
+        str(path.relative_to(output)): path.read_text()
+        for path in (output / "masks").rglob("*")
+        if path.suffix in {".xml", ".qml", ".txt"}
+    }
 
 
 def write_tiff(path: Path, pixels: np.ndarray, block: int = 256, **profile: object) -> None:

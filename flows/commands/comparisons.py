@@ -1,7 +1,8 @@
-"""Commands that compare masks: audit, compare, evaluate."""
+"""Commands that compare masks: audit, compare, sample, evaluate."""
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,6 +18,7 @@ from maskloom.flows.commands.options import (
     Changes,
     EvaluationFlags,
     Output,
+    QuietFlag,
     RecipePath,
     segmenter_kinds,
     takes_flags,
@@ -66,8 +68,50 @@ Segmenters = Annotated[
         autocompletion=segmenter_kinds,
     ),
 ]
+PerClass = Annotated[
+    int, typer.Option(min=2, metavar="N", help="Samples of each class, or the least number of it.")
+]
+SampleSize = Annotated[
+    int | None,
+    typer.Option(
+        min=2,
+        metavar="N",
+        help="Samples of all classes, in proportion to their pixels; at least --per-class of each.",
+        show_default=False,
+    ),
+]
+Interval = Annotated[
+    float | None,
+    typer.Option(
+        min=1e-4,
+        max=0.5,
+        metavar="HALF",
+        help=(
+            "In place of --size: the wanted overall accuracy ± HALF, e.g. 0.03 for a 95 % interval "
+            "from 0.87 to 0.93."
+        ),
+        show_default=False,
+    ),
+]
+Expected = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--expect",
+        metavar="CLASS=SHARE",
+        help="For --interval: the expected user's accuracy of a class (0.8). Repeatable.",
+    ),
+]
+Seed = Annotated[int, typer.Option(min=0, help="Another seed gives another sample.")]
+SampleFolder = Annotated[
+    str | None,
+    typer.Option(metavar="FOLDER", help="Folder for the files. Default: OUTPUT/samples."),
+]
+SamplePictures = Annotated[
+    bool,
+    typer.Option("--pictures/--no-pictures", help="Whether each sample gets a picture."),
+]
 Truth = Annotated[
-    list[str],
+    list[str] | None,
     typer.Option(
         "--truth",
         "-t",
@@ -76,6 +120,7 @@ Truth = Annotated[
             "Truth: masks, or polygons as GeoJSON, GeoPackage or GeoParquet. Files, quoted globs, "
             "folders or list files. Repeatable."
         ),
+        show_default=False,
     ),
 ]
 MoreTruth = Annotated[
@@ -128,32 +173,100 @@ def compare(image: Image, output: Picture, segmenters: Segmenters = None) -> Non
         typer.echo(f"Look at {output}")
 
 
+def sample(
+    output: Output,
+    per_class: PerClass = 50,
+    size: SampleSize = None,
+    interval: Interval = None,
+    expect: Expected = None,
+    seed: Seed = 0,
+    out: SampleFolder = None,
+    pictures: SamplePictures = True,
+    quiet: QuietFlag = False,
+) -> None:
+    """Draw reference samples of a run for people to label. Writes a table with an empty column
+    `label`, and a picture of each pixel; the classes of the map are the strata.
+
+    Fill the column, then: maskloom evaluate OUTPUT --samples OUTPUT/samples/samples.csv
+    """
+    from maskloom.flows.sampling import SampleRequest
+    from maskloom.flows.sampling import sample as draw
+
+    with errors_as_messages():
+        expected = dict(map(_expected, expect or []))
+        folder = None if out is None else location_of(out)
+        request = SampleRequest(per_class, size, interval, expected, seed, folder, pictures)
+        drawn = draw(location_of(output), request, quiet=quiet)
+        for note in drawn.notes:
+            typer.echo(line(note), err=True)
+        typer.echo(escaped(drawn.table))
+        typer.echo(
+            f"Label the samples in {line(drawn.folder)}/samples.csv; pictures are beside it."
+        )
+
+
+def _expected(text: str) -> tuple[str, float]:
+    name, _, share = text.rpartition("=")
+    try:
+        value = float(share)
+    except ValueError:
+        value = math.nan
+    if not name or not 0 <= value <= 1:
+        raise RecipeError(f"--expect: expected CLASS=SHARE with a share from 0 to 1; got {text!r}.")
+    return name, value
+
+
 @takes_flags(EvaluationFlags)
 def evaluate(
-    output: Output, truth: Truth, more: MoreTruth = None, *, flags: EvaluationFlags
+    output: Output, truth: Truth = None, more: MoreTruth = None, *, flags: EvaluationFlags
 ) -> None:
-    """Compare the masks of a run with truth masks. Writes tables and a picture: IoU, Dice,
-    precision, recall, boundary F, measures of objects, and error-adjusted areas.
+    """Compare the masks of a run with truth. Writes tables and a picture: IoU, Dice, precision,
+    recall, boundary F, measures of objects, and error-adjusted areas. With --samples: accuracies
+    and areas with 95 % intervals (Olofsson 2014, Stehman 2014).
 
-    The 95 % intervals of the areas (Olofsson 2014) assume that the truth's pixels are a random
-    sample of each mapped class, drawn one by one. For fully labelled images, whose neighbouring
-    pixels are alike, they are too narrow.
+    With --truth, the intervals of the areas assume that the truth's pixels are a random sample of
+    each mapped class, drawn one by one. For fully labelled images, whose neighbouring pixels are
+    alike, they are too narrow.
     """
+    with errors_as_messages():
+        named = (*(truth or []), *(more or []))
+        if bool(named) == (flags.samples is not None):
+            raise RecipeError("expected either --truth or --samples.")
+        if flags.samples is not None:
+            _evaluate_samples(output, flags)
+        else:
+            _evaluate_masks(output, _evaluation_request(named, flags), flags)
+
+
+def _evaluate_samples(output: str, flags: EvaluationFlags) -> None:
+    from maskloom.flows.evaluation.from_samples import evaluate_samples
+
+    found = evaluate_samples(
+        location_of(output),
+        location_of(str(flags.samples)),
+        flags.attribute or "label",
+        None if flags.out is None else location_of(flags.out),
+    )
+    for note in found.notes:
+        typer.echo(line(note), err=True)
+    typer.echo(escaped(found.table))
+    typer.echo(f"{found.summary}. Look at {line(found.folder)}/accuracy.json.")
+
+
+def _evaluate_masks(output: str, request: EvaluationRequest, flags: EvaluationFlags) -> None:
     from maskloom.flows.evaluation import evaluate as flow
     from maskloom.flows.report.write import try_to_write, write_reports
 
-    with errors_as_messages():
-        request = _evaluation_request((*truth, *(more or [])), flags)
-        found = flow.evaluate(location_of(output), request, quiet=flags.quiet)
-        for note in found.notes:
-            typer.echo(line(note), err=True)
-        typer.echo(escaped(found.table))
-        typer.echo(f"{found.summary}. Look at {found.folder}/evaluation.png; tables are beside it.")
-        report = try_to_write(found.folder, write_reports)
-        if report is not None:
-            typer.echo(f"Report: {line(report)}")
-        if found.failures:
-            raise typer.Exit(SOME_FAILED)
+    found = flow.evaluate(location_of(output), request, quiet=flags.quiet)
+    for note in found.notes:
+        typer.echo(line(note), err=True)
+    typer.echo(escaped(found.table))
+    typer.echo(f"{found.summary}. Look at {found.folder}/evaluation.png; tables are beside it.")
+    report = try_to_write(found.folder, write_reports)
+    if report is not None:
+        typer.echo(f"Report: {line(report)}")
+    if found.failures:
+        raise typer.Exit(SOME_FAILED)
 
 
 def _evaluation_request(truth: tuple[str, ...], flags: EvaluationFlags) -> EvaluationRequest:

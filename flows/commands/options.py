@@ -193,6 +193,18 @@ ResultFolder = Annotated[
     str | None,
     typer.Option(metavar="FOLDER", help="Folder for the results. Default: OUTPUT/evaluation."),
 ]
+LabelledSamples = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE",
+        help=(
+            "In place of truth: samples with labels. A table of `maskloom sample`, or one with "
+            "image_id, row, column (or longitude, latitude) and label; or points or polygons as "
+            "GeoJSON, GeoPackage or GeoParquet with an attribute `label` (other: --attribute)."
+        ),
+        show_default=False,
+    ),
+]
 Workers = Annotated[
     int | None,
     typer.Option(
@@ -249,6 +261,7 @@ class EvaluationFlags:
     pixels: PixelCoordinates = False
     tolerance: Tolerance = 2.0
     objects: CompareObjects = None
+    samples: LabelledSamples = None
     out: ResultFolder = None
     workers: Workers = None
     quiet: QuietFlag = False

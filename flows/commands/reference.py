@@ -21,8 +21,8 @@ What = Annotated[
     typer.Argument(
         metavar="NAME",
         help=(
-            "segmenters, formats, statistics, networks or clusters; or the name of one, e.g. "
-            "kmeans."
+            "segmenters, features, formats, statistics, networks or clusters; or the name of one, "
+            "e.g. kmeans."
         ),
         autocompletion=_names,
     ),
@@ -34,8 +34,9 @@ RecipeKind = Annotated[
 
 
 def list_(what: What) -> None:
-    """List segmenters, formats, statistics, networks or clusters, or explain one of them. Shows
-    what it does, when to use it, its parameters with defaults, and how exact it is in tiles.
+    """List segmenters, features, formats, statistics, networks or clusters, or explain one of
+    them. Shows what it does, when to use it, its parameters with defaults, and how exact it is in
+    tiles.
     """
     with errors_as_messages():
         from maskloom.flows.catalogue import shown

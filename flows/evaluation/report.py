@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 from maskloom.flows.terminal import count
 from maskloom.segcore.annotations.pairing import names_for_series
 from maskloom.segcore.figures.evaluation import ClassMeasures, Heading, draw, make_strip
-from maskloom.segcore.raster.classes import ClassTable
 
 if TYPE_CHECKING:
     from maskloom.segcore.annotations.pairing import MaskPairs
@@ -184,7 +183,7 @@ def draw_picture(evaluation: Evaluation, compared: Comparison, location: str) ->
     images.
     """
     result = evaluation.result
-    table = ClassTable.of(result.classes.names)
+    table = result.classes.table
     strips = []
     for rank, each in enumerate(compared.worst, 1):
         figures = f"accuracy {each.confusion.accuracy:.3f}"

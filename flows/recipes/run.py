@@ -23,6 +23,9 @@ from maskloom.flows.recipes.yaml_files import (
 from maskloom.flows.terminal import recordable
 from maskloom.segcore import geometry
 from maskloom.segcore.errors import RecipeError, StoreError
+from maskloom.segcore.features.named import check_features, names_of_sensor
+from maskloom.segcore.features.sensors import SENSORS
+from maskloom.segcore.formulas import FormulaError
 from maskloom.segcore.models.composed import Composed
 from maskloom.segcore.models.protocols import (
     SEGMENTERS,
@@ -202,6 +205,7 @@ def make(
     _refuse_unknown_masks(recipe)
     _refuse_unknown_classes(recipe)
     _refuse_unknown_coloured(recipe)
+    _refuse_unknown_features(recipe.options)
     _refuse_unknown_stores(recipe)
     _refuse_memory_on_processes(recipe)
     return recipe
@@ -283,6 +287,21 @@ def _refuse_unknown_coloured(recipe: RunRecipe) -> None:
                 f"colours: the mask has no class {name!r}.{did_you_mean(name, known)} Its classes "
                 f"are {', '.join(known)}."
             )
+
+
+def _refuse_unknown_features(options: ReadOptions) -> None:
+    sensor, known = options.sensor, options.band_names
+    if sensor is not None and sensor not in SENSORS:
+        raise RecipeError(
+            f"sensor: unknown sensor {sensor!r}.{did_you_mean(sensor, SENSORS)} Known sensors: "
+            f"{', '.join(SENSORS)}."
+        )
+    if sensor is not None:
+        known = tuple(dict.fromkeys((*known, *names_of_sensor(sensor))))
+    try:
+        check_features(options.features, known)
+    except FormulaError as error:
+        raise RecipeError(f"features: {error}.") from error
 
 
 def _refuse_unknown_stores(recipe: RunRecipe) -> None:

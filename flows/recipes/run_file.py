@@ -14,6 +14,7 @@ import pydantic
 
 from maskloom.flows.recipes.schemas import (
     NUMBER,
+    ColourText,
     complete,
     did_you_mean,
     explain,
@@ -26,7 +27,6 @@ from maskloom.segcore.errors import RecipeError
 from maskloom.segcore.ground.space import PixelSize
 from maskloom.segcore.models.protocols import SEGMENTERS
 from maskloom.segcore.processes.limits import Limits
-from maskloom.segcore.raster.colours import parse_colour
 from maskloom.segcore.raster.stored import GroundControl, ReadOptions
 from maskloom.segcore.statistics.protocol import STATISTICS
 from maskloom.tasks.clusters.protocol import CLUSTERS
@@ -70,11 +70,6 @@ def _size(text: str) -> str:
 
 def _size_or_tags(text: str) -> str:
     return text if text == "tags" else _size(text)
-
-
-def _colour(text: str) -> str:
-    parse_colour(text)
-    return text
 
 
 def _kind_of_tile(value: Any) -> str:
@@ -203,6 +198,22 @@ class Schedule(pydantic.BaseModel):
         return value
 
 
+class PhysicalValues(pydantic.BaseModel):
+    """How stored numbers become physical ones."""
+
+    model_config = pydantic.ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+    scale: Annotated[float, NUMBER, pydantic.Field(allow_inf_nan=False)] = 1.0
+    """Factor of the stored number."""
+    offset: Annotated[float, NUMBER, pydantic.Field(allow_inf_nan=False)] = 0.0
+    """What is added to the product."""
+
+    @property
+    def numbers(self) -> tuple[float, float]:
+        """Scale and offset."""
+        return self.scale, self.offset
+
+
 class RunFile(pydantic.BaseModel):
     """A run recipe as users write it."""
 
@@ -267,7 +278,22 @@ class RunFile(pydantic.BaseModel):
     whose skull was removed. Colours are no data where all bands have it, other pixels where any
     band has.
     """
-    colours: dict[str, Annotated[str, pydantic.AfterValidator(_colour)]] = {}
+    features: list[str] = pydantic.Field([], max_length=256)
+    """What segmenters see in place of the bands of the files: indices (ndvi, excess_green), bands
+    (red, b4, all of them: bands), formulas (b5 / b4), lab, and windows (gaussian(2), texture(5),
+    gaussian(ndvi, 2)). `bands` of the segmenter then counts features.
+    """
+    sensor: str | None = None
+    """What took the images, so that their bands have names: sentinel2, landsat8 (and 9), landsat5
+    (and 7), planetscope, naip, micasense.
+    """
+    band_names: list[Annotated[str, pydantic.Field(min_length=1, max_length=60)]] = []
+    """Names of the bands of the files, in their order, in place of those that they state."""
+    values: Literal["stored", "physical"] | PhysicalValues = "stored"
+    """stored: the numbers of the files. physical: times the scale plus the offset that the file
+    states, e.g. reflectances. {scale: 0.0001, offset: -0.1}: with these.
+    """
+    colours: dict[str, ColourText] = {}
     """Colours by class name, for masks, pictures and tables: `#rrggbb` or a name of CSS, e.g.
     {water: "#1d6fa5", forest: darkgreen}. Other classes keep their
     own. They change no label, but a run with other colours makes the masks again.
@@ -309,6 +335,10 @@ class RunFile(pydantic.BaseModel):
             self.axes,
             self.nodata,
             self.identifiers,
+            tuple(self.features),
+            self.sensor,
+            tuple(self.band_names),
+            self.values.numbers if isinstance(self.values, PhysicalValues) else self.values,
         )
 
 

@@ -28,6 +28,7 @@ from pydantic_core import PydanticKnownError
 from maskloom.flows.recipes.yaml_files import below, shown
 from maskloom.segcore.errors import RecipeError
 from maskloom.segcore.models.protocols import SEGMENTERS, SegmenterRecipe
+from maskloom.segcore.raster.colours import parse_colour
 from maskloom.segcore.storage.addresses import RelativeToRecipe
 
 _MOST_LINES = 20
@@ -53,6 +54,15 @@ _LIMITS = {
     "string_too_long": "text no longer than",
 }
 _UNION_MEMBER = re.compile(r"^(str|int|float|bool|none|constrained-.*|function-.*|[A-Z]\w*)$|\[")
+
+
+def _colour(text: str) -> str:
+    parse_colour(text)
+    return text
+
+
+ColourText = Annotated[str, pydantic.AfterValidator(_colour)]
+"""A colour as users write it: see `parse_colour`."""
 
 
 def build(registry: Mapping[str, Any], value: Any, path: str, folder: Path | None = None) -> Any:

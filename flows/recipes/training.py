@@ -15,8 +15,10 @@ import pydantic
 
 from maskloom.flows.recipes.fingerprints import json_values
 from maskloom.flows.recipes.schemas import (
+    ColourText,
     build,
     complete,
+    did_you_mean,
     explain,
     model_of,
     schema_of,
@@ -32,8 +34,9 @@ from maskloom.flows.recipes.yaml_files import (
 from maskloom.segcore.deep.inference.card import Scaling
 from maskloom.segcore.deep.networks.recipe import NETWORKS
 from maskloom.segcore.errors import RecipeError
+from maskloom.segcore.raster.colours import hexadecimal, parse_colour
 from maskloom.segcore.training.augment import AUGMENTATIONS, DEFAULT, Augmentation
-from maskloom.segcore.training.labels import LABELS
+from maskloom.segcore.training.labels import LABELS, Colours, LabelKind
 from maskloom.segcore.training.recipe import LOSSES, Split, Training, TrainingRecipe
 
 _REGISTRIES = (NETWORKS, LABELS, LOSSES, AUGMENTATIONS)
@@ -64,6 +67,10 @@ class _File(pydantic.BaseModel):
     """Names of the classes, in the order of their ids."""
     labels: dict[str, Any] | str = "index"
     """What the values of masks mean: index, values, colours or instances."""
+    colours: dict[str, ColourText] = {}
+    """Colours of classes in the masks that the model makes: `#rrggbb` or a name of CSS, e.g.
+    {water: "#1d6fa5", road: grey}. Default: those of labels that are colours. They are in the card.
+    """
     bands: list[int] | None = None
     """Numbers of the bands to use, from 1. Default: all."""
     scaling: dict[str, Any] | None = None
@@ -125,11 +132,12 @@ def make(document: dict[str, Any], folder: Path, changes: Sequence[str] = ()) ->
         purpose=file.purpose,
     )
     recipe.labels.decoder(recipe.classes)
-    # Location, purpose and licence of the model change no weight.
+    recipe = dataclasses.replace(recipe, colours=_colours(file, recipe.labels))
+    # Location, purpose, licence and colours of the model change no weight.
     decisive = {
         key: value
         for key, value in json_values(recipe, _REGISTRIES).items()
-        if key not in ("output", "licence", "purpose", "name")
+        if key not in ("output", "licence", "purpose", "name", "colours")
     }
     images, masks = _locations(file.images, folder), _locations(file.masks, folder)
     return TrainingRun(recipe, images, masks, decisive, file.storage)
@@ -143,6 +151,19 @@ def _checked(document: dict[str, Any]) -> _File:
         raise RecipeError(explain(error, "", list(_File.model_fields))) from None
     refuse_secrets(file.storage)
     return file
+
+
+def _colours(file: _File, labels: LabelKind) -> dict[str, str]:
+    """The colours that the recipe states, or else those of the labels. Raises `RecipeError`."""
+    for name in file.colours:
+        if name not in file.classes:
+            raise RecipeError(
+                f"colours: there is no class {name!r}.{did_you_mean(name, file.classes)} `classes` "
+                f"are {', '.join(file.classes)}."
+            )
+    known = labels.colours if isinstance(labels, Colours) else {}
+    stated = {name: f"#{text.removeprefix('#')}" for name, text in known.items()} | file.colours
+    return {name: hexadecimal(parse_colour(text)) for name, text in stated.items()}
 
 
 def _bands(file: _File) -> tuple[int, ...] | None:

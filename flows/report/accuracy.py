@@ -42,7 +42,9 @@ def training_page(store: Store) -> bytes:
     about: dict[str, Any] = card.get("about", {})
     epochs: list[dict[str, Any]] = history["epochs"]
     best, names = history["best_epoch"], tuple(history["classes"])
-    colours = [hexadecimal(colour) for colour in ClassTable.of(names).colours]
+    stated: dict[str, str] = card.get("colours", {})
+    table = ClassTable.recorded(names, map(stated.get, names))
+    colours = [hexadecimal(colour) for colour in table.colours]
     # A dark line would be lost on a dark page.
     drawn = [
         "var(--soft)" if each.lower() in BACKGROUND_NAMES else colour
@@ -124,7 +126,8 @@ def evaluation_page(store: Store, folder: str = "") -> bytes:
     ]
     classes.sort(key=lambda row: int(row["class_id"]))
     names = tuple(row["class_name"] for row in classes)
-    colours = dict(zip(names, map(hexadecimal, ClassTable.of(names).colours), strict=True))
+    table = ClassTable.recorded(names, [row.get("colour") for row in classes])
+    colours = dict(zip(names, map(hexadecimal, table.colours), strict=True))
     place = store.uri(folder).rstrip("/")
     worst = sorted(each, key=lambda row: (row["accuracy"] is None, row["accuracy"] or 0.0))
     values = {

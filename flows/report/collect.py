@@ -156,17 +156,21 @@ def _areas(
     output: Output, done: Mapping[str, int], images: int
 ) -> tuple[ClassTable, dict[tuple[str, str], float], dict[str, int], NDArray[np.float32]]:
     order: dict[str, int] = {}
-    colours: dict[str, str] = {}
+    colours: dict[str, str | None] = {}
     areas: dict[tuple[str, str], float] = {}
     pixels = Counter[str]()
     found: list[tuple[NDArray[np.int64], str, NDArray[np.float32]]] = []
     for table in output.tables("areas", _AREA_COLUMNS):
-        ours = table.filter(pc.is_in(table["image_id"], value_set=pa.array(list(done))))
+        ours = table.filter(
+            pc.is_in(table["image_id"], value_set=pa.array(list(done), pa.string()))
+        )
         names = ours["class_name"].to_pylist()
         for name, number in zip(names, ours["class_id"].to_pylist(), strict=True):
             order.setdefault(name, number)
         if "colour" in ours.column_names:
-            colours.update(zip(names, ours["colour"].to_pylist(), strict=True))
+            for name, colour in zip(names, ours["colour"].to_pylist(), strict=True):
+                # Of the first image, where each has its own.
+                colours[name] = colours.get(name) or colour
         for key, total in _sums(ours, ["class_name", "area_unit"], "area"):
             areas[key[0], key[1]] = areas.get((key[0], key[1]), 0.0) + total
         for key, total in _sums(ours, ["class_name"], "pixel_count"):
@@ -184,20 +188,8 @@ def _areas(
     # A class that an image's model lacks has no pixel there.
     some = ~np.isnan(shares).all(axis=1, keepdims=True)
     shares = np.where(some & np.isnan(shares), 0, shares).astype(np.float32)
-    usual = ClassTable.of(tuple(ordered))
-    table = ClassTable(
-        usual.names,
-        tuple(
-            _rgb(colours[name]) if colours.get(name) else colour
-            for name, colour in zip(usual.names, usual.colours, strict=True)
-        ),
-    )
+    table = ClassTable.recorded(ordered, map(colours.get, ordered))
     return table, areas, dict(pixels), shares
-
-
-def _rgb(text: str) -> tuple[int, int, int]:
-    red, green, blue = (int(text[i : i + 2], 16) for i in (1, 3, 5))
-    return red, green, blue
 
 
 def _sums(table: pa.Table, keys: list[str], value: str) -> list[tuple[tuple[str, ...], float]]:

@@ -23,6 +23,7 @@ from maskloom.segcore.geometry import Box
 from maskloom.segcore.ground.lengths import steps_at, unit_of_length
 from maskloom.segcore.ground.lonlat import is_located
 from maskloom.segcore.raster.classes import BACKGROUND_NAMES, ClassTable
+from maskloom.segcore.raster.colours import hexadecimal
 from maskloom.segcore.viewing.pictures import Limits, limits_of
 from maskloom.segcore.viewing.pyramids import Pyramid
 from maskloom.segcore.viewing.volumes import Plane, Volume, planes_of
@@ -339,9 +340,7 @@ def _classes(rows: Sequence[Mapping[str, Any]]) -> Classes:
     """The classes from the rows of the table `areas`."""
     ordered = sorted(rows, key=lambda row: row["class_id"])
     names = tuple(row["class_name"] for row in ordered)
-    known = ClassTable.of(names).colours
-    stated = [row.get("colour") for row in ordered]
-    colours = [_rgb(colour) if colour else own for colour, own in zip(stated, known, strict=True)]
+    colours = ClassTable.recorded(names, [row.get("colour") for row in ordered]).colours
     count = max((row["class_id"] for row in ordered), default=-1) + 1
     table: list[Colour] = [(128, 128, 128)] * count
     for row, colour in zip(ordered, colours, strict=True):
@@ -352,7 +351,7 @@ def _classes(rows: Sequence[Mapping[str, Any]]) -> Classes:
             {
                 "id": row["class_id"],
                 "name": row["class_name"],
-                "colour": "#{:02x}{:02x}{:02x}".format(*colour),
+                "colour": hexadecimal(colour),
                 "pixels": row["pixel_count"],
                 "fraction": row["fraction"],
                 "area": row["area"],
@@ -362,10 +361,6 @@ def _classes(rows: Sequence[Mapping[str, Any]]) -> Classes:
             for row, colour in zip(ordered, colours, strict=True)
         ),
     )
-
-
-def _rgb(text: str) -> Colour:
-    return int(text[1:3], 16), int(text[3:5], 16), int(text[5:7], 16)
 
 
 def _plane_facts(plane: Plane, spec: RasterSpec) -> dict[str, Any]:

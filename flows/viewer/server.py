@@ -20,7 +20,6 @@ from maskloom.flows.viewer.gallery import Gallery, Opened
 from maskloom.segcore.errors import MaskloomError
 from maskloom.segcore.geometry import Box
 from maskloom.segcore.ground.lonlat import is_located, to_lonlat
-from maskloom.segcore.raster.classes import ClassTable
 from maskloom.segcore.viewing.pictures import class_picture, encoded, object_picture, shown
 from maskloom.segcore.viewing.pyramids import Pyramid
 from maskloom.segcore.viewing.volumes import Volume
@@ -50,7 +49,6 @@ _HEADERS = {
 }
 _FRESH = {"Cache-Control": "private, no-cache"}
 _KEPT = {"Cache-Control": "private, max-age=86400"}
-_OBJECTS = ClassTable.of(tuple(f"object {i}" for i in range(12))).colours
 
 
 class _Wrong(Exception):
@@ -294,7 +292,7 @@ def _picture(
         content, media_type = encoded(shown(pixels, limits), valid, exact=exact)
         return Plain(content, media_type=media_type, headers=_KEPT)
     if image.has_objects:
-        return Plain(object_picture(pixels, valid, _OBJECTS), media_type="image/png", headers=_KEPT)
+        return Plain(object_picture(pixels, valid), media_type="image/png", headers=_KEPT)
     hidden = {_number(each) for each in query.get("hidden", "").split(",") if each}
     content = class_picture(pixels, valid, image.classes.colours, hidden)
     return Plain(content, media_type="image/png", headers=_KEPT)

@@ -155,14 +155,7 @@ class Output(Mapping[str, "Image"]):
         named = {row["class_id"]: row for row in reversed(rows)}
         ordered = [named[i] for i in sorted(named)]
         names = tuple(row["class_name"] for row in ordered)
-        usual = ClassTable.of(names)
-        if not has_colours:
-            return usual
-        said = [
-            _rgb(row["colour"]) if row["colour"] else colour
-            for row, colour in zip(ordered, usual.colours, strict=True)
-        ]
-        return ClassTable(names, tuple(said))
+        return ClassTable.recorded(names, [row.get("colour") for row in ordered])
 
     @cached_property
     def _images(self) -> pa.Table:
@@ -334,7 +327,3 @@ class Image:
         with opened as reader:
             found: tuple[NDArray[Any], NDArray[np.bool_]] = reader.read_window(box, stride)
         return found
-
-
-def _rgb(text: str) -> tuple[int, int, int]:
-    return int(text[1:3], 16), int(text[3:5], 16), int(text[5:7], 16)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from maskloom.segcore.raster.classes import BACKGROUND_NAMES
+from maskloom.segcore.raster.colours import colours_of_objects
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -121,7 +122,7 @@ def coloured(
 ) -> NDArray[np.uint8]:
     """Labels as (y, x, 4). Background, and what has no class, is clear."""
     if objects:
-        hues = _object_colours(labels)
+        hues = np.insert(colours_of_objects(labels), 3, 255, axis=-1)
         return np.where((labels > 0)[..., None], hues, np.uint8(0)).astype(np.uint8)
     alpha = [0 if name.lower() in BACKGROUND_NAMES else 255 for name in classes.names]
     table = np.zeros((len(classes.names) + 1, 4), np.uint8)
@@ -166,16 +167,6 @@ def _over(source: NDArray[np.uint8], mask: NDArray[np.uint8]) -> NDArray[np.uint
     grey = source.mean(axis=-1, keepdims=True)
     paper = (0.35 * grey + 0.65 * 245).astype(np.uint8).repeat(3, axis=-1)
     return np.where(mask[..., 3:] > 0, mask[..., :3], paper).astype(np.uint8)
-
-
-def _object_colours(labels: NDArray[np.integer]) -> NDArray[np.uint8]:
-    from maskloom.segcore.raster.classes import ClassTable
-
-    hues = np.array(ClassTable.of(tuple(map(str, range(12)))).colours, np.uint8)
-    # Neighbours mostly have neighbouring ids; a step coprime to their number tells them apart.
-    table: NDArray[np.uint8] = np.concatenate([hues, np.full((12, 1), 255, np.uint8)], axis=1)
-    found: NDArray[np.uint8] = table[labels * 5 % 12]
-    return found
 
 
 def _data_uri(picture: NDArray[np.uint8]) -> str:

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from maskloom.segcore.annotations.label_mapping import UNKNOWN
 from maskloom.segcore.errors import RecipeError, StoreError
-from maskloom.segcore.raster.classes import BACKGROUND_NAMES
+from maskloom.segcore.raster.classes import BACKGROUND_NAMES, ClassTable
 from maskloom.segcore.storage.records import parse_table, read_table, record_errors
 
 if TYPE_CHECKING:
@@ -50,6 +50,13 @@ class Classes:
     """`px` if the areas of the images have different units."""
     pixels: int
     """Pixels with a class in all images."""
+    colours: tuple[str | None, ...] = ()
+    """Colours in masks, as `#rrggbb`; None in rows of earlier versions."""
+
+    @property
+    def table(self) -> ClassTable:
+        """Names and colours."""
+        return ClassTable.recorded(self.names, self.colours or (None,) * len(self.names))
 
     @property
     def foreground(self) -> tuple[int, ...]:
@@ -169,12 +176,12 @@ def _classes(store: Store, image_ids: set[str]) -> Classes:
     """
     wanted, seen, parts = pa.array(sorted(image_ids)), set(), []
     for name in store.names("tables/areas", ".parquet"):
-        table = read_table(store, name, _AREA_COLUMNS)
+        table = _areas(store, name)
         table = table.filter(pc.is_in(table["image_id"], value_set=wanted))
         seen |= set(table["image_id"].unique().to_pylist())
         parts.append(
             table.group_by(["class_id", "class_name", "area_unit"], use_threads=False).aggregate(
-                [("pixel_count", "sum"), ("area", "sum")]
+                [("pixel_count", "sum"), ("area", "sum"), ("colour", "first")]
             )
         )
     if absent := sorted(image_ids - seen):
@@ -193,7 +200,24 @@ def _classes(store: Store, image_ids: set[str]) -> Classes:
         float(sum(row[column] for row in rows if row["class_name"] == name)) for name in names
     )
     pixels = sum(row["pixel_count_sum"] for row in rows)
-    return Classes(names, areas, units.pop() if len(units) == 1 else "px", pixels)
+    # Of the first image, where each has its own.
+    colours = {row["class_name"]: row["colour_first"] for row in reversed(rows)}
+    return Classes(
+        names,
+        areas,
+        units.pop() if len(units) == 1 else "px",
+        pixels,
+        tuple(map(colours.get, names)),
+    )
+
+
+def _areas(store: Store, name: str) -> pa.Table:
+    """A file of the table of areas. Earlier versions wrote no colours."""
+    table = read_table(store, name)
+    if "colour" not in table.column_names:
+        table = table.append_column("colour", pa.nulls(len(table), pa.string()))
+    with record_errors(store, name):
+        return table.select([*_AREA_COLUMNS, "colour"])
 
 
 def _filled(table: Mapping[int, int], empty: int) -> NDArray[np.int64]:

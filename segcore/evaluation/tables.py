@@ -26,6 +26,7 @@ from maskloom.segcore.annotations.metrics import mean_of_known
 from maskloom.segcore.annotations.object_metrics import THRESHOLDS
 from maskloom.segcore.evaluation.areas import NORMAL_95, estimate_areas
 from maskloom.segcore.evaluation.scoring import total
+from maskloom.segcore.raster.colours import hexadecimal
 
 if TYPE_CHECKING:
     from maskloom.segcore.annotations.metrics import Confusion
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from maskloom.segcore.evaluation.boundary import Boundary
     from maskloom.segcore.evaluation.run_tables import Classes
     from maskloom.segcore.evaluation.scoring import Score
+    from maskloom.segcore.raster.classes import ClassTable
     from maskloom.segcore.storage.store import Store
 
 
@@ -50,7 +52,7 @@ def _schema(keys: str, counts: str, measures: str) -> pa.Schema:
 
 SCHEMAS = {
     "classes": _schema(
-        "image_id class_name",
+        "image_id class_name colour",
         "class_id truth_pixels predicted_pixels correct_pixels unpredicted_pixels",
         "iou dice precision recall boundary_f boundary_precision boundary_recall",
     ),
@@ -99,7 +101,9 @@ class Result:
         truth_of = {each.image_id: {"truth_uri": each.truth} for each in self.scores}
         return {
             "classes": [
-                row for image_id, part in parts for row in _class_rows(image_id, part, names)
+                row
+                for image_id, part in parts
+                for row in _class_rows(image_id, part, self.classes.table)
             ],
             "images": [
                 _image_row(part) | {"image_id": image_id} | truth_of.get(image_id or "", {})
@@ -129,7 +133,7 @@ class Result:
 def _class_rows(
     image_id: str | None,
     part: tuple[Confusion, Boundary, ObjectCounts | None],
-    names: tuple[str, ...],
+    classes: ClassTable,
 ) -> Iterator[dict[str, Any]]:
     confusion, boundary, _ = part
     columns = {
@@ -145,10 +149,13 @@ def _class_rows(
         "boundary_precision": boundary.precision,
         "boundary_recall": boundary.recall,
     }
-    for i, name in enumerate(names):
-        yield {"image_id": image_id, "class_id": i, "class_name": name} | {
-            column: values[i].item() for column, values in columns.items()
-        }
+    for i, (name, colour) in enumerate(zip(classes.names, classes.colours, strict=True)):
+        yield {
+            "image_id": image_id,
+            "class_id": i,
+            "class_name": name,
+            "colour": hexadecimal(colour),
+        } | {column: values[i].item() for column, values in columns.items()}
 
 
 def _image_row(part: tuple[Confusion, Boundary, ObjectCounts | None]) -> dict[str, Any]:

@@ -20,6 +20,7 @@ import numpy as np
 from maskloom.segcore.figures.drawing import SWATCH, canvas, draw_legend, font, lines_of, png
 from maskloom.segcore.geometry import Box, Tile
 from maskloom.segcore.raster.classes import BACKGROUND_NAMES, ClassTable
+from maskloom.segcore.raster.colours import object_palette, rows_of_objects
 from maskloom.segcore.storage.packing import packable
 
 if TYPE_CHECKING:
@@ -46,7 +47,6 @@ _SATURATION = 0.35
 _BORDER_SHADE = 0.55
 _NODATA_GREYS = (48, 60)
 _CHECK_SIDE = 8
-_OBJECT_HUES = tuple(f"object {i}" for i in range(12))
 
 _LEGEND_FONT, _LEGEND_GAP = 13, 7
 _LEGEND_PAPER, _LEGEND_INK = (24, 24, 24), (225, 225, 225)
@@ -340,10 +340,8 @@ def _colours(
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """The row of each pixel's colour in a table (-1: leave the pixel unchanged), and the table."""
     if dtype == np.uint32:
-        table = np.array(ClassTable.of(_OBJECT_HUES).colours, np.float32)
-        # Neighbours mostly have neighbouring ids; a step coprime to the number of hues gives them
-        # different colours.
-        return np.where(ids > 0, ids * 5 % len(table), -1), table
+        table = object_palette().astype(np.float32)
+        return np.where(ids > 0, rows_of_objects(ids), -1), table
     table = np.array(class_table.colours, np.float32).reshape(-1, 3)
     rows = np.array(
         [-1 if name.lower() in BACKGROUND_NAMES else i for i, name in enumerate(class_table.names)]

@@ -16,6 +16,7 @@ import numpy as np
 
 from maskloom.segcore.figures.drawing import photo_of
 from maskloom.segcore.raster.classes import BACKGROUND_NAMES, ClassTable
+from maskloom.segcore.raster.colours import colours_of_objects
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 
 _PHOTO_QUALITY, _THUMBNAIL_QUALITY = 70, 60
 _TINT = 0.5
-_OBJECT_HUES = tuple(f"object {i}" for i in range(12))
 _TIERS = ((1_000, 160, 400), (10_000, 128, 256))
 _SMALLEST = 96
 
@@ -110,9 +110,8 @@ def _coloured(
 ) -> NDArray[np.uint8]:
     """Labels (y, x) as red, green, blue and opacity (y, x, 4)."""
     if labels.dtype == np.uint32:
-        hues = _opaque(ClassTable.of(_OBJECT_HUES).colours)
-        # Neighbours mostly have neighbouring ids.
-        return np.where((valid & (labels > 0))[..., None], hues[labels * 5 % len(hues)], 0).astype(
+        objects = (valid & (labels > 0))[..., None]
+        return np.where(objects, np.insert(colours_of_objects(labels), 3, 255, axis=-1), 0).astype(
             np.uint8
         )
     table = np.zeros((len(class_table.names) + 1, 4), np.uint8)

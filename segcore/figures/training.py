@@ -20,7 +20,6 @@ from maskloom.segcore.figures.drawing import (
     photo_of,
     png,
 )
-from maskloom.segcore.raster.classes import ClassTable
 from maskloom.segcore.raster.colours import Colour
 
 if TYPE_CHECKING:
@@ -67,11 +66,12 @@ def curves(losses: Sequence[Curve], scores: Sequence[Curve], best: int | None, t
     return png(image)
 
 
-def examples(parts: Sequence[Example], classes: tuple[str, ...]) -> bytes:
+def examples(
+    parts: Sequence[Example], classes: tuple[str, ...], colours: Sequence[Colour]
+) -> bytes:
     """A PNG with a row for each example: image, truth, prediction, in the colours of masks; the
     legend below.
     """
-    colours = ClassTable.of(classes).colours
     table = np.full((256, 3), _VOID_COLOUR, np.uint8)
     table[: len(classes)] = colours
     width = 3 * max(part.truth.shape[1] for part in parts) + 4 * _GAP

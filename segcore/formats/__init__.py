@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from maskloom.segcore.errors import FormatError
+from maskloom.segcore.features.reader import open_features
 from maskloom.segcore.formats.content import (
     claimed_format,
     claims,
@@ -227,6 +228,8 @@ def _format_of_source(source: Source, explicit: str | None) -> str:
 
 def open_image(spec: RasterSpec) -> Reader:
     """Open an image that was described; use as a context manager. Raises `ReadError`."""
+    if spec.features is not None:
+        return open_features(spec, open_image)
     if spec.user_nodata is not None:
         return open_with(spec, spec.user_nodata)
     return FORMATS[spec.format].open(spec)

@@ -1,15 +1,22 @@
 """Mask writers, one file or folder each."""
 
-from maskloom.segcore.masks.protocol import MASKS, EncodedBlock, MaskWriter, PublishedMask
+from maskloom.segcore.masks.protocol import (
+    MASKS,
+    EncodedBlock,
+    MaskWriter,
+    PublishedMask,
+    name_of,
+)
 
 __all__ = [
     "MASKS",
     "EncodedBlock",
     "MaskWriter",
     "PublishedMask",
-    "beside_endings",
-    "mask_endings",
+    "mask_names",
     "mask_writer",
+    "name_of",
+    "names_beside",
 ]
 
 
@@ -21,13 +28,17 @@ def mask_writer(name: str, objects: int = 0) -> MaskWriter:
     return writer if objects <= writer.most_objects else MASKS["cog"]
 
 
-def mask_endings() -> set[str]:
-    """The endings of the names of masks of all writers, and of files beside them, after the id of
-    an image.
-    """
-    return {writer.suffix + ending for writer in MASKS.values() for ending in ("", *writer.beside)}
+def mask_names(image_id: str) -> set[str]:
+    """Names under which any writer writes the mask of an image, and the files beside it."""
+    masks = [(f"masks/{image_id}{writer.suffix}", writer) for writer in MASKS.values()]
+    return {name_of(mask, ending) for mask, writer in masks for ending in ("", *writer.beside)}
 
 
-def beside_endings() -> set[str]:
-    """The endings of the names of files beside masks, after the name of the mask."""
-    return {ending for writer in MASKS.values() for ending in writer.beside}
+def names_beside(mask: str) -> set[str]:
+    """Names of files that there may be beside a mask of this name."""
+    return {
+        name_of(mask, ending)
+        for writer in MASKS.values()
+        if mask.endswith(writer.suffix)
+        for ending in writer.beside
+    }

@@ -1,8 +1,8 @@
 """Masks as PNG, for photos and similar pictures.
 
 The value of a pixel is its class id. Masks of up to 255 classes are palette PNGs that any viewer
-shows in the colours of the class table; masks of more classes, and of objects, are 16-bit greyscale
-PNGs. The text chunk `classes` holds the names of the classes.
+shows in the colours of the class table, with the entries that are used; masks of more classes, and
+of objects, are 16-bit greyscale PNGs. The text chunk `classes` holds the names of the classes.
 
 PNG has no blocks, so the labels are assembled in memory; readers of such pictures hold them in
 memory too.
@@ -140,10 +140,12 @@ def _save(labels: NDArray[np.integer], classes: ClassTable | None, out: Sink) ->
         options["pnginfo"].add_text(
             "classes", json.dumps({str(i): name for i, name in enumerate(classes.names)})
         )
-        options["transparency"] = classes.nodata
+        if labels.max() == classes.nodata:
+            options["transparency"] = classes.nodata
     image = Image.fromarray(labels)
     if classes is not None and labels.dtype == np.uint8:
-        palette = np.zeros((256, 3), np.uint8)
+        # A palette has an entry for every value up to the greatest.
+        palette = np.zeros((max(len(classes.colours), int(labels.max()) + 1), 3), np.uint8)
         palette[: len(classes.colours)] = np.array(classes.colours, np.uint8).reshape(-1, 3)
         image.putpalette(palette.tobytes())
     # Run lengths suit labels: about the size of zlib level 4 at the speed of level 1, also on noisy

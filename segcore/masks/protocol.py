@@ -11,6 +11,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Protocol
 
 from maskloom.segcore.registry import Registry
@@ -46,8 +47,8 @@ class PublishedMask:
     """The files of a mask."""
 
     files: Mapping[str, Artefact]
-    """By the ending that follows the name of the mask: empty for a mask of one file, `/zarr.json`
-    for a file of a folder, `.aux.xml` for a file beside the mask.
+    """By the ending of its name, as `name_of` reads it: empty for a mask of one file, `/zarr.json`
+    for a file of a folder, `.aux.xml` or `*.qml` for files beside the mask.
     """
 
     @property
@@ -72,7 +73,7 @@ class MaskWriter(Protocol):
 
     @property
     def beside(self) -> tuple[str, ...]:
-        """Endings of the names of files beside a mask, after its name."""
+        """Endings of the names of files beside a mask, as `name_of` reads them."""
         ...
 
     @property
@@ -102,7 +103,7 @@ class MaskWriter(Protocol):
     ) -> PublishedMask:
         """Write the mask of a whole image from the blocks of all its tiles, given in any order.
 
-        The name of each file is `name` and its ending (`PublishedMask.files`). Memory does not grow
+        Each file is called `name_of(name, ending)` (`PublishedMask.files`). Memory does not grow
         with the image, unless its reader holds it in memory too. Raises `RunError` if a block is
         missing or does not belong to the image, and `FormatError` if the image has more than
         `most_objects` objects.
@@ -111,6 +112,18 @@ class MaskWriter(Protocol):
 
 
 MASKS: Registry[MaskWriter] = Registry("mask writer", __package__)
+
+
+def name_of(mask: str, ending: str) -> str:
+    """The name of a file of a mask. The ending follows the name of the mask; if it begins with `*`,
+    it is in place of the last suffix.
+
+    >>> name_of("masks/a.ome.tif", ".aux.xml"), name_of("masks/a.ome.tif", "*.qml")
+    ('masks/a.ome.tif.aux.xml', 'masks/a.ome.qml')
+    """
+    if ending.startswith("*"):
+        return str(PurePosixPath(mask).with_suffix(ending[1:]))
+    return mask + ending
 
 
 def compressed_block(labels: NDArray[np.integer], tile: Tile, spec: RasterSpec) -> EncodedBlock:

@@ -212,7 +212,7 @@ class ModesModel:
         """No halo. The table of colours adds 16 MiB per process, that of cells up to 4 MiB."""
         return Requirements(bytes_per_pixel=8 * len(self.modes[0]) + 8)
 
-    def mean_colours(self, spec: RasterSpec) -> tuple[Colour, ...]:
+    def mean_colours(self, spec: RasterSpec) -> tuple[Colour, ...] | None:
         """The colours of the modes."""
         return colours_of_means(self.modes, self.fractions, self.deviations, spec)
 

@@ -18,8 +18,12 @@ def colours_of_means(
     weights: Sequence[float],
     deviations: Sequence[float],
     spec: RasterSpec,
-) -> tuple[Colour, ...]:
-    """The colours of clusters with these means (cluster, band) in pictures of such an image."""
+) -> tuple[Colour, ...] | None:
+    """The colours of clusters with these means (cluster, band) in pictures of such an image. None:
+    features have none.
+    """
+    if spec.features is not None:
+        return None
     return mean_colours(
         np.array(means, np.float64),
         weights,

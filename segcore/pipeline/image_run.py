@@ -11,13 +11,14 @@ A semantic mask is final after the first pass; a mask of objects, and their tabl
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 
 from maskloom.segcore.errors import ModelMismatch
+from maskloom.segcore.features.reader import shown
 from maskloom.segcore.figures.preview import (
     PreviewPart,
     is_shown,
@@ -80,8 +81,10 @@ class ImageRun:
 
     settings: RunSettings
     model: Model
+    opened: RasterSpec
+    """The image with all bands that are read."""
     source: RasterSpec
-    """The image with the bands that are read."""
+    """The image with the bands that objects are measured in."""
     spec: RasterSpec
     """The image with the bands of the model."""
 
@@ -97,12 +100,13 @@ class ImageRun:
         if settings.objects is not None and not isinstance(model, ObjectSegmenter):
             require_connectivity(settings.objects.connectivity, spec)
         # The table of objects has means of all bands, not only of the model's.
-        read = (
+        source = (
             spec.select(tuple(dict.fromkeys((*spec.bands, *chosen.bands))))
             if settings.objects is not None
             else chosen
         )
-        return cls(settings, model, read, chosen)
+        bands = tuple(dict.fromkeys((*source.bands, *shown(chosen).bands)))
+        return cls(settings, model, replace(source, bands=bands), source, chosen)
 
     @property
     def grid(self) -> Grid:
@@ -135,14 +139,16 @@ class ImageRun:
     def segment_tile(self, reader: Reader, tile: Tile) -> tuple[TileResults, PackedLabels | None]:
         """The first pass over a tile; no labels if the run has no objects."""
         pixels, valid = reader.read(tile.read)
-        block = Block(tile, self._channels(pixels), valid, self.spec)
+        block = Block(tile, self._channels(pixels, self.spec), valid, self.spec)
+        picture = shown(self.spec)
+        seen = replace(block, pixels=self._channels(pixels, picture), spec=picture)
         if isinstance(self.model, ObjectSegmenter):
             fragments = self.model.fragment(block)
             results = TileResults()
-            preview = self._preview(block, fragments.values)
+            preview = self._preview(seen, fragments.values)
         else:
             classes = _classes(self.model, block, self.class_table)
-            results, preview = self._classified(block, classes), []
+            results, preview = self._classified(seen, classes), []
             components = self._components
             if components is None:
                 return results, None
@@ -150,7 +156,11 @@ class ImageRun:
         bands = (
             None
             if self.settings.objects is None
-            else observe_bands(fragments.values, tile.trim(pixels), len(fragments.class_of) - 1)
+            else observe_bands(
+                fragments.values,
+                tile.trim(self._channels(pixels, self.source)),
+                len(fragments.class_of) - 1,
+            )
         )
         summary = TileSummary(next(iter(preview), None), bands, fragments.score_of)
         return results, pack_labels(fragments, tile.trim(valid), tile, self.spec.shape, summary)
@@ -226,13 +236,12 @@ class ImageRun:
             max(self.source.bands),
         )
 
-    def _channels(self, pixels: NDArray[np.generic]) -> NDArray[np.generic]:
-        """The bands of the model, among those that were read."""
-        if self.spec.bands == self.source.bands:
+    def _channels(self, pixels: NDArray[np.generic], spec: RasterSpec) -> NDArray[np.generic]:
+        """The bands of `spec`, in its type, among those that were read."""
+        if spec.bands == self.opened.bands:
             return pixels
-        return np.ascontiguousarray(
-            pixels[..., [self.source.bands.index(band) for band in self.spec.bands]]
-        )
+        chosen = [self.opened.bands.index(band) for band in spec.bands]
+        return np.ascontiguousarray(pixels[..., chosen], spec.dtype)
 
     def _classified(self, block: Block, classes: NDArray[np.integer]) -> TileResults:
         tile = block.tile

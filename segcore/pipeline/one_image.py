@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import pyarrow as pa
 
+from maskloom.segcore.features.reader import open_features
 from maskloom.segcore.fold import observe_all
 from maskloom.segcore.formats.arrays import HeldReader
 from maskloom.segcore.formats.user_nodata import open_with
@@ -80,6 +81,11 @@ class HeldImage:
 
     def open(self, spec: RasterSpec) -> AbstractContextManager[Reader]:
         """See `Openable.open`."""
+        return self._reader(spec)
+
+    def _reader(self, spec: RasterSpec) -> Reader:
+        if spec.features is not None:
+            return open_features(spec, self._reader)
         nodata = spec.user_nodata
         return self._opened(spec) if nodata is None else open_with(spec, nodata, self._opened)
 
@@ -162,8 +168,8 @@ def segment_in_memory(settings: RunSettings, image: Openable) -> SegmentedImage:
     model = fitted(settings, image)
     plain = ImageRun.of(replace(settings, model=model), image.spec)
     canvas = _Canvas.of(plain)
-    run = _RunInMemory(plain.settings, plain.model, plain.source, plain.spec, canvas)
-    with image.open(run.source) as reader:
+    run = _RunInMemory(plain.settings, plain.model, plain.opened, plain.source, plain.spec, canvas)
+    with image.open(run.opened) as reader:
         tiles = [run.segment_tile(reader, tile) for tile in run.grid]
     whole, _ = run.finish_tiles(tiles)
     tables = _tables(run, whole)

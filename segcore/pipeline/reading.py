@@ -23,6 +23,7 @@ from maskloom.segcore.errors import (
     StoreError,
     Unavailable,
 )
+from maskloom.segcore.features.named import with_features
 from maskloom.segcore.formats.user_nodata import with_user_nodata
 from maskloom.segcore.geometry import Box, Tile
 from maskloom.segcore.ground.control import with_fitted_affine
@@ -91,13 +92,17 @@ def read_headers(job: HeadersJob) -> tuple[str, ...]:
 
 
 def placed(spec: RasterSpec, options: ReadOptions) -> RasterSpec:
-    """The metadata with the position, the pixel size and the nodata value that the user wants."""
+    """The metadata with the position, the pixel size, the nodata value and the features that the
+    user wants. Raises `FormatError`.
+    """
     if options.ground_control == "affine":
         spec = _fitted_to_ground(spec)
     if options.nodata is not None:
         spec = with_user_nodata(spec, options.nodata)
     spec = _with_plausible_size(spec)
-    return _sized(spec, options.pixel_size) if isinstance(options.pixel_size, PixelSize) else spec
+    if isinstance(options.pixel_size, PixelSize):
+        spec = _sized(spec, options.pixel_size)
+    return with_features(spec, options)
 
 
 def _with_plausible_size(spec: RasterSpec) -> RasterSpec:

@@ -10,9 +10,10 @@ from dataclasses import replace
 import pyarrow as pa
 
 from maskloom.segcore.errors import RunError
+from maskloom.segcore.features.reader import shown
 from maskloom.segcore.figures import thumbnails
 from maskloom.segcore.figures.preview import PreviewPart, preview_stride, render_preview
-from maskloom.segcore.masks import EncodedBlock
+from maskloom.segcore.masks import EncodedBlock, name_of
 from maskloom.segcore.models.protocols import FIRST_CLASSES, caution_of
 from maskloom.segcore.objects.numbering import tiles_of_layer
 from maskloom.segcore.objects.rows import rows_in_order
@@ -58,11 +59,11 @@ def stage_mask(
     store, writer = Store(settings.output), run.mask_writer(count)
     name = f"masks/{image.source.image_id}{writer.suffix}"
     mask = writer.publish(store, result_name(settings), blocks, spec, classes, run.grid.tile)
-    staged = {name + ending: artefact.name for ending, artefact in mask.files.items()}
+    staged = {name_of(name, ending): artefact.name for ending, artefact in mask.files.items()}
     picture = render_preview(
         previews,
         spec.shape,
-        spec.interpretation,
+        shown(spec).interpretation,
         classes,
         preview_stride(spec.shape),
         spec.space.frame,

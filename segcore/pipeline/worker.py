@@ -140,7 +140,7 @@ def segment_part(job: TileRangeJob) -> TileRangeResult:
     started = time.perf_counter()
     try:
         run = ImageRun.of(job.settings, spec_of(job.image))
-        with open_planned(job.image, run.source) as reader:
+        with open_planned(job.image, run.opened) as reader:
             tiles = [run.segment_tile(reader, tile) for tile in run.grid[job.first : job.stop]]
     except ImageError as error:
         return TileRangeResult(Failure.of(error))
@@ -230,7 +230,7 @@ def _segment_image(settings: RunSettings, image: PlannedImage) -> ImageResult:
     try:
         model = fitted(settings, PlannedFile(image, spec_of(image)))
         run = ImageRun.of(replace(settings, model=model), spec_of(image))
-        with open_planned(image, run.source) as reader:
+        with open_planned(image, run.opened) as reader:
             tiles = [run.segment_tile(reader, tile) for tile in run.grid]
         whole, count = run.finish_tiles(tiles)
         result = stage_mask(run, image, iter(whole.blocks), whole.previews, count)

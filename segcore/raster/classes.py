@@ -10,7 +10,7 @@ colour; one of the palette that is unlike the others.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -19,6 +19,7 @@ from maskloom.segcore.raster.colours import (
     BACKGROUND,
     Colour,
     conventional,
+    parse_colour,
     pushed_apart,
     smallest_distance,
     unlike,
@@ -41,6 +42,18 @@ class ClassTable:
         one of the palette; a class named background is dark grey.
         """
         return ColourChoice().table(names)
+
+    @classmethod
+    def recorded(cls, names: Sequence[str], colours: Iterable[str | None]) -> ClassTable:
+        """The class table with the colours that a table has, as `#rrggbb`. A class without one, as
+        in rows of earlier versions, has a colour as in `of`.
+        """
+        known = {
+            name: parse_colour(colour)
+            for name, colour in zip(names, colours, strict=True)
+            if colour is not None
+        }
+        return ColourChoice.of(known).table(tuple(names))
 
     @property
     def dtype(self) -> str:

@@ -217,12 +217,18 @@ def colours_of_objects(ids: NDArray[np.integer]) -> NDArray[np.uint8]:
     """The colour of each object by its id, (..., 3); 0 is background. Objects with neighbouring
     ids, which mostly are neighbours, look different.
     """
-    found: NDArray[np.uint8] = _objects()[np.where(ids > 0, (ids - 1) % _OBJECTS + 1, 0)]
-    return found
+    return object_palette()[rows_of_objects(ids)]
+
+
+def rows_of_objects(ids: NDArray[np.integer]) -> NDArray[np.int64]:
+    """The row of each object's colour in `object_palette`; 0 is background."""
+    # Unsigned ids must not wrap below 0.
+    return np.where(ids > 0, (np.maximum(ids, 1) - 1) % _OBJECTS + 1, 0).astype(np.int64)
 
 
 @lru_cache(1)
-def _objects() -> NDArray[np.uint8]:
+def object_palette() -> NDArray[np.uint8]:
+    """The colours of objects (row, 3), those of background first; at most 256."""
     from skimage.color import lab2rgb
 
     number = np.arange(_OBJECTS)

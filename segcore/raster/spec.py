@@ -41,6 +41,21 @@ class UserNodata:
     """The bands that must all have it, for colours. Empty: any band that is read."""
 
 
+@dataclass(frozen=True, slots=True)
+class FeatureBands:
+    """Bands that are computed from those of a file (`segcore.features`), and what the file has."""
+
+    names: tuple[str, ...]
+    formulas: tuple[str, ...]
+    """Formula of each, with `b4` for band 4 of the file."""
+    bands: tuple[int, ...]
+    file_bands: int
+    dtype: str
+    interpretation: Interpretation
+    scaling: tuple[tuple[float, float], ...] = ()
+    """Scale and offset of each band of the file. Empty: values are as stored."""
+
+
 @pickled_by_fields
 @dataclass(frozen=True, slots=True)
 class RasterSpec:
@@ -85,6 +100,16 @@ class RasterSpec:
     """
     mask: str = ""
     """Name in `MASKS` of the writer for its mask. Empty: that of its format."""
+    band_names: tuple[str, ...] = ()
+    """Name of each band of the file, as it states them; empty where it states none."""
+    scaling: tuple[tuple[float, float], ...] = ()
+    """Scale and offset of each band of the file, by which stored numbers become physical ones.
+    Empty: none are stated.
+    """
+    features: FeatureBands | None = None
+    """What is delivered in place of the bands of the file. Everything about bands and types above
+    is then about the features.
+    """
 
     def __post_init__(self) -> None:
         if len(self.shape) != len(self.space.axes):
@@ -143,6 +168,10 @@ def load_spec(record: Mapping[str, Any]) -> RasterSpec:
     if fields.get("user_nodata"):
         fields["user_nodata"] = UserNodata(
             **{key: with_tuples(each) for key, each in record["user_nodata"].items()}
+        )
+    if fields.get("features"):
+        fields["features"] = FeatureBands(
+            **{key: with_tuples(each) for key, each in record["features"].items()}
         )
     space = {name: with_tuples(value) for name, value in record["space"].items()}
     for name, kind in (("metric", Metric), ("frame", Frame), ("lattice", Lattice)):

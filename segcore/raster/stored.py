@@ -54,6 +54,14 @@ class ReadOptions:
     """Whether images of patients are named by the identifiers in their files instead of by keyed
     hashes.
     """
+    features: tuple[str, ...] = ()
+    """Formulas and names of what segmenters see in place of the bands. Empty: the bands."""
+    sensor: str | None = None
+    """Name in `segcore.features.sensors` of what took the images. None: unknown."""
+    band_names: tuple[str, ...] = ()
+    """Names of the bands of the files, in place of those that they state."""
+    values: Literal["stored", "physical"] | tuple[float, float] = "stored"
+    """Numbers as stored; or times the scale plus the offset of the file's header, or these."""
 
 
 def uri_of_part(uri: str, part: str, count: int) -> str:

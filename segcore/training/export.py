@@ -54,7 +54,7 @@ def publish(
     }
     pictures = (
         curves(*task.panels(state.history), state.best_epoch, recipe.name),
-        examples(task.examples(trainer), recipe.classes),
+        examples(task.examples(trainer), recipe.classes, recipe.class_table.colours),
     )
     # The card first: weights without a card are examined like foreign ones.
     files = {
@@ -99,6 +99,7 @@ def _completed(card: Card, prepared: Prepared) -> Card:
         interpretation="rgb" if is_rgb else "bands",
         pixel_size=common_pixel_size(images),
         network=asdict(prepared.recipe.network),
+        colours=dict(prepared.recipe.colours),
     )
 
 

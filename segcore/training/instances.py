@@ -26,7 +26,7 @@ from maskloom.segcore.deep.inference.card import Card, ReceptiveField
 from maskloom.segcore.errors import RecipeError
 from maskloom.segcore.figures.training import Curve, Example, shown
 from maskloom.segcore.geometry import Box
-from maskloom.segcore.raster.classes import ClassTable
+from maskloom.segcore.raster.colours import PALETTE
 from maskloom.segcore.training.class_counts import CELL
 from maskloom.segcore.training.labels import VOID
 from maskloom.segcore.training.sampling import Batch, PatchShape, scaled, sliding_windows
@@ -149,8 +149,7 @@ class InstanceTask:
 
     def panels(self, history: Sequence[Mapping[str, Any]]) -> tuple[list[Curve], list[Curve]]:
         """Curves of the loss and of the score."""
-        colour = ClassTable.of(("curve",)).colours[0]
-        return [Curve("training", [record["loss"] for record in history], colour)], [
+        return [Curve("training", [record["loss"] for record in history], PALETTE[0])], [
             Curve("AP@0.5", [record["ap50"] for record in history], width=3)
         ]
 

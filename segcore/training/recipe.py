@@ -12,10 +12,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from maskloom.segcore.errors import RecipeError
+from maskloom.segcore.raster.classes import ClassTable
 from maskloom.segcore.registry import Registry
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from maskloom.segcore.deep.inference.card import Scaling
     from maskloom.segcore.training.augment import Augmentation
@@ -306,6 +307,13 @@ class TrainingRecipe:
     """Licence of the weights, for the card."""
     purpose: str = ""
     """What the weights are for, and what not, for the card."""
+    colours: Mapping[str, str] = field(default_factory=dict)
+    """Colours of classes in masks, by name, as `#rrggbb`, for the card."""
+
+    @property
+    def class_table(self) -> ClassTable:
+        """Names and colours of the classes."""
+        return ClassTable.recorded(self.classes, map(self.colours.get, self.classes))
 
     def __post_init__(self) -> None:
         if not 2 <= len(self.classes) <= MOST_CLASSES:

@@ -16,7 +16,7 @@ from maskloom.segcore.deep.inference.patches import sides_of
 from maskloom.segcore.errors import RecipeError
 from maskloom.segcore.figures.training import Curve, Example, shown
 from maskloom.segcore.geometry import Box, sizes_text
-from maskloom.segcore.raster.classes import ClassTable
+from maskloom.segcore.raster.colours import PALETTE
 from maskloom.segcore.training.losses import class_weights, loss_of
 from maskloom.segcore.training.sampling import Batch, PatchShape, scaled, sliding_windows
 from maskloom.segcore.training.setup import MeasuredEpoch, OnProgress, TrainingSetup
@@ -162,14 +162,13 @@ class SemanticTask:
 
     def panels(self, history: Sequence[Mapping[str, Any]]) -> tuple[list[Curve], list[Curve]]:
         """Curves of both losses, and of the IoU of the classes."""
-        classes = self.setup.recipe.classes
-        colours = ClassTable.of(tuple(f"curve {i}" for i in range(max(len(classes), 2)))).colours
+        classes, colours = self.setup.recipe.classes, self.setup.recipe.class_table.colours
         losses = [
-            Curve("training", [record["loss"] for record in history], colours[0]),
+            Curve("training", [record["loss"] for record in history], PALETTE[0]),
             Curve(
                 "validation, cross-entropy",
                 [record["validation_loss"] for record in history],
-                colours[1],
+                PALETTE[1],
             ),
         ]
         overlaps = [Curve("mean IoU", [record["mean_iou"] for record in history], width=3)]

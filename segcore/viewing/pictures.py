@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from maskloom.segcore.raster.colours import object_palette, rows_of_objects
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
@@ -98,17 +100,14 @@ def class_picture(
     return _png(table[index])
 
 
-def object_picture(
-    ids: NDArray[np.integer], valid: NDArray[np.bool_], colours: Sequence[Colour]
-) -> bytes:
+def object_picture(ids: NDArray[np.integer], valid: NDArray[np.bool_]) -> bytes:
     """PNG of a mask of objects: neighbouring ids have different colours, background is clear."""
-    # A step coprime to the number of colours: neighbours mostly have neighbouring ids.
-    index = np.where(valid & (ids > 0), 1 + ids.astype(np.int64) * 5 % len(colours), 0)
-    return _palette_png(index.astype(np.uint8), [(0, 0, 0), *colours], {0})
+    index = np.where(valid, rows_of_objects(ids), 0).astype(np.uint8)
+    return _palette_png(index, object_palette().tolist(), {0})
 
 
 def _palette_png(
-    index: NDArray[np.uint8], colours: Sequence[Colour], clear: Collection[int]
+    index: NDArray[np.uint8], colours: Sequence[Sequence[int]], clear: Collection[int]
 ) -> bytes:
     from PIL import Image
 

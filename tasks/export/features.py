@@ -21,7 +21,7 @@ from maskloom.segcore.geometry import Box, Grid
 from maskloom.segcore.ground.lonlat import NO_SPACING, is_located, vertex_spacing
 from maskloom.segcore.ground.space import Space
 from maskloom.segcore.raster.classes import ClassTable
-from maskloom.segcore.raster.colours import Colour, parse_colour
+from maskloom.segcore.raster.colours import Colour
 from maskloom.segcore.statistics.objects.outlines import Outlines, find_rings, trace_outlines
 from maskloom.segcore.statistics.objects.polygons import geometries
 
@@ -210,13 +210,11 @@ def _classes(output: Output) -> dict[str, dict[int, tuple[str, Colour]]]:
         rows[row["image_id"]].append(row)
     for image, own in rows.items():
         own.sort(key=lambda row: row["class_id"])
-        usual = ClassTable.of(tuple(row["class_name"] for row in own)).colours
-        for row, colour in zip(own, usual, strict=True):
-            stated = row.get("colour")
-            found[image][row["class_id"]] = (
-                row["class_name"],
-                colour if stated is None else parse_colour(stated),
-            )
+        table = ClassTable.recorded(
+            [row["class_name"] for row in own], [row.get("colour") for row in own]
+        )
+        for row, name, colour in zip(own, table.names, table.colours, strict=True):
+            found[image][row["class_id"]] = (name, colour)
     return found
 
 

@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 from maskloom.flows import train as flow
 from maskloom.flows.cli import app
 from maskloom.flows.progress import Quiet, TrainingProgress
+from maskloom.flows.recipes import run as run_recipes
 from maskloom.flows.recipes import training as training_recipes
 from maskloom.segcore import formats
 from maskloom.segcore.deep.inference.card import Card
@@ -39,6 +40,9 @@ TINY = {
     "split": {"validation": 0.25},
     "training": {"patch": 16, "batch": 2, "steps": 4, "epochs": 3, "rate": 0.02},
 }
+
+
+COLOURS = {"dark": "#12305a", "bright": "#e07b10"}
 
 
 @pytest.fixture(autouse=True)
@@ -190,7 +194,7 @@ def test_a_training_ends_the_same_however_often_it_was_stopped_killed_and_length
 def test_the_command_trains_once_goes_on_for_more_epochs_and_tells_how_to_use_the_model(folder):
     # Its records must not take the place of a card, whatever the recipe is called.
     (folder / "training.yaml").write_text(
-        yaml.safe_dump({**TINY, "licence": "CC0", "purpose": "Blocks."})
+        yaml.safe_dump({**TINY, "licence": "CC0", "purpose": "Blocks.", "colours": COLOURS})
     )
     run = CliRunner().invoke
     # bfloat16 inside, float32 in the file; convolutions without padding, whose target is the middle
@@ -233,6 +237,16 @@ def test_the_command_trains_once_goes_on_for_more_epochs_and_tells_how_to_use_th
         ("dark", "bright"),
         "uint8",
     )
+    # The colours of the recipe are in the card, and so in masks that the model makes.
+    assert card.colours == COLOURS
+    segmenter = {"kind": "unet", "weights": str(path)}
+    document = {"inputs": "images", "output": "masks-out", "segmenter": segmenter}
+    settings = run_recipes.make(document, folder).run_settings("1")
+    rgb = [tuple(bytes.fromhex(colour[1:])) for colour in COLOURS.values()]
+    assert list(settings.colours.table(card.classes).colours) == rgb
+    with Image.open(folder / "out" / "examples.png") as picture:
+        shown = picture.convert("RGB").getcolors(picture.width * picture.height)
+    assert {colour for count, colour in shown if count > 30} >= set(rgb)
     assert card.reach.margin == 8
     assert (card.about["licence"], card.about["purpose"]) == ("CC0", "Blocks.")
     masks = {path.stem: np.asarray(Image.open(path)) for path in (folder / "masks").iterdir()}
@@ -493,6 +507,18 @@ def test_wrong_recipes_are_refused_with_their_place(tmp_path, changes, message):
 def test_recipes_that_do_not_suit_the_data_are_refused(folder, changes, message):
     with pytest.raises(RecipeError, match=message):
         prepared(made(folder, *changes))
+
+
+def test_colours_of_labels_are_those_of_masks_and_decide_no_weight(folder):
+    labels = {"kind": "colours", "colours": {"dark": "123456", "bright": "#fedcba"}}
+    plain = made(folder, labels=labels)
+    assert plain.recipe.colours == {"dark": "#123456", "bright": "#fedcba"}
+    stated = made(folder, labels=labels, colours={"dark": "navy"})
+    assert stated.recipe.colours == {"dark": "#000080", "bright": "#fedcba"}
+    assert stated.settings == plain.settings
+    for wrong, said in (({"dark": "redd"}, "'redd'"), ({"drak": "red"}, "Did you mean `dark`")):
+        with pytest.raises(RecipeError, match=rf"colours.*{said}"):
+            made(folder, colours=wrong)
 
 
 def test_groups_are_never_on_both_sides():

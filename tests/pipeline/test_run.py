@@ -184,9 +184,15 @@ def test_mask_of_a_scene_opens_on_the_same_grid(collection, recipe, maskloom):
         assert mask.mode == "P"
 
 
-@pytest.mark.parametrize(("segmenter", "fit"), [("threshold", "image"), ("kmeans", "collection")])
-def test_the_tiling_changes_nothing(collection, maskloom, segmenter, fit):
-    recipe = collection.recipe(segmenter={"kind": segmenter}, fit=fit)
+@pytest.mark.parametrize(
+    ("segmenter", "fit", "features"),
+    [
+        ("threshold", "image", []),
+        ("kmeans", "collection", ["b1", "b1 / (b1 + 9)", "gaussian(1.5)", "texture(b1, 9)"]),
+    ],
+)
+def test_the_tiling_changes_nothing(collection, maskloom, segmenter, fit, features):
+    recipe = collection.recipe(segmenter={"kind": segmenter}, fit=fit, features=features)
     for tile in (64, 4096):
         arguments = (
             "--no-prefect",

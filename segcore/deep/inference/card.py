@@ -19,6 +19,7 @@ import numpy as np
 from maskloom.segcore.errors import WeightsError
 from maskloom.segcore.geometry import by_axis
 from maskloom.segcore.raster.classes import BACKGROUND_NAMES
+from maskloom.segcore.raster.colours import parse_colour
 from maskloom.segcore.storage.canonical import with_tuples
 
 if TYPE_CHECKING:
@@ -217,6 +218,8 @@ class Card:
     """
     pixel_size: float | None = None
     """Side of the pixels in training, in um. None: unknown, or of several sizes."""
+    colours: Mapping[str, str] = field(default_factory=dict, compare=False)
+    """Colours of classes in masks, by name, as `#rrggbb`. They decide no label."""
     about: Mapping[str, Any] = field(default_factory=dict, compare=False)
     """Provenance: data and their digest, licence, epochs, metrics, versions. Informative only,
     except for `bands`, for `largest_object`, which sets the halo of `mask_rcnn`, and for `shares`.
@@ -234,6 +237,7 @@ class Card:
             set(self.classes)
         ) == len(self.classes):
             raise ValueError(f"classes: expected different names; got {list(self.classes)}")
+        self._check_colours()
         if not isinstance(self.about, Mapping):
             raise ValueError(f"about: expected names and values; got {self.about!r}")
         if not isinstance(self.network, Mapping | None):
@@ -250,6 +254,14 @@ class Card:
             )
         _check_count("parameters", self.parameters, 0, 10**12)
         _check_count("bytes_per_pixel", self.bytes_per_pixel, 1, 10**8)
+
+    def _check_colours(self) -> None:
+        if not isinstance(self.colours, Mapping):
+            raise ValueError(f"colours: expected names and colours; got {self.colours!r}")
+        for name, colour in self.colours.items():
+            if name not in self.classes:
+                raise ValueError(f"colours: expected names of `classes`; got {name!r}")
+            parse_colour(colour)
 
     @property
     def bands(self) -> tuple[int, ...] | None:
@@ -311,7 +323,11 @@ class Card:
 
     def dump(self) -> bytes:
         """Return the card as the contents of a JSON file."""
-        return (json.dumps({"card": 1, **dataclasses.asdict(self)}, indent=1) + "\n").encode()
+        fields = dataclasses.asdict(self)
+        if not self.colours:
+            # Earlier versions refuse keys that they do not know.
+            del fields["colours"]
+        return (json.dumps({"card": 1, **fields}, indent=1) + "\n").encode()
 
     @classmethod
     def load(cls, content: bytes, where: str) -> Card:

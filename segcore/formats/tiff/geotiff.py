@@ -128,6 +128,8 @@ class GeoTiff:
             interpretation="rgb" if layout.rgb or painted else "bands",
             space=replace(layout.space, metric=metric),
             notes=(*contents.notes, *layout.notes, *notes),
+            band_names=() if painted else layout.names,
+            scaling=() if painted else layout.scaling,
         )
 
     def open(self, spec: RasterSpec) -> Reader:

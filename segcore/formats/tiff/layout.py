@@ -72,6 +72,10 @@ class Layout:
     """Whether the first three data bands are red, green and blue."""
     space: Space
     orientation: int = UPRIGHT
+    names: tuple[str, ...] = ()
+    """Description of each data band. Empty: none has one."""
+    scaling: tuple[tuple[float, float], ...] = ()
+    """Scale and offset of each data band. Empty: the file states none."""
     notes: tuple[str, ...] = ()
     """Notes for users on how the pixels are read."""
 
@@ -173,6 +177,8 @@ def _layout(raw: Any, location: str, page: Page) -> Layout:
         palette=_palette(raw, data, dtype),
         rgb=[uses[band - 1] for band in data[:3]] == ["red", "green", "blue"],
         space=Space(),
+        names=_names(raw, data),
+        scaling=_scaling(raw, data),
         notes=tuple(_notes(raw, page, data, dtype)),
     )
     _refuse_giants(location, layout, raw)
@@ -187,6 +193,16 @@ def _white(raw: Any, page: Page, dtype: str) -> int | None:
         return None
     bits = raw.tags(1, ns="IMAGE_STRUCTURE").get("NBITS")
     return int((1 << int(bits)) - 1 if bits else np.iinfo(dtype).max)
+
+
+def _names(raw: Any, data: Sequence[int]) -> tuple[str, ...]:
+    names = tuple((raw.descriptions[band - 1] or "").strip() for band in data)
+    return names if any(names) else ()
+
+
+def _scaling(raw: Any, data: Sequence[int]) -> tuple[tuple[float, float], ...]:
+    scaling = tuple((raw.scales[band - 1], raw.offsets[band - 1]) for band in data)
+    return scaling if any(pair != (1, 0) for pair in scaling) else ()
 
 
 def _notes(raw: Any, page: Page, data: Sequence[int], dtype: str) -> Iterator[str]:
@@ -206,8 +222,8 @@ def _notes(raw: Any, page: Page, data: Sequence[int], dtype: str) -> Iterator[st
             f"its bands are {system}, and are taken as they are stored; convert it to RGB if "
             "colours are meant"
         )
-    scaled = dict.fromkeys((raw.scales[band - 1], raw.offsets[band - 1]) for band in data)
-    if any(pair != (1, 0) for pair in scaled):
+    scaled = dict.fromkeys(_scaling(raw, data))
+    if scaled:
         # Including the numbers, so that files of one collection with different numbers get separate
         # notes.
         named = ", ".join(

@@ -27,6 +27,7 @@ import numpy as np
 
 from maskloom.segcore.errors import RunError
 from maskloom.segcore.ground.space import MILLIMETRES
+from maskloom.segcore.masks.cog.beside import gdal_metadata, qgis_style
 from maskloom.segcore.masks.cog.ome import OME_TAGS, ome_tags, xml_text
 from maskloom.segcore.masks.cog.structure import (
     LONG,
@@ -36,7 +37,7 @@ from maskloom.segcore.masks.cog.structure import (
     pack_cog_head,
     read_first_directory,
 )
-from maskloom.segcore.masks.protocol import MASKS, EncodedBlock, PublishedMask
+from maskloom.segcore.masks.protocol import MASKS, EncodedBlock, PublishedMask, name_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -70,7 +71,7 @@ class CogMasks:
     """
 
     suffix: str = ".tif"
-    beside: tuple[str, ...] = (".aux.xml",)
+    beside: tuple[str, ...] = (".aux.xml", "*.qml")
     most_objects: int = 2**32 - 1
 
     ome: ClassVar[bool] = False
@@ -106,15 +107,17 @@ class CogMasks:
         classes: ClassTable,
         tile_shape: Shape,
     ) -> PublishedMask:
-        """One file, and beside that of classes GDAL's side-car with their names, for which TIFF has
-        no place; see `MaskWriter.publish`.
+        """One file, and beside that of classes their names and colours for GDAL and QGIS
+        (`cog.beside`); see `MaskWriter.publish`.
         """
         with store.writing(name) as out:
             dtype = self.write(blocks, spec, classes, out, tile_shape)
         files = {"": out.artefact}
         if dtype != "uint32":
-            [ending] = self.beside
-            files[ending] = store.publish(name + ending, category_sidecar(classes))
+            for ending, content in zip(
+                self.beside, (gdal_metadata(classes), qgis_style(classes)), strict=True
+            ):
+                files[ending] = store.publish(name_of(name, ending), content)
         return PublishedMask(files)
 
     def write(
@@ -186,22 +189,6 @@ def block_size(tile_shape: Shape) -> int:
             "`tiling.tile`."
         )
     return 512 if side % 512 == 0 else min(side, 256)
-
-
-def category_sidecar(classes: ClassTable) -> bytes:
-    """GDAL's side-car (`<mask>.aux.xml`) that names the classes in GDAL and QGIS.
-
-    GeoTIFF itself has no category names, and no palette for uint16 masks of more than 255 classes.
-    """
-    names = "".join(f"<Category>{xml_text(name)}</Category>" for name in classes.names)
-    table = ""
-    if classes.dtype != "uint8":
-        entries = "".join(
-            f'<Entry c1="{r}" c2="{g}" c3="{b}" c4="255"/>' for r, g, b in classes.colours
-        )
-        table = f"<ColorInterp>Palette</ColorInterp><ColorTable>{entries}</ColorTable>"
-    band = f'<PAMRasterBand band="1"><CategoryNames>{names}</CategoryNames>{table}</PAMRasterBand>'
-    return f"<PAMDataset>{band}</PAMDataset>\n".encode()
 
 
 @dataclass(frozen=True, slots=True)

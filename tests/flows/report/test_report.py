@@ -56,6 +56,14 @@ def test_foreign_text_is_escaped(output: Path) -> None:
     assert "<b>" not in page
 
 
+def test_a_run_in_which_every_image_failed_has_a_report(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "a.png").write_bytes(b"no picture")
+    said = run(tmp_path)
+    assert said.splitlines()[-1] == f"Report: {tmp_path}/out/report.html"
+    assert "FormatError" in (tmp_path / "out" / "report.html").read_text()
+
+
 def test_the_report_is_made_again(output: Path) -> None:
     before = (output / "report.html").read_bytes()
     (output / "report.html").unlink()

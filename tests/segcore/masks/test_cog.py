@@ -11,6 +11,7 @@ import struct
 import subprocess
 from itertools import pairwise
 from pathlib import Path
+from xml.etree import ElementTree as ET
 
 import numpy as np
 import pytest
@@ -27,8 +28,10 @@ from maskloom.segcore.geometry import Grid
 from maskloom.segcore.ground.space import Metric, Space
 from maskloom.segcore.masks import EncodedBlock
 from maskloom.segcore.masks.cog import writer as cog
-from maskloom.segcore.masks.cog.writer import CogMasks, block_size, category_sidecar
+from maskloom.segcore.masks.cog.beside import gdal_metadata, qgis_style
+from maskloom.segcore.masks.cog.writer import CogMasks, block_size
 from maskloom.segcore.raster.classes import ClassTable
+from maskloom.segcore.raster.colours import parse_colour
 from maskloom.segcore.raster.spec import FORMATS, RasterSpec
 
 TILE_SIZES = [16, 32, 64, 128, 256, 512, 768, 1024]
@@ -184,7 +187,7 @@ def test_gdal_sees_a_cog_and_the_names_of_the_classes(tmp_path, class_table):
             class_table,
         )
     )
-    (tmp_path / "mask.tif.aux.xml").write_bytes(category_sidecar(class_table))
+    (tmp_path / "mask.tif.aux.xml").write_bytes(gdal_metadata(class_table))
     info = gdalinfo(path)
     assert info["metadata"]["IMAGE_STRUCTURE"]["LAYOUT"] == "COG"
     band = info["bands"][0]
@@ -196,6 +199,21 @@ def test_gdal_sees_a_cog_and_the_names_of_the_classes(tmp_path, class_table):
     text = subprocess.run(["gdalinfo", str(path)], capture_output=True, check=True).stdout.decode()
     for i, name in enumerate(class_table.names):
         assert f"  {i}: {name}\n" in text.split("Categories:")[1]
+    start, end = "<GDALRasterAttributeTable", "</GDALRasterAttributeTable>"
+    table = ET.fromstring(text[text.index(start) : text.index(end) + len(end)])
+    assert [[each.text for each in row] for row in table.iter("Row")] == [
+        [str(i), name, *map(str, colour)]
+        for i, (name, colour) in enumerate(zip(class_table.names, class_table.colours, strict=True))
+    ]
+
+
+@pytest.mark.parametrize("class_table", [LEGEND, MANY], ids=["uint8", "uint16"])
+def test_the_style_of_qgis_lists_the_classes(class_table):
+    style = ET.fromstring(qgis_style(class_table))
+    assert [
+        (int(each.get("value")), each.get("label"), parse_colour(each.get("color")))
+        for each in style.findall("pipe/rasterrenderer/colorPalette/paletteEntry")
+    ] == list(zip(range(300), class_table.names, class_table.colours, strict=False))
 
 
 def test_every_block_has_the_leader_and_the_trailer_that_the_head_promises():

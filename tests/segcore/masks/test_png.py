@@ -86,6 +86,16 @@ def test_viewers_see_the_colours_of_the_legend_and_nothing_where_there_is_no_dat
     )
 
 
+def test_the_palette_has_the_used_entries_only():
+    for values, entries in (([0, 2], 3), ([0, 1, 2, 255], 256)):
+        labels = np.resize(np.array(values, np.uint8), (40, 50))
+        image = Image.open(io.BytesIO(written(labels, 32)))
+        palette = np.array(image.getpalette()).reshape(-1, 3)
+        assert len(palette) == entries
+        assert [tuple(each) for each in palette[:3].tolist()] == list(LEGEND.colours)
+        np.testing.assert_array_equal(np.array(image), labels)
+
+
 @pytest.mark.parametrize("class_table", [LEGEND, MANY], ids=["uint8", "uint16"])
 def test_the_names_of_the_classes_are_in_the_file(class_table):
     image = Image.open(io.BytesIO(written(np.zeros((20, 20), class_table.dtype), 16, class_table)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import json
 import os
 from dataclasses import dataclass, replace
 from importlib.resources import files
@@ -13,13 +14,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from maskloom.flows.recipes.fingerprints import json_values
 from maskloom.segcore.deep.inference.card import Card, ReceptiveField, Scaling
+from maskloom.segcore.deep.inference.files.weights import Weights
+from maskloom.segcore.errors import WeightsError
 from maskloom.segcore.models.protocols import caution_of
+from maskloom.segcore.models.rescaled import Rescaled
+from maskloom.segcore.models.stated_colours import stated_colours
 from maskloom.segcore.objects.stitching import SeamRule, Stitched
 from maskloom.segcore.raster.spec import RasterSpec
 from maskloom.segcore.segmenters.connected_parts import ConnectedPartsModel
 from maskloom.segcore.segmenters.ensemble import EnsembleModel
 from maskloom.segcore.segmenters.mean_shift import MeanShift
+from maskloom.segcore.segmenters.network import NetworkModel
 from maskloom.segcore.segmenters.quickshift import Quickshift
 from maskloom.segcore.segmenters.threshold import ThresholdModel
 from maskloom.segcore.segmenters.watershed import WatershedModel
@@ -143,3 +150,30 @@ def test_defaults_for_8_bits_warn_where_pixels_are_others() -> None:
     )
     assert "set `scale`" in str(caution_of([quick], spec("float32"), {}))
     assert caution_of([Quickshift(scale=100.0).start()], spec("float32"), {}) is None
+
+
+def test_colours_of_a_card_are_those_of_the_classes_whatever_their_names_in_a_recipe() -> None:
+    stated = replace(card(None), colours={"cell": "#112233", "wall": "teal"})
+    weights = Weights("cells.keras", "0" * 64)
+    network = NetworkModel(weights, stated, ("glass", "nucleus", "membrane"))
+    colours = {"nucleus": (0x11, 0x22, 0x33), "membrane": (0, 128, 128)}
+    parts = ConnectedPartsModel(network, (1,), 8, 1, fill_holes=False)
+    stitched = Stitched(parts, (SeamRule(), SeamRule()))
+    without = NetworkModel(weights, card(None), ("a", "b", "c"))
+    other = NetworkModel(weights, stated, stated.classes)
+    ensemble = EnsembleModel((without, other), network.classes, "vote")
+    for model in (network, parts, stitched, Rescaled(network, 0.5), ensemble):
+        assert stated_colours(model) == colours
+    assert stated_colours(without) == {}
+
+
+def test_colours_of_a_card_are_kept_and_decide_no_label() -> None:
+    plain, stated = card(None), replace(card(None), colours={"cell": "#112233"})
+    assert Card.load(stated.dump(), "").colours == stated.colours
+    # Earlier versions read cards without colours.
+    assert "colours" not in json.loads(plain.dump())
+    assert json_values(stated) == json_values(plain)
+    for wrong, said in (({"cel": "red"}, "'cel'"), ({"cell": "rde"}, "'rde'"), (["red"], "names")):
+        content = json.dumps({**json.loads(plain.dump()), "colours": wrong}).encode()
+        with pytest.raises(WeightsError, match=said):
+            Card.load(content, "cells.json")
