@@ -15,13 +15,8 @@ Wanted = Annotated[
     typer.Option(
         "--to",
         metavar="KIND",
-<<<<<<< HEAD
-        help="geojson (longitude and latitude, or pixels), qupath (a file per image), coco, or "
-        "stac (a static catalog of the masks).",
-=======
         help="geojson (longitude and latitude, or pixels), gpkg or geoparquet (CRS of the image), "
-        "qupath (a file per image) or coco.",
->>>>>>> export
+        "qupath (a file per image), coco, or stac (a static catalog of the masks).",
     ),
 ]
 Target = Annotated[
@@ -46,20 +41,11 @@ def export(output: Output, to: Wanted, target: Target = None, per_image: PerImag
     from maskloom.tasks.output import Output as Read
 
     with errors_as_messages():
-<<<<<<< HEAD
-        if to == "stac":
-            _write_stac(location_of(output), None if target is None else location_of(target))
-            return
-        kind = next((each for each in KINDS if each == to), None)
-        if kind is None:
-            raise RecipeError(f"--to: expected {', '.join(KINDS)} or stac; got {to!r}.")
-        done = write(
-            Read.open(location_of(output)), kind, None if target is None else location_of(target)
-        )
-=======
         folder = None if target is None else location_of(target)
+        if to == "stac":
+            _write_stac(location_of(output), folder)
+            return
         done = write(Read.open(location_of(output)), to, folder, per_image=per_image)
->>>>>>> export
         if done.passed_over:
             some = ", ".join(done.passed_over[:5])
             typer.echo(line(f"{len(done.passed_over)} images left out: {some}."), err=True)
