@@ -185,7 +185,7 @@ def _draw_differences(
     name = f"runs/audit/{image_id}.png"
     pixels = region.block(Tile.whole(region.spec.shape), region.spec).pixels
     plane = _plane_to_show(differing)
-    Store(output).publish(name, draw(pixels[plane], differing[plane], side))
+    Store(output).publish(name, draw(f"Audit of {image_id}", pixels[plane], differing[plane], side))
     return f"{output}/{name}"
 
 

@@ -21,6 +21,7 @@ from maskloom.flows.signals import stop_on_signals
 from maskloom.segcore import formats
 from maskloom.segcore.errors import RecipeError, StoreError
 from maskloom.segcore.figures.comparison import Cell, draw, label_cell, photo, photo_cell
+from maskloom.segcore.figures.scale_bars import pixel_length
 from maskloom.segcore.geometry import Tile
 from maskloom.segcore.models.planes import planes_of
 from maskloom.segcore.models.protocols import SEGMENTERS, ObjectSegmenter
@@ -148,7 +149,9 @@ def _cells(
     if len(spec.shape) > len("yx"):
         part = f"middle plane of {part}"
     name = image_path.replace("\\", "/").rstrip("/").rsplit("/", 1)[-1]
-    cells = [photo_cell(name, f"{part}{size_text(image_shape)} pixels", picture)]
+    cells = [
+        photo_cell(name, f"{part}{size_text(image_shape)} pixels", picture, pixel_length(spec))
+    ]
     plane = tuple(n // 2 for n in spec.shape[:-2])
     for section, result in zip(sections, results, strict=True):
         values, valid = result.mask.values[plane], result.mask.valid[plane]

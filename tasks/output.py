@@ -132,6 +132,21 @@ class Output:
             known = [each for each in columns or table.column_names if each in table.column_names]
             yield table.select(known)
 
+    def by_file(self, **columns: Sequence[str] | None) -> Iterator[dict[str, pa.Table]]:
+        """Columns of several tables for a few hundred images at a time, beside their rows of
+        `images`: all tables have the rows of an image in files of one name. None: all columns. A
+        table without the file is empty. Raises as `images`.
+        """
+        for name in self.store.names("tables/images", ".parquet"):
+            found = {}
+            for table, wanted in {"images": None, **columns}.items():
+                try:
+                    file = f"tables/{table}/{name.rpartition('/')[2]}"
+                    found[table] = read_table(self.store, file, wanted)
+                except FileNotFoundError:
+                    found[table] = pa.table({})
+            yield found
+
     def image(self, image_id: str) -> dict[str, Any]:
         """The row of an image in the table `images`. Raises `RecipeError` if there is none."""
         ids = []

@@ -15,13 +15,17 @@ Wanted = Annotated[
     typer.Option(
         "--to",
         metavar="KIND",
-        help="geojson (longitude and latitude, or pixels), qupath (a file per image) or coco.",
+        help="geojson (longitude and latitude, or pixels), qupath (a file per image), coco, or "
+        "stac (a static catalog of the masks).",
     ),
 ]
 Target = Annotated[
     str | None,
     typer.Option(
-        "--output", "-o", metavar="FOLDER", help="Folder for the files. Default: OUTPUT/export."
+        "--output",
+        "-o",
+        metavar="FOLDER",
+        help="Folder for the files. Default: OUTPUT/export, or OUTPUT/stac.",
     ),
 ]
 
@@ -36,9 +40,12 @@ def export(output: Output, to: Wanted, target: Target = None) -> None:
     from maskloom.tasks.output import Output as Read
 
     with errors_as_messages():
+        if to == "stac":
+            _write_stac(location_of(output), None if target is None else location_of(target))
+            return
         kind = next((each for each in KINDS if each == to), None)
         if kind is None:
-            raise RecipeError(f"--to: expected {', '.join(KINDS)}; got {to!r}.")
+            raise RecipeError(f"--to: expected {', '.join(KINDS)} or stac; got {to!r}.")
         done = write(
             Read.open(location_of(output)), kind, None if target is None else location_of(target)
         )
@@ -46,3 +53,20 @@ def export(output: Output, to: Wanted, target: Target = None) -> None:
             some = ", ".join(done.passed_over[:5])
             typer.echo(line(f"{len(done.passed_over)} images left out: {some}."), err=True)
         typer.echo(line(f"{done.features} polygons of {done.images} images: {done.location}"))
+
+
+def _write_stac(output: str, target: str | None) -> None:
+    from maskloom.tasks.output import Output as Read
+    from maskloom.tasks.stac import write_stac
+
+    done = write_stac(Read.open(output), target)
+    if done.left_out:
+        typer.echo(line(f"{_number(done.left_out, 'image')} without a mask left out."), err=True)
+    if done.unplaced:
+        items = _number(done.unplaced, "item")
+        typer.echo(line(f"{items} without a geometry: no place on a map is known."), err=True)
+    typer.echo(line(f"{_number(done.items, 'item')}: {done.location}"))
+
+
+def _number(count: int, what: str) -> str:
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"

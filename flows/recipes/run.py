@@ -120,12 +120,17 @@ class RunRecipe:
         settings.update({key: value for key, value in said.items() if value != default[key]})
         if self.masks:
             settings["masks"] = self.masks
-        if self.colours:
+        if self.stated_colours:
             # They decide no label, but the files of masks contain them.
-            settings["colours"] = self.colours
+            settings["colours"] = self.stated_colours
         return Fingerprint(
             self.name, digest(settings)[:16], settings, apart_by_crs=self.objects is not None
         )
+
+    @property
+    def stated_colours(self) -> dict[str, Colour]:
+        """Colours of classes by name: of the recipe, or else of the network's card."""
+        return {**stated_colours(self.segmenter), **self.colours}
 
     def run_settings(self, run_id: str) -> RunSettings:
         """The settings that all jobs of a run share."""
@@ -138,10 +143,7 @@ class RunRecipe:
             self.kind,
             self.objects,
             self.masks,
-            ColourChoice.of(
-                {**stated_colours(self.segmenter), **self.colours},
-                reference_colours(self.segmenter),
-            ),
+            ColourChoice.of(self.stated_colours, reference_colours(self.segmenter)),
         )
 
 

@@ -27,6 +27,7 @@ from maskloom.segcore.errors import RecipeError
 from maskloom.segcore.ground.space import PixelSize
 from maskloom.segcore.models.protocols import SEGMENTERS
 from maskloom.segcore.processes.limits import Limits
+from maskloom.segcore.raster.dates import DateInName
 from maskloom.segcore.raster.stored import GroundControl, ReadOptions
 from maskloom.segcore.statistics.protocol import STATISTICS
 from maskloom.tasks.clusters.protocol import CLUSTERS
@@ -70,6 +71,11 @@ def _size(text: str) -> str:
 
 def _size_or_tags(text: str) -> str:
     return text if text == "tags" else _size(text)
+
+
+def _date_in_name(text: str) -> str:
+    DateInName(text)
+    return text
 
 
 def _kind_of_tile(value: Any) -> str:
@@ -357,6 +363,14 @@ class RunFile(pydantic.BaseModel):
     """Name DICOM series by their SeriesInstanceUID, with which a hospital can find the patient,
     instead of by a keyed hash of it (the key: environment variable MASKLOOM_PSEUDONYM_KEY).
     """
+    acquired: Annotated[str, pydantic.AfterValidator(_date_in_name)] | None = None
+    """The date that names of files hold, as a pattern of strptime: `%Y%m%d` finds 20260513, and
+    `%Y/%m/%d/` folders. It goes before the date that a file states. Times are in UTC.
+    """
+    assets: list[str] | str = []
+    """Names of the assets of STAC items to read, in the order of the bands: [red, green, blue].
+    Without it, those of the role `data`.
+    """
     masks: dict[str, str] = {}
     """Other masks than the usual ones, by format: {dicom: seg} for DICOM segmentation objects,
     which copy name, number and birth date of the patient from the scans; {dicom: seg_binary} for
@@ -390,6 +404,8 @@ class RunFile(pydantic.BaseModel):
             self.axes,
             self.nodata,
             self.identifiers,
+            None if self.acquired is None else DateInName(self.acquired),
+            (self.assets,) if isinstance(self.assets, str) else tuple(self.assets),
             tuple(self.features),
             self.sensor,
             tuple(self.band_names),

@@ -25,6 +25,7 @@ from maskloom.flows.recipes.yaml_files import change_keys, load_document, read_v
 from maskloom.flows.terminal import count, line
 from maskloom.segcore.errors import ImageError, RecipeError, StoreError
 from maskloom.segcore.figures.comparison import Cell, draw, label_cell, photo, photo_cell
+from maskloom.segcore.figures.scale_bars import pixel_length
 from maskloom.segcore.formats import open_image
 from maskloom.segcore.geometry import Box, Tile
 from maskloom.segcore.models.protocols import Fitter, ObjectSegmenter
@@ -95,7 +96,7 @@ def try_out(request: TryRequest, picture: Path, *, quiet: bool = True) -> list[s
     plane = tuple(n // 2 for n in box.shape[:-2])
     shown_pixels = photo(block.pixels[plane], block.valid[plane], rgb=spec.interpretation == "rgb")
     name = spec.location.rstrip("/").rsplit("/", 1)[-1]
-    cells = [photo_cell(name, _part_text(spec, box), shown_pixels)]
+    cells = [photo_cell(name, _part_text(spec, box), shown_pixels, pixel_length(spec))]
     lines = []
     with display(quiet) as display_shown:
         progress = ItemProgress(display_shown, "try", "panels", len(panels))

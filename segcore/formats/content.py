@@ -80,6 +80,7 @@ _UNREAD = (
     _Unread("a GDAL VRT", _CONVERT, ((0, b"<VRTDataset"),)),
     _Unread("a GDAL WMS description", _CONVERT, ((0, b"<GDAL_WMS"),)),
     _Unread("SVG", _PICTURE, ((0, b"<svg"),)),
+    _Unread("JSON", _PAGE, ((0, b"{"),)),
     _Unread("a web page (HTML)", _PAGE, ((0, b"<html"), (0, b"<!doctype html"))),
     _Unread("Netpbm", _CONVERT),
 )
@@ -204,7 +205,7 @@ def _matches(head: bytes, signatures: tuple[tuple[int, bytes], ...]) -> bool:
     """
     return any(
         head.startswith(signature, offset)
-        or (signature[:1] == b"<" and _begin(head).startswith(signature.lower()))
+        or (signature[:1] in (b"<", b"{") and _begin(head).startswith(signature.lower()))
         for offset, signature in signatures
     )
 

@@ -84,7 +84,7 @@ class StoredFile:
     def read(self, start: int = 0, stop: int | None = None) -> bytes:
         """A range of its bytes. Raises `Unavailable`."""
         with store_failures(self.location):
-            return bytes(self.store.cat_file(self.path, start=start, end=stop))
+            return _cut(bytes(self.store.cat_file(self.path, start=start, end=stop)), start, stop)
 
     def read_ranges(self, starts: Sequence[int], sizes: Sequence[int]) -> list[bytes]:
         """Several ranges of its bytes, which object stores give in parallel. Raises
@@ -94,7 +94,10 @@ class StoredFile:
         with store_failures(self.location):
             paths = [self.path] * len(stops)
             parts = self.store.cat_ranges(paths, list(starts), stops, on_error="raise")
-            return [bytes(part) for part in parts]
+            return [
+                _cut(bytes(part), start, stop)
+                for part, start, stop in zip(parts, starts, stops, strict=True)
+            ]
 
     def head(self) -> bytes:
         """Its first `HEAD_BYTES`. Raises `FormatError` if it is not a file, and `Unavailable`."""
@@ -127,6 +130,13 @@ class StoredFile:
             return None
         with store_failures(self.location):
             return StoredFile(path, self.store, path) if self.store.isfile(path) else None
+
+
+def _cut(data: bytes, start: int, stop: int | None) -> bytes:
+    """The bytes that were asked for, of an answer that may be the whole file: some web servers give
+    no ranges. C libraries would write a longer answer beyond their memory.
+    """
+    return data if stop is None or len(data) <= stop - start else data[start:stop]
 
 
 @contextlib.contextmanager
