@@ -272,7 +272,7 @@ class _Parser:
         words = [token.text for token in self.tokens[self.place : self.place + 3]]
         for count in (3, 1):
             unit = "".join(words[:count])
-            if unit in self.units:
+            if unit in self.units and all(words[:count]):
                 self.place += count
                 return unit
         return ""

@@ -6,7 +6,7 @@ A name is a class, with what is meant of it after a dot: `burned.area` (or `burn
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Literal
@@ -87,28 +87,35 @@ class Rule:
                 raise FormulaError("growth is known of zones and the collection: set `of`")
             if measure in ("objects", "largest") and self.of == "zone":
                 raise FormulaError(f"{measure} is known of images and the collection: set `of`")
-        faults = list(_faults(formula, measures))
-        if len(faults) == len(_KINDS):
-            raise FormulaError(faults[0])
+        faults = [_fault(formula, measures, dimension) for dimension in _KINDS]
+        if None not in faults:
+            raise FormulaError(str(faults[0]))
 
 
-def _faults(formula: Formula, measures: list[tuple[str, str]]) -> Iterator[str]:
-    """What is wrong for each kind of size, with values that make no division by zero."""
-    for dimension in _KINDS:
-        values = {each: _example(each[1], dimension) for each in measures}
+def _fault(
+    formula: Formula, measures: list[tuple[str, str]], dimension: tuple[int, int, int]
+) -> str | None:
+    """What is wrong for a kind of size, whatever the values are; None: nothing."""
+    faults = []
+    # Some values make a division by zero; not all of these do unless it always is one.
+    for value in (3.0, 7.1, 0.37):
+        values = {
+            each: Quantity(value + i, _dimension(each[1], dimension))
+            for i, each in enumerate(measures)
+        }
         try:
             _value(formula, values)
         except FormulaError as error:
-            if "units" in str(error) or "unit" in str(error):
-                yield str(error)
+            faults.append(str(error))
+        else:
+            return None
+    return faults[0]
 
 
-def _example(measure: str, dimension: tuple[int, int, int]) -> Quantity:
+def _dimension(measure: str, size: tuple[int, int, int]) -> tuple[int, int, int]:
     if measure in ("area", "largest"):
-        return Quantity(3.0, dimension)
-    if measure == "growth":
-        return Quantity(3.0, (*dimension[:2], -1))
-    return Quantity(3.0)
+        return size
+    return (*size[:2], -1) if measure == "growth" else (0, 0, 0)
 
 
 def _measure(name: str) -> tuple[str, str]:
