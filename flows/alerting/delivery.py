@@ -6,6 +6,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from maskloom.segcore.storage.addresses import redacted
 
@@ -29,8 +30,10 @@ class Channel:
 
     @property
     def name(self) -> str:
-        """For messages, without secrets."""
-        return f"webhook {redacted(self.webhook)}" if self.webhook else f"block {self.block}"
+        """For messages. The path of a webhook is often its secret."""
+        if self.webhook:
+            return f"webhook at {urlsplit(self.webhook).hostname}"
+        return f"block {self.block}"
 
     def send(self, event: Event, output: str) -> None:
         """Send an event. Raises whatever the other side or the network does."""
@@ -57,9 +60,14 @@ def send(event: Event, channels: Sequence[Channel], output: str) -> list[str]:
                 break
             except Exception as error:  # noqa: BLE001  no fault of others may fail a run
                 if attempt == _TRIES:
-                    reason = str(error).replace(channel.webhook or "\0", redacted(channel.webhook))
-                    faults.append(f"{channel.name}: {type(error).__name__}: {reason}")
+                    faults.append(f"{channel.name}: {_reason(error)}")
     return faults
+
+
+def _reason(error: Exception) -> str:
+    """What went wrong, without the address, which the messages of libraries hold."""
+    answer = getattr(error, "response", None)
+    return f"it answered {answer.status_code}" if answer is not None else type(error).__name__
 
 
 def _post(address: str, event: Event, output: str) -> None:

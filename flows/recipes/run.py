@@ -158,6 +158,9 @@ def as_written(document: Mapping[str, Any], folder: Path, changes: Sequence[str]
     """The recipe as its user wrote it: without the values of variables, with signatures of
     addresses masked, and with the first of many inputs.
     """
+    if document.get("notify"):
+        # The path of a webhook is its secret.
+        document = {**document, "notify": "***"}
     inputs = document.get("inputs")
     if isinstance(inputs, list) and len(inputs) > _INPUTS_WRITTEN:
         more = f"... and {len(inputs) - _INPUTS_WRITTEN} more"
