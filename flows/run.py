@@ -24,6 +24,7 @@ from maskloom.flows.signals import stop_on_signals
 from maskloom.flows.stages import Orchestrator, Plain, Stages, Watched
 from maskloom.flows.stopping import Stoppable
 from maskloom.flows.terminal import count
+from maskloom.flows.watching import watch
 from maskloom.segcore.errors import RunError
 from maskloom.segcore.pipeline.worker import prepare_process
 from maskloom.segcore.statistics.zones import Zones
@@ -117,6 +118,7 @@ def run(
         for line in noted:
             note(line)
         if inventory.nothing_to_do:
+            _alert(recipe, Stages(), note)
             result = RunResult(recipe.output, inventory, None, time.monotonic() - started)
         else:
             single_writer = single_writer_note(Store(recipe.output))
@@ -134,6 +136,7 @@ def run(
             def body(stages: Stages) -> RunResult:
                 progress = RunProgress(stages.shown_by(shown))
                 outcome = segment(recipe, inventory, stages, fanout, progress, sharing)
+                _alert(recipe, stages, note)
                 return RunResult(recipe.output, inventory, outcome, time.monotonic() - started)
 
             try:
@@ -148,6 +151,17 @@ def run(
     result = replace(result, report=_report(recipe, changed=result.outcome is not None))
     tidy(recipe.output)
     return result
+
+
+def _alert(recipe: RunRecipe, stages: Stages, note: Callable[[str], None]) -> None:
+    """Find and send the alerts, as a stage of the run."""
+    if recipe.alerts:
+        watched = (recipe.output, recipe.alerts, recipe.notify, stages)
+        found = stages.stage(
+            "alerts", watch, *watched, said=lambda each: count(len(each.events), "new alert")
+        )
+        for line in found.lines:
+            note(line)
 
 
 def _prepared_zones(recipe: RunRecipe) -> list[str]:
