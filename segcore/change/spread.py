@@ -158,8 +158,7 @@ class _Tile:
         self.new: Bools = covered & (known >= 0) & (known != class_id)
         free = (after >= 0) & (after != class_id)
         self.sides = [
-            (covered & _beside(free, step, tile), corners)
-            for step, *corners in _SIDES_OF_PIXEL
+            (covered & _beside(free, step, tile), corners) for step, *corners in _SIDES_OF_PIXEL
         ]
 
 
