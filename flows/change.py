@@ -304,7 +304,7 @@ def change(
         views = view_pairs(fanout, jobs(shown, classes, options, store.root))
     store.publish("change.png", _picture(found, [(i, views[i]) for i, _ in shown if i in views]))
     _publish(store, found, former)
-    notes = _notes(found, paired, same_models=after is None, dated=after is None)
+    notes = _notes(found, paired, dated=after is None)
     return Changes(
         legend,
         found.pairs,
@@ -409,15 +409,8 @@ def _publish(store: Store, found: Changes, former: set[str]) -> None:
             pq.write_table(content, out, compression="zstd")
 
 
-def _notes(found: Changes, paired: Paired, *, same_models: bool, dated: bool) -> Iterator[str]:
-    for ids, which in ((paired.only_a, "first"), (paired.only_b, "second")):
-        if ids and dated:
-            yield f"{count(len(ids), 'image has', 'images have')} no other date ({_few(ids)})."
-        elif ids:
-            yield (
-                f"{count(len(ids), 'image is', 'images are')} only in the {which} output "
-                f"({_few(ids)})."
-            )
+def _notes(found: Changes, paired: Paired, *, dated: bool) -> Iterator[str]:
+    yield from _notes_on_pairs(paired, dated=dated)
     warped = [each for each in found.compared.values() if each.change.warped]
     if warped:
         yield (
@@ -425,11 +418,28 @@ def _notes(found: Changes, paired: Paired, *, same_models: bool, dated: bool) ->
             "to that of the first (nearest neighbour): areas after are approximate."
         )
     clusters = [name for name in found.legend.classes.names if name.startswith("cluster_")]
-    if clusters and not same_models:
+    if clusters and not dated:
         yield (
             f"{', '.join(clusters[:2])} … are numbers of clusters: they mean the same in both "
             "outputs only if one model made both."
         )
+    yield from _notes_on_dates(found)
+    for i, reason in list(found.failed.items())[:_SHOWN]:
+        yield f"failed: {found.pairs[i].name}: {reason}"
+    if len(found.failed) > _SHOWN:
+        yield f"... and {len(found.failed) - _SHOWN} more pairs failed."
+
+
+def _notes_on_pairs(paired: Paired, *, dated: bool) -> Iterator[str]:
+    for ids, which in ((paired.only_a, "first"), (paired.only_b, "second")):
+        if ids and dated:
+            yield f"{count(len(ids), 'image has', 'images have')} no other date ({_few(ids)})."
+        elif ids:
+            only = count(len(ids), "image is", "images are")
+            yield f"{only} only in the {which} output ({_few(ids)})."
+
+
+def _notes_on_dates(found: Changes) -> Iterator[str]:
     if found.spread is not None and found.days is None:
         unknown = [found.pairs[i].name for i in found.compared if (found.pairs[i].days or 0) <= 0]
         if unknown:
@@ -443,10 +453,6 @@ def _notes(found: Changes, paired: Paired, *, same_models: bool, dated: bool) ->
             f"{count(len(backwards), 'pair')}: the second image is older than the first "
             f"({_few(backwards)})."
         )
-    for i, reason in list(found.failed.items())[:_SHOWN]:
-        yield f"failed: {found.pairs[i].name}: {reason}"
-    if len(found.failed) > _SHOWN:
-        yield f"... and {len(found.failed) - _SHOWN} more pairs failed."
 
 
 def _few(names: Sequence[str]) -> str:
@@ -477,15 +483,11 @@ def _picture(found: Changes, views: Sequence[tuple[int, Any]]) -> bytes:
 def _aligned(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Text with aligned columns, numbers at the right."""
     wide = [max(len(row[i]) for row in (heads, *rows)) for i in range(len(heads))]
-    return "\n".join(
-        "  ".join(
-            (
-                row[0].ljust(wide[0]),
-                *(cell.rjust(n) for cell, n in zip(row[1:], wide[1:], strict=True)),
-            )
-        )
-        for row in (heads, *rows)
-    )
+    padded = []
+    for first, *cells in (heads, *rows):
+        numbers = [cell.rjust(n) for cell, n in zip(cells, wide[1:], strict=True)]
+        padded.append("  ".join([first.ljust(wide[0]), *numbers]))
+    return "\n".join(padded)
 
 
 def _number(value: float | None, digits: int) -> str:

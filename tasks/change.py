@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -164,7 +165,7 @@ def by_date(images: Sequence[MaskedImage], key: str | None) -> Paired:
         )
         if len(dated) == 1:
             alone.append(dated[0].image_id)
-        for one, other in zip(dated, dated[1:], strict=False):
+        for one, other in pairwise(dated):
             equal = one.acquired == other.acquired
             reason = f"both have the same date, {one.acquired:%Y-%m-%d %H:%M:%S}" if equal else ""
             pairs.append(replace(_pair(one, other), problem=reason))
@@ -197,7 +198,8 @@ def _by_key(
 def _by_grid(images: Sequence[MaskedImage]) -> dict[Any, list[MaskedImage]]:
     places = defaultdict[Any, list[MaskedImage]](list)
     with ThreadPoolExecutor(_AT_ONCE, "headers") as pool:
-        for image, spec in zip(images, pool.map(formats.describe, (i.mask for i in images))):
+        specs = pool.map(formats.describe, [image.mask for image in images])
+        for image, spec in zip(images, specs, strict=True):
             places[_grid(image, spec)].append(image)
     return places
 

@@ -50,32 +50,29 @@ class Joint:
         # Runs of equal pairs are fewer than pixels.
         changes = (one[1:] != one[:-1]) | (other[1:] != other[:-1])
         starts = np.flatnonzero(np.concatenate([[True], changes]))
-        pairs = np.stack([one[starts], other[starts]])
-        found, number = np.unique(pairs, axis=1, return_inverse=True)
-        if found.shape[1] > _MOST_PAIRS:
+        found, number = np.unique(_keys(one[starts], other[starts]), return_inverse=True)
+        if len(found) > _MOST_PAIRS:
             return cls.total([cls.of(*half) for half in _halves(before, after, spec, box)])
         lengths = np.diff(starts, append=one.size)
-        place = np.arange(found.shape[1], dtype=np.uint32)
-        values = np.repeat(number.ravel().astype(np.uint16), lengths).reshape(before.shape)
-        sums = np.zeros((3, found.shape[1]), np.int64)
+        place = np.arange(len(found), dtype=np.uint32)
+        values = np.repeat(number.astype(np.uint16), lengths).reshape(before.shape)
+        sums = np.zeros((3, len(found)), np.int64)
         greatest = add_areas(values, place, spec, box, sums)
         check_areas(greatest, spec.location)
-        return cls(found[0], found[1], *sums, equal=greatest is None)
+        return cls(*_values(found), *sums, equal=greatest is None)
 
     @classmethod
     def total(cls, parts: Sequence[Joint]) -> Joint:
         """The sums of all parts of a raster, in any order."""
-        nothing = np.zeros((5, 0), np.int64)
-        rows = np.concatenate([nothing, *(part._rows for part in parts)], axis=1)
-        pairs, number = np.unique(rows[:2], axis=1, return_inverse=True)
-        sums = np.zeros((3, pairs.shape[1]), np.int64)
-        for total, each in zip(sums, rows[2:], strict=True):
-            np.add.at(total, number.ravel(), each)
-        return cls(*pairs, *sums, equal=all(part.equal for part in parts))
-
-    @property
-    def _rows(self) -> Ints:
-        return np.stack([self.before, self.after, self.pixels, self.low, self.high])
+        columns = [
+            np.concatenate([np.zeros(0, np.int64), *(getattr(part, name) for part in parts)])
+            for name in ("before", "after", "pixels", "low", "high")
+        ]
+        pairs, number = np.unique(_keys(*columns[:2]), return_inverse=True)
+        sums = np.zeros((3, len(pairs)), np.int64)
+        for total, each in zip(sums, columns[2:], strict=True):
+            np.add.at(total, number, each)
+        return cls(*_values(pairs), *sums, equal=all(part.equal for part in parts))
 
     def mapped(self, before: Ints, after: Ints) -> Joint:
         """The same pixels with other values, one for each pair."""
@@ -108,6 +105,20 @@ class JointSum:
     def total(self) -> Joint:
         """The pairs of all tiles so far."""
         return Joint.total(self.parts)
+
+
+def _keys(before: Ints, after: Ints) -> NDArray[np.uint64]:
+    """One number per pair, in the order of the pairs. Values have at most 32 bits."""
+    keys: NDArray[np.uint64] = (before - UNKNOWN).astype(np.uint64) << np.uint64(32)
+    return keys | (after - UNKNOWN).astype(np.uint64)
+
+
+def _values(keys: NDArray[np.uint64]) -> tuple[Ints, Ints]:
+    low = keys & np.uint64(2**32 - 1)
+    return (
+        (keys >> np.uint64(32)).astype(np.int64) + UNKNOWN,
+        low.astype(np.int64) + UNKNOWN,
+    )
 
 
 def _halves(
