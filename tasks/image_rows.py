@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from datetime import datetime
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +45,7 @@ IMAGES_SCHEMA = pa.schema(
         ("source_version", pa.string()),
         ("segmenter", pa.string()),
         ("fingerprint", pa.string()),
+        ("acquired", pa.timestamp("us", tz="UTC")),
     ],
     metadata={"maskloom_schema": "1"},
 )
@@ -79,6 +81,7 @@ def image_row(plan: Plan, result: ImageResult) -> dict[str, Any]:
         "source_version": result.source.version,
         "segmenter": result.segmenter,
         "fingerprint": plan.fingerprint,
+        "acquired": datetime.fromisoformat(spec.acquired) if spec and spec.acquired else None,
     }
 
 

@@ -86,21 +86,21 @@ def status(output: str) -> Status:
     store = Store(output)
     require_output(store)
     # Rows are read before masks are listed, so that the masks of all these rows exist by then.
-    rows_by_file = {
-        name: read_table(store, name, _ROW).to_pylist() for name in store.names(IMAGES, ".parquet")
-    }
-    rows = [row for of_file in rows_by_file.values() for row in of_file]
-    lost = _lost_files(store, rows_by_file)
+    # A million rows take a fifth as much memory in Arrow's columns as in Python.
+    tables = {name: read_table(store, name, _ROW) for name in store.names(IMAGES, ".parquet")}
+    lost = _lost_files(store, tables)
     head = read_head(store)
     runs = (read_unfinished(store, name) for name in runs_without_manifest(store))
     open_runs = [run for run in runs if run.parent == head.run_id]
     failures = tuple(
-        (row["uri"], row["error_type"], row["error"]) for row in rows if row["status"] == "failed"
+        (row["uri"], row["error_type"], row["error"])
+        for table in tables.values()
+        for row in table.filter(pc.equal(table["status"], "failed")).to_pylist()
     )
     return Status(
-        done=len(rows) - len(failures) - len(set(lost.values())),
+        done=sum(map(len, tables.values())) - len(failures) - len(set(lost.values())),
         failed=len(failures),
-        left=len(_waiting(open_runs, rows).union(lost.values())),
+        left=len(_waiting(open_runs, tables.values()).union(lost.values())),
         finished_run=head.run_id,
         open_runs=tuple(run.run_id for run in open_runs),
         failures=failures,
@@ -109,14 +109,12 @@ def status(output: str) -> Status:
     )
 
 
-def _lost_files(
-    store: Store, rows_by_file: Mapping[str, Sequence[Mapping[str, Any]]]
-) -> dict[str, str]:
+def _lost_files(store: Store, tables_by_file: Mapping[str, pa.Table]) -> dict[str, str]:
     """URIs of images by their missing or empty file: a mask, or a file of the table `areas`."""
-    masks, tables = not_empty(store.listed("masks")), not_empty(store.listed(_AREAS))
+    masks, tables = not_empty(store.scanned("masks")), not_empty(store.scanned(_AREAS))
     lost: dict[str, str] = {}
-    for name, rows in rows_by_file.items():
-        done = [row for row in rows if row["status"] == "ok"]
+    for name, table in tables_by_file.items():
+        done = table.filter(pc.equal(table["status"], "ok")).to_pylist()
         lost.update((row["mask_uri"], row["uri"]) for row in done if row["mask_uri"] not in masks)
         areas = f"{_AREAS}/{name.rpartition('/')[2]}"
         if areas not in tables:
@@ -124,9 +122,16 @@ def _lost_files(
     return lost
 
 
-def _waiting(open_runs: Iterable[Unfinished], rows: Iterable[Mapping[str, Any]]) -> set[str]:
+def _waiting(open_runs: Sequence[Unfinished], tables: Iterable[pa.Table]) -> set[str]:
     """URIs of the images of these runs that are not committed."""
-    committed = {(row["uri"], row["source_version"], row["fingerprint"]) for row in rows}
+    committed = {
+        row
+        for table in (tables if open_runs else ())
+        for row in zip(
+            *(table[name].to_pylist() for name in ("uri", "source_version", "fingerprint")),
+            strict=True,
+        )
+    }
     return {
         uri
         for run in open_runs

@@ -8,7 +8,6 @@ wheel of spyndex (MIT; contains modified Copernicus Sentinel data): `pip install
 
 from __future__ import annotations
 
-import colorsys
 import json
 import shlex
 import subprocess
@@ -21,6 +20,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+
+from maskloom.segcore.raster.colours import colours_of_objects
 
 FOLDER = Path(__file__).parent
 GAP = 8
@@ -217,9 +218,8 @@ def objects(mask: NDArray[np.int64], image: Pixels, *, regions: bool) -> Pixels:
     if regions:
         drawn = means(mask, image)
     else:
-        hues = (np.arange(mask.max() + 1) * 0.618) % 1
-        table = np.array([colorsys.hsv_to_rgb(hue, 0.55, 0.92) for hue in hues]) * 255
-        drawn = np.where(mask[..., None] > 0, table[mask], image * 0.45).astype(np.uint8)
+        drawn = np.where(mask[..., None] > 0, colours_of_objects(mask), image * 0.45)
+        drawn = drawn.astype(np.uint8)
     edge = np.zeros(mask.shape, bool)
     edge[:, 1:] |= mask[:, 1:] != mask[:, :-1]
     edge[1:] |= mask[1:] != mask[:-1]

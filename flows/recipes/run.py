@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import maskloom
+from maskloom.flows.alerting.delivery import Channel
+from maskloom.flows.alerting.rules import Rule
 from maskloom.flows.recipes.fingerprints import json_values
-from maskloom.flows.recipes.run_file import ReportOptions, RunFile, Schedule, checked
+from maskloom.flows.recipes.run_file import AlertOptions, ReportOptions, RunFile, Schedule, checked
 from maskloom.flows.recipes.schemas import (
     build,
     did_you_mean,
@@ -86,6 +88,10 @@ class RunRecipe:
     """Colours of classes that the recipe states, by name."""
     zones: ZonesFile | None = None
     """Polygons of the table `zones`, as the user gave them."""
+    alerts: tuple[Rule, ...] = ()
+    """Conditions that are looked at when a run ends."""
+    notify: tuple[Channel, ...] = ()
+    """Where alerts are sent."""
     schedule: Schedule | None = None
     """When a server starts the recipe. None: only by hand."""
     reports: bool = True
@@ -114,12 +120,17 @@ class RunRecipe:
         settings.update({key: value for key, value in said.items() if value != default[key]})
         if self.masks:
             settings["masks"] = self.masks
-        if self.colours:
+        if self.stated_colours:
             # They decide no label, but the files of masks contain them.
-            settings["colours"] = self.colours
+            settings["colours"] = self.stated_colours
         return Fingerprint(
             self.name, digest(settings)[:16], settings, apart_by_crs=self.objects is not None
         )
+
+    @property
+    def stated_colours(self) -> dict[str, Colour]:
+        """Colours of classes by name: of the recipe, or else of the network's card."""
+        return {**stated_colours(self.segmenter), **self.colours}
 
     def run_settings(self, run_id: str) -> RunSettings:
         """The settings that all jobs of a run share."""
@@ -132,10 +143,7 @@ class RunRecipe:
             self.kind,
             self.objects,
             self.masks,
-            ColourChoice.of(
-                {**stated_colours(self.segmenter), **self.colours},
-                reference_colours(self.segmenter),
-            ),
+            ColourChoice.of(self.stated_colours, reference_colours(self.segmenter)),
         )
 
 
@@ -150,6 +158,9 @@ def as_written(document: Mapping[str, Any], folder: Path, changes: Sequence[str]
     """The recipe as its user wrote it: without the values of variables, with signatures of
     addresses masked, and with the first of many inputs.
     """
+    if document.get("notify"):
+        # The path of a webhook is its secret.
+        document = {**document, "notify": "***"}
     inputs = document.get("inputs")
     if isinstance(inputs, list) and len(inputs) > _INPUTS_WRITTEN:
         more = f"... and {len(inputs) - _INPUTS_WRITTEN} more"
@@ -203,6 +214,8 @@ def make(
         limits=time_limits,
         masks=file.masks,
         zones=zones,
+        alerts=tuple(_rule(name, wanted) for name, wanted in file.alerts.items()),
+        notify=tuple(Channel(each.webhook, each.block) for each in file.notify),
         colours={name: parse_colour(text) for name, text in file.colours.items()},
         schedule=file.schedule,
         reports=file.report is not False,
@@ -214,6 +227,7 @@ def make(
     _refuse_unknown_classes(recipe)
     _refuse_unknown_coloured(recipe)
     _refuse_unknown_features(recipe.options)
+    _refuse_false_alerts(recipe)
     _refuse_unknown_stores(recipe)
     _refuse_memory_on_processes(recipe)
     return recipe
@@ -304,6 +318,27 @@ def _refuse_unknown_coloured(recipe: RunRecipe) -> None:
             raise RecipeError(
                 f"colours: the mask has no class {name!r}.{did_you_mean(name, known)} Its classes "
                 f"are {', '.join(known)}."
+            )
+
+
+def _rule(name: str, wanted: str | AlertOptions) -> Rule:
+    if isinstance(wanted, str):
+        return Rule(name, wanted)
+    return Rule(name, wanted.when, wanted.until, wanted.of)
+
+
+def _refuse_false_alerts(recipe: RunRecipe) -> None:
+    model = recipe.segmenter
+    classes = model.expected_classes if isinstance(model, Fitter) else model.classes
+    for rule in recipe.alerts:
+        rule.check(classes)
+        if rule.of == "zone" and recipe.zones is None:
+            raise RecipeError(f"alerts.{rule.name}: of: zone needs `zones` in the recipe.")
+        measures = {measure for _, measure in rule.needs()}
+        if recipe.objects is None and measures & {"objects", "largest"}:
+            raise RecipeError(
+                f"alerts.{rule.name}: objects are counted where the recipe has statistics: "
+                "[objects]."
             )
 
 

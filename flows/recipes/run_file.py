@@ -27,6 +27,7 @@ from maskloom.segcore.errors import RecipeError
 from maskloom.segcore.ground.space import PixelSize
 from maskloom.segcore.models.protocols import SEGMENTERS
 from maskloom.segcore.processes.limits import Limits
+from maskloom.segcore.raster.dates import DateInName
 from maskloom.segcore.raster.stored import GroundControl, ReadOptions
 from maskloom.segcore.statistics.protocol import STATISTICS
 from maskloom.tasks.clusters.protocol import CLUSTERS
@@ -70,6 +71,11 @@ def _size(text: str) -> str:
 
 def _size_or_tags(text: str) -> str:
     return text if text == "tags" else _size(text)
+
+
+def _date_in_name(text: str) -> str:
+    DateInName(text)
+    return text
 
 
 def _kind_of_tile(value: Any) -> str:
@@ -198,6 +204,38 @@ class Schedule(pydantic.BaseModel):
         return value
 
 
+class AlertOptions(pydantic.BaseModel):
+    """A condition on classes."""
+
+    model_config = pydantic.ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+    when: str
+    """The condition that raises the alert, e.g. burned.area > 5 ha and burned.growth > 1 ha/day."""
+    until: str = ""
+    """The condition that ends it. Default: that `when` does not hold."""
+    of: Literal["image", "zone", "collection"] = "image"
+    """What it is about: each image, each zone, or all images together."""
+
+
+class ChannelOptions(pydantic.BaseModel):
+    """Where alerts are sent: one of both keys."""
+
+    model_config = pydantic.ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+    webhook: str = ""
+    """Address that gets a POST with the event as JSON; take it from the environment: ${HOOK}."""
+    block: str = ""
+    """Notification block of Prefect, e.g. slack-webhook/fire."""
+
+    @pydantic.model_validator(mode="after")
+    def _is_one(self) -> ChannelOptions:
+        if bool(self.webhook) == bool(self.block):
+            raise ValueError("expected either webhook or block")
+        if self.webhook and not self.webhook.startswith(("http://", "https://")):
+            raise ValueError("expected an address that begins with https:// or http://")
+        return self
+
+
 class ZonesOptions(pydantic.BaseModel):
     """Polygons whose areas by class are wanted."""
 
@@ -262,6 +300,12 @@ class RunFile(pydantic.BaseModel):
     """Polygons whose areas by class are wanted, such as parcels: GeoJSON, GeoPackage, GeoParquet
     and others, in any CRS. Fills the table `zones`.
     """
+    alerts: dict[str, str | AlertOptions] = {}
+    """Conditions on classes, by name: {weeds: weed / (weed + crop) > 0.3}. Those that come true are
+    rows of the table `alerts`, and sent to `notify`.
+    """
+    notify: list[ChannelOptions] = []
+    """Where alerts are sent, besides the Prefect server of the run."""
     cluster: dict[str, Any] | str = "local"
     """Where jobs run: local (worker processes on this machine), serial (this process), address (an
     existing Dask cluster), slurm (jobs of SLURM), kubernetes (pods).
@@ -319,6 +363,14 @@ class RunFile(pydantic.BaseModel):
     """Name DICOM series by their SeriesInstanceUID, with which a hospital can find the patient,
     instead of by a keyed hash of it (the key: environment variable MASKLOOM_PSEUDONYM_KEY).
     """
+    acquired: Annotated[str, pydantic.AfterValidator(_date_in_name)] | None = None
+    """The date that names of files hold, as a pattern of strptime: `%Y%m%d` finds 20260513, and
+    `%Y/%m/%d/` folders. It goes before the date that a file states. Times are in UTC.
+    """
+    assets: list[str] | str = []
+    """Names of the assets of STAC items to read, in the order of the bands: [red, green, blue].
+    Without it, those of the role `data`.
+    """
     masks: dict[str, str] = {}
     """Other masks than the usual ones, by format: {dicom: seg} for DICOM segmentation objects,
     which copy name, number and birth date of the patient from the scans; {dicom: seg_binary} for
@@ -352,6 +404,8 @@ class RunFile(pydantic.BaseModel):
             self.axes,
             self.nodata,
             self.identifiers,
+            None if self.acquired is None else DateInName(self.acquired),
+            (self.assets,) if isinstance(self.assets, str) else tuple(self.assets),
             tuple(self.features),
             self.sensor,
             tuple(self.band_names),

@@ -1,3 +1,3 @@
-"""All drawing with PIL, from arrays and numbers: previews, and pictures of trainings, evaluations,
-comparisons and audits.
+"""All pictures, from arrays and numbers: previews, and pictures of trainings, evaluations,
+comparisons and audits. They are drawn in one style (`drawing`).
 """

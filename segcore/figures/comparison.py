@@ -2,41 +2,51 @@
 
 Every cell shows one result twice: the boundaries of its classes or objects over the photo, and
 below it the mean colour of each. Boundaries are drawn between the labels of the drawn pixels, so
-they are one pixel wide.
+they are one pixel wide. Small images are enlarged by whole factors.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from maskloom.segcore.figures.drawing import (
+    BOLD,
     FAINT,
+    GAP,
     INK,
+    MARGIN,
+    NO_DATA,
     OUTLINE,
-    canvas,
+    SMALL,
+    TEXT,
+    Sheet,
+    fitted_shape,
     fitting,
-    font,
+    line_height,
     outlines,
-    paste,
     photo_of,
     png,
+    resized,
+    sampled,
 )
+from maskloom.segcore.figures.scale_bars import PixelLength, draw_scale_bar
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from maskloom.segcore.geometry import Shape
+    from maskloom.segcore.figures.drawing import Pixels
 
-_LARGEST_SIDE = 480
+_LARGEST_SIDE, _LEAST = 480, 320
 _CELLS_ACROSS = 4
 _NARROWEST = 240
-_GAP, _TITLE, _TITLE_SIZE, _TEXT_SIZE = 12, 46, 18, 13
-_NO_DATA = 54
-_NOTE = "above: boundaries\nbelow: mean colour of each class or object"
+_MANY = 0.2
+"""Share of boundary pixels that may hide the photo."""
+_WORDS = 2 * line_height(TEXT) + 4
+_NOTE = ("above: boundaries", "below: mean colour of each class or object")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -45,22 +55,25 @@ class Cell:
 
     title: str
     text: str
-    over_photo: NDArray[np.uint8]
+    over_photo: Pixels
     """(y, x, 3): the photo with boundaries."""
-    colours: NDArray[np.uint8] | None
+    colours: Pixels | None
     """(y, x, 3): the mean colour of each class or object. None: the cell of the photo."""
+    pixel: PixelLength | None = None
+    """Of the drawing, for the scale bar. None: none."""
 
 
-def photo(pixels: NDArray[np.generic], valid: NDArray[np.bool_], *, rgb: bool) -> NDArray[np.uint8]:
+def photo(pixels: NDArray[np.generic], valid: NDArray[np.bool_], *, rgb: bool) -> Pixels:
     """The image (y, x, band) as red, green and blue of 8 bits; pixels without data are grey."""
-    as_is = rgb and pixels.dtype == np.uint8
+    as_is = None if rgb and pixels.dtype == np.uint8 else False
     shown = photo_of(pixels, valid, percentiles=(2, 98), as_is=as_is)
-    return np.where(valid[..., None], shown, _NO_DATA).astype(np.uint8)
+    return np.where(valid[..., None], shown, np.array(NO_DATA, np.uint8))
 
 
-def photo_cell(title: str, text: str, picture: NDArray[np.uint8]) -> Cell:
-    """The first cell, of the photo (y, x, 3)."""
-    return Cell(title, text, _shrunk(picture), None)
+def photo_cell(title: str, text: str, picture: Pixels, pixel: PixelLength) -> Cell:
+    """The first cell, of the photo (y, x, 3). `pixel`: that of the image."""
+    shown = _drawn(picture)
+    return Cell(title, text, shown, None, pixel.times(picture.shape[1] / shown.shape[1]))
 
 
 def label_cell(
@@ -68,63 +81,58 @@ def label_cell(
     text: str,
     labels: NDArray[np.integer],
     valid: NDArray[np.bool_],
-    picture: NDArray[np.uint8],
+    picture: Pixels,
 ) -> Cell:
     """The cell of a segmenter, from its labels (y, x) and the photo (y, x, 3)."""
     known = np.where(valid, labels.astype(np.int64), -1)
     colours = np.where(valid[..., None], _mean_colours(known, picture), picture)
-    over_photo = _shrunk(picture).copy()
-    over_photo[outlines(_sampled(known))] = OUTLINE
-    return Cell(title, text, over_photo, _sampled(colours))
+    over_photo = _drawn(picture).copy()
+    shape = over_photo.shape[:2]
+    edge = outlines(sampled(known, shape))
+    # Where they are many, they let the photo through.
+    opacity = min(1.0, _MANY / max(float(edge.mean()), 1e-9))
+    over_photo[edge] = np.rint((1 - opacity) * over_photo[edge] + opacity * np.array(OUTLINE))
+    return Cell(title, text, over_photo, sampled(colours, shape))
 
 
 def draw(cells: Sequence[Cell]) -> bytes:
     """The picture as PNG."""
     height, width = cells[0].over_photo.shape[:2]
-    column, row = max(width, _NARROWEST) + _GAP, _TITLE + 2 * height + 2 * _GAP
     across = min(_CELLS_ACROSS, len(cells))
-    picture, pen = canvas(across * column + _GAP, -(-len(cells) // across) * row + _GAP)
-    title, text = font(_TITLE_SIZE), font(_TEXT_SIZE)
+    column = max(width, _NARROWEST) + GAP
+    row = _WORDS + 2 * height + 3 * GAP
+    down = -(-len(cells) // across)
+    sheet = Sheet.blank(across * column - GAP + 2 * MARGIN, down * row - 2 * GAP + 2 * MARGIN)
     for number, cell in enumerate(cells):
-        x, y = _GAP + number % across * column, _GAP + number // across * row
-        pen.text((x, y), fitting(cell.title, title, column - _GAP), INK, title)
-        pen.text((x, y + _TITLE_SIZE + 6), fitting(cell.text, text, column - _GAP), FAINT, text)
-        paste(picture, cell.over_photo, (x, y + _TITLE))
-        below = (x, y + _TITLE + height + _GAP // 2)
-        if cell.colours is None:
-            pen.text(below, _NOTE, FAINT, text)
-        else:
-            paste(picture, cell.colours, below)
-    return png(picture)
+        x, y = MARGIN + number % across * column, MARGIN + number // across * row
+        _write(sheet, cell, (x, y), column - GAP)
+        sheet.paste(cell.over_photo, (x, y + _WORDS), framed=True)
+        below = y + _WORDS + height + GAP // 2
+        if cell.colours is not None:
+            sheet.paste(cell.colours, (x, below), framed=True)
+            continue
+        if cell.pixel is not None:
+            draw_scale_bar(sheet, (x, below + 10), column - GAP, cell.pixel)
+        for i, line in enumerate(_NOTE):
+            at = (x, below + 36 + i * line_height(SMALL))
+            sheet.text(at, fitting(line, column - GAP, size=SMALL), ink=FAINT, size=SMALL)
+    return png(sheet.pixels, effort=6)
 
 
-def _drawn_shape(shape: Shape) -> Shape:
-    """The shape of the drawing of a picture of this shape."""
-    scale = min(1.0, _LARGEST_SIDE / max(shape))
-    return tuple(max(1, round(n * scale)) for n in shape)
+def _write(sheet: Sheet, cell: Cell, at: tuple[int, int], width: int) -> None:
+    """The two lines above a cell."""
+    x, y = at
+    title = fitting(cell.title, width, weight=BOLD, middle=cell.colours is None)
+    sheet.text((x, y + 8), title, ink=INK, weight=BOLD)
+    text = fitting(cell.text, width, size=SMALL)
+    sheet.text((x, y + 8 + line_height(TEXT)), text, ink=FAINT, size=SMALL)
 
 
-def _shrunk(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """The drawn photo: each pixel is the mean of those that it covers."""
-    import cv2
-
-    shrunk: NDArray[np.uint8] = cv2.resize(
-        picture, _drawn_shape(picture.shape[:2])[::-1], interpolation=cv2.INTER_AREA
-    )
-    return shrunk
+def _drawn(picture: Pixels) -> Pixels:
+    return resized(picture, fitted_shape(picture.shape[:2], _LARGEST_SIDE, least=_LEAST))
 
 
-def _sampled(array: NDArray[Any]) -> NDArray[Any]:
-    """The drawn labels or colours: each pixel is the middle one of those that it covers."""
-    shape = array.shape[:2]
-    rows, columns = (
-        (2 * np.arange(n) + 1) * size // (2 * n)
-        for n, size in zip(_drawn_shape(shape), shape, strict=True)
-    )
-    return array[np.ix_(rows, columns)]
-
-
-def _mean_colours(labels: NDArray[np.int64], picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def _mean_colours(labels: NDArray[np.int64], picture: Pixels) -> Pixels:
     """Each pixel in the mean colour of all pixels of its label."""
     number, index = np.unique(labels, return_inverse=True)
     flat = index.ravel()

@@ -9,38 +9,53 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from maskloom.segcore.figures.drawing import (
+    ACCENT,
+    BOLD,
     FAINT,
+    GAP,
     INK,
+    MARGIN,
+    NO_DATA,
     OUTLINE,
     PAPER,
+    RULE,
+    SECOND,
+    SMALL,
+    SWATCH,
+    TEXT,
+    TOP,
     WRONG,
-    canvas,
+    Sheet,
+    fitted_shape,
     fitting,
-    font,
-    paste,
+    line_height,
     png,
+    resized,
+    width_of,
 )
 from maskloom.segcore.raster.classes import ClassTable
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-_VOID = (150, 150, 150)
-_RIGHT, _SECOND = (0, 114, 178), (230, 159, 0)
-_GAP, _WIDTH, _LABEL, _SWATCH = 16, 1280, 150, 16
+_VOID = NO_DATA
+_WIDTH, _LABEL = 1280, 150
 _MATRIX, _WIDEST_CELL, _NARROWEST_CELL = 640, 96, 32
-_TITLE, _TEXT, _SMALL = 20, 14, 12
 _MOST_CLASSES = 20
-_SIDE = 300
+_SIDE = (_WIDTH - 2 * MARGIN - 3 * GAP) // 4
+_HEAD = 60
+"""Room above the rows of the table and the bars."""
+_ABOVE = 52
+"""Room above the pictures of a strip."""
 _CAPTION = "Of the truth's pixels (rows), the share that the mask calls (columns)"
+_BARS = ("Intersection over union", "boundary F")
 _COLUMNS = ("image", "truth", "mask", "errors (red), not compared (grey)")
-_UNDEFINED = "-"
-"""The font has no longer dash."""
+_UNDEFINED = "–"
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,25 +103,22 @@ def draw(heading: Heading, measures: ClassMeasures, strips: Sequence[Strip]) -> 
     """The picture as PNG."""
     shown = measures.largest(_MOST_CLASSES)
     classes, all_classes = len(shown.table.names), len(measures.table.names)
-    middle = _cell(classes) * classes + 100
+    middle = _HEAD + _cell(classes) * classes + 2 * GAP
+    note = classes < all_classes
+    first = TOP + GAP + middle + (line_height(SMALL) if note else 0)
     heights = [_height(strip) for strip in strips]
-    top = 90
-    picture, pen = canvas(_WIDTH, top + middle + sum(heights) + _GAP)
-    for text, y, ink, size in (
-        (heading.title, _GAP, INK, _TITLE),
-        (heading.text, _GAP + 30, FAINT, _TEXT),
-    ):
-        pen.text((_GAP, y), fitting(text, font(size), _WIDTH - 2 * _GAP), ink, font(size))
-    left_of_bars = _draw_confusion(pen, (_GAP, top), shown.table.names, shown.confusion)
-    if classes < all_classes:
-        note = f"The {classes} largest of {all_classes} classes."
-        pen.text((_GAP, top + middle - 40), note, FAINT, font(_SMALL))
-    _draw_bars(pen, (left_of_bars, top), shown)
-    y = top + middle
+    sheet = Sheet.blank(_WIDTH, first + sum(heights) + MARGIN)
+    sheet.heading(heading.title, heading.text)
+    left_of_bars = _draw_confusion(sheet, (MARGIN, TOP + GAP), shown.table.names, shown.confusion)
+    if note:
+        text = f"The {classes} largest of {all_classes} classes."
+        sheet.text((MARGIN, TOP + GAP + middle), text, ink=FAINT, size=SMALL)
+    _draw_bars(sheet, (left_of_bars, TOP + GAP), shown)
+    y = first
     for strip, height in zip(strips, heights, strict=True):
-        _draw_strip(picture, pen, strip, y)
+        _draw_strip(sheet, strip, y)
         y += height
-    return png(picture)
+    return png(sheet.pixels, effort=6)
 
 
 def make_strip(
@@ -147,7 +159,7 @@ def _errors(
     """The image in grey, red where truth and mask differ or an object has no match."""
     truth, predicted = sides
     grey = (
-        np.full(truth.shape, 200, np.uint8)
+        np.full(truth.shape, 255, np.uint8)
         if photo is None
         else (photo.mean(axis=2) * 0.6 + 80).astype(np.uint8)
     )
@@ -160,43 +172,38 @@ def _errors(
 
 
 def _draw_confusion(
-    pen: Any, at: tuple[int, int], names: Sequence[str], counts: NDArray[np.int64]
+    sheet: Sheet, at: tuple[int, int], names: Sequence[str], counts: NDArray[np.int64]
 ) -> int:
     """A table of shares, with a row for each class of the truth; the first free column to its
     right. Columns have numbers if their names do not fit.
     """
     x, y = at
-    pen.text((x, y), _CAPTION, INK, font(_TEXT))
-    left, top, side = x + _LABEL, y + 50, _cell(len(names))
+    sheet.text((x, y), _CAPTION, weight=BOLD)
+    left, top, side = x + _LABEL, y + _HEAD, _cell(len(names))
     sums = counts.sum(axis=1, keepdims=True)
     shares = counts / np.maximum(sums, 1)
-    fit = all(font(_SMALL).getlength(name) <= side - 4 for name in names)
+    fit = all(width_of(name, size=SMALL) <= side - 4 for name in names)
     heads = names if fit else [str(i) for i in range(1, len(names) + 1)]
     for i, name in enumerate(names):
-        label = fitting(name if fit else f"{heads[i]}  {name}", font(_SMALL), _LABEL - 12)
-        pen.text((left - 8, top + i * side + side // 2), label, INK, font(_SMALL), anchor="rm")
-        pen.text((left + i * side + side // 2, top - 6), heads[i], INK, font(_SMALL), anchor="ms")
+        label = name if fit else f"{heads[i]}  {name}"
+        row = (left - 8, top + i * side + side // 2)
+        label = fitting(label, _LABEL - 12, size=SMALL)
+        sheet.text(row, label, size=SMALL, anchor="right")
+        head = (left + i * side + side // 2, top - 12)
+        sheet.text(head, heads[i], size=SMALL, anchor="middle")
         for j in range(len(names)):
             share = float(shares[i, j])
-            paint = _RIGHT if i == j else WRONG
+            paint = ACCENT if i == j else WRONG
             # A small share must look different from zero.
             strength = 0 if not counts[i, j] else 0.06 + 0.94 * share
-            box = (
-                left + j * side,
-                top + i * side,
-                left + (j + 1) * side - 2,
-                top + (i + 1) * side - 2,
-            )
-            pen.rectangle(
-                box,
-                fill=tuple(round(255 + (c - 255) * strength) for c in paint),
-                outline=(225, 225, 225),
-            )
+            red, green, blue = (round(255 + (c - 255) * strength) for c in paint)
+            corner = (left + j * side, top + i * side)
+            sheet.box(corner, (side - 1, side - 1), (red, green, blue), RULE)
             text = _share(share) if sums[i, 0] else _UNDEFINED
-            middle = ((box[0] + box[2]) // 2, (box[1] + box[3]) // 2)
-            pen.text(middle, text, PAPER if strength > 0.55 else INK, font(_SMALL), anchor="mm")
-    width = int(font(_TEXT).getlength(_CAPTION))
-    return max(left + side * len(names), x + width) + 3 * _GAP
+            middle = (corner[0] + side // 2, corner[1] + side // 2)
+            ink = PAPER if strength > 0.55 else INK if counts[i, j] else FAINT
+            sheet.text(middle, text, ink=ink, size=SMALL, anchor="middle")
+    return max(left + side * len(names), x + width_of(_CAPTION, weight=BOLD)) + 3 * GAP
 
 
 def _cell(classes: int) -> int:
@@ -204,62 +211,54 @@ def _cell(classes: int) -> int:
     return min(_WIDEST_CELL, max(_NARROWEST_CELL, _MATRIX // classes))
 
 
-def _draw_bars(pen: Any, at: tuple[int, int], measures: ClassMeasures) -> None:
+def _draw_bars(sheet: Sheet, at: tuple[int, int], measures: ClassMeasures) -> None:
     """For each class its colour, a bar of its IoU and a thinner one of its boundary F, in line with
     its row of the table.
     """
     x, y = at
     table = measures.table
-    pen.text((x, y), "Intersection over union", _RIGHT, font(_TEXT))
-    pen.text(
-        (x + font(_TEXT).getlength("Intersection over union") + 2 * _GAP, y),
-        "boundary F",
-        _SECOND,
-        font(_TEXT),
-    )
-    left, full, side = x + _LABEL, _WIDTH - x - _LABEL - 4 * _GAP, _cell(len(table.names))
+    end = sheet.text((x, y), _BARS[0], ink=ACCENT, weight=BOLD)
+    sheet.text((end + 2 * GAP, y), _BARS[1], ink=SECOND, weight=BOLD)
+    left, side = x + _LABEL, _cell(len(table.names))
+    full = _WIDTH - left - MARGIN - 40
+    bottom = y + _HEAD + side * len(table.names)
+    for tick in (0, 0.25, 0.5, 0.75, 1):
+        place = left + tick * full
+        sheet.line([(place, y + _HEAD - 4), (place, bottom)], RULE)
+        sheet.text((place, y + _HEAD - 12), f"{tick:g}", ink=FAINT, size=SMALL, anchor="middle")
     for i, name in enumerate(table.names):
-        middle = y + 50 + i * side + side // 2
-        pen.rectangle(
-            (x, middle - _SWATCH // 2, x + _SWATCH, middle + _SWATCH // 2), fill=table.colours[i]
-        )
-        label = fitting(name, font(_SMALL), _LABEL - _SWATCH - 2 * 8)
-        pen.text((x + _SWATCH + 8, middle), label, INK, font(_SMALL), anchor="lm")
+        middle = y + _HEAD + i * side + side // 2
+        sheet.box((x, middle - SWATCH // 2), (SWATCH, SWATCH), table.colours[i], FAINT)
+        label = fitting(name, _LABEL - SWATCH - 2 * 8, size=SMALL)
+        sheet.text((x + SWATCH + 8, middle), label, size=SMALL)
         for value, colour, top, height in (
-            (measures.iou[i], _RIGHT, middle - 14, 14),
-            (measures.boundary_f[i], _SECOND, middle + 3, 9),
+            (measures.iou[i], ACCENT, middle - 13, 13),
+            (measures.boundary_f[i], SECOND, middle + 3, 8),
         ):
-            pen.rectangle((left, top, left + full, top + height), fill=(240, 240, 240))
             if value > 0:
-                pen.rectangle(
-                    (left, top, left + round(full * float(value)), top + height), fill=colour
-                )
+                sheet.box((left, top), (max(1.0, full * float(value)), height), colour)
             text = _UNDEFINED if np.isnan(value) else _share(float(value))
-            pen.text((left + full + 6, top + height // 2), text, INK, font(_SMALL), anchor="lm")
+            sheet.text((left + full + 8, top + height // 2), text, size=SMALL)
 
 
-def _draw_strip(picture: Any, pen: Any, strip: Strip, y: int) -> None:
-    pen.text((_GAP, y + 4), fitting(strip.title, font(_TEXT), _WIDTH - 2 * _GAP), INK, font(_TEXT))
+def _draw_strip(sheet: Sheet, strip: Strip, y: int) -> None:
+    sheet.line([(MARGIN, y), (_WIDTH - MARGIN, y)], RULE)
+    title = fitting(strip.title, _WIDTH - 2 * MARGIN, weight=BOLD, middle=True)
+    sheet.text((MARGIN, y + 18), title, weight=BOLD)
     for i, (name, cell) in enumerate(zip(_COLUMNS, strip.cells, strict=True)):
-        x = _GAP + i * (_SIDE + _GAP)
+        x = MARGIN + i * (_SIDE + GAP)
         note = name if cell is not None else "image: cannot be read"
-        pen.text((x, y + 26), note, FAINT, font(_SMALL))
+        sheet.text((x, y + 18 + line_height(TEXT)), note, ink=FAINT, size=SMALL)
         if cell is not None:
-            paste(picture, cell, (x, y + 44))
+            sheet.paste(cell, (x, y + _ABOVE), framed=True)
 
 
 def _height(strip: Strip) -> int:
-    return 44 + _GAP + max(len(cell) for cell in strip.cells if cell is not None)
+    return _ABOVE + 2 * GAP + max(len(cell) for cell in strip.cells if cell is not None)
 
 
 def _resized(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    import cv2
-
-    scale = _SIDE / max(picture.shape[:2])
-    size = tuple(max(1, round(n * scale)) for n in reversed(picture.shape[:2]))
-    how = cv2.INTER_AREA if scale < 1 else cv2.INTER_NEAREST
-    shrunk: NDArray[np.uint8] = cv2.resize(picture, size, interpolation=how)
-    return shrunk
+    return resized(picture, fitted_shape(picture.shape[:2], _SIDE, least=_SIDE))
 
 
 def _share(value: float) -> str:

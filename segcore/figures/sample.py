@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from maskloom.segcore.figures.comparison import photo
-from maskloom.segcore.figures.drawing import OUTLINE, png
+from maskloom.segcore.figures.drawing import OUTLINE, Sheet, png
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -23,16 +23,13 @@ def draw_sample(
     """The PNG of the pixels (y, x, band) around the one at `place`, enlarged, with a frame around
     the pixel and a cross that points to it.
     """
-    from PIL import Image, ImageDraw
-
     small = photo(pixels, valid, rgb=rgb)
-    picture = Image.fromarray(small.repeat(_SCALE, 0).repeat(_SCALE, 1))
-    pen = ImageDraw.Draw(picture)
+    sheet = Sheet(small.repeat(_SCALE, 0).repeat(_SCALE, 1))
     row, column = (each * _SCALE for each in place)
-    pen.rectangle((column - 1, row - 1, column + _SCALE, row + _SCALE), outline=OUTLINE)
+    sheet.box((column - 1, row - 1), (_SCALE + 2, _SCALE + 2), outline=OUTLINE)
     y, x = row + _SCALE // 2, column + _SCALE // 2
-    for sign in (-1, 1):
-        near, far = sign * _GAP * _SCALE, sign * _ARM * _SCALE
-        pen.line((x + near, y, x + far, y), fill=OUTLINE)
-        pen.line((x, y + near, x, y + far), fill=OUTLINE)
-    return png(picture)
+    length = (_ARM - _GAP) * _SCALE
+    for start in (_GAP * _SCALE, -_ARM * _SCALE):
+        sheet.box((x + start, y), (length, 1), OUTLINE)
+        sheet.box((x, y + start), (1, length), OUTLINE)
+    return png(sheet.pixels, effort=6)

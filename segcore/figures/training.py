@@ -5,32 +5,39 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from maskloom.segcore.figures.drawing import (
+    BOLD,
     FAINT,
-    canvas,
-    draw_legend,
+    GAP,
+    INK,
+    MARGIN,
+    NO_DATA,
+    RULE,
+    SMALL,
+    Sheet,
+    fitted_shape,
     fitting,
-    font,
-    lines_of,
-    paste,
+    line_height,
     photo_of,
     png,
+    resized,
+    sampled,
 )
+from maskloom.segcore.figures.legends import Entry, Legend
 from maskloom.segcore.raster.colours import Colour
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-_INK, _GRID, _BEST = (40, 40, 40), (222, 222, 222), (170, 170, 170)
-_WIDTH, _HEIGHT = 840, 330
-_LEFT, _RIGHT, _TOP, _BOTTOM = 66, 230, 40, 44
-_FONT, _SMALL_FONT = 15, 13
-_VOID_COLOUR = (90, 90, 90)
-_GAP, _LEGEND_TEXT, _LEGEND_LINE = 8, 19, 20
+_WIDTH, _HEIGHT = 960, 340
+_LEFT, _RIGHT, _TOP, _BOTTOM = MARGIN + 44, 236, 48, 52
+"""Around the field of a chart."""
+_SIDE, _LEAST = 360, 256
+"""Longer side of an example at most, and the side up to which small ones are enlarged."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +47,7 @@ class Curve:
     name: str
     values: Sequence[float | None]
     """One per epoch; None if not defined."""
-    colour: Colour = _INK
+    colour: Colour = INK
     width: int = 2
 
 
@@ -60,10 +67,10 @@ def curves(losses: Sequence[Curve], scores: Sequence[Curve], best: int | None, t
     """A PNG with losses above, and scores from 0 to 1 below, over epochs; a vertical line marks the
     best epoch.
     """
-    image, _ = canvas(_WIDTH, 2 * _HEIGHT)
-    image.paste(_panel(losses, f"{title}: loss", best, None), (0, 0))
-    image.paste(_panel(scores, "validation images", best, (0.0, 1.0)), (0, _HEIGHT))
-    return png(image)
+    sheet = Sheet.blank(_WIDTH, 2 * _HEIGHT)
+    _draw_chart(sheet, 0, losses, f"{title}: loss", best, None)
+    _draw_chart(sheet, _HEIGHT, scores, "Scores on validation images", best, (0.0, 1.0))
+    return png(sheet.pixels, effort=6)
 
 
 def examples(
@@ -72,87 +79,83 @@ def examples(
     """A PNG with a row for each example: image, truth, prediction, in the colours of masks; the
     legend below.
     """
-    table = np.full((256, 3), _VOID_COLOUR, np.uint8)
+    table = np.full((256, 3), NO_DATA, np.uint8)
     table[: len(classes)] = colours
-    width = 3 * max(part.truth.shape[1] for part in parts) + 4 * _GAP
-    letters = font(_SMALL_FONT)
-    entries = [*zip(classes, colours, strict=True), ("not labelled", _VOID_COLOUR)]
-    widths = [_LEGEND_TEXT + int(letters.getlength(name)) + 2 * _GAP for name, _ in entries]
-    places, bottom = lines_of(widths, width, _GAP, _LEGEND_LINE)
-    top = 26
-    rows = sum(part.truth.shape[0] + _GAP for part in parts)
-    image, pen = canvas(max(width, 200), top + rows + bottom + _GAP)
-    column = (width - 4 * _GAP) // 3 + _GAP
+    shapes = [fitted_shape(part.truth.shape, _SIDE, least=_LEAST) for part in parts]
+    column = max(shape[1] for shape in shapes) + GAP
+    inner = max(3 * column - GAP, 420)
+    named = [Entry(name, (colour,)) for name, colour in zip(classes, colours, strict=True)]
+    legend = Legend.of([*named, Entry("not labelled", (NO_DATA,))], inner)
+    top = MARGIN + line_height(SMALL)
+    below = top + sum(shape[0] + GAP for shape in shapes)
+    sheet = Sheet.blank(inner + 2 * MARGIN, below + legend.height + MARGIN)
     for i, name in enumerate(("image", "truth", "prediction")):
-        pen.text((_GAP + i * column, 5), name, _INK, letters)
-    for part in parts:
-        for i, picture in enumerate((part.picture, table[part.truth], table[part.predicted])):
-            paste(image, picture, (_GAP + i * column, top))
-        top += part.truth.shape[0] + _GAP
-    draw_legend(
-        pen,
-        [(x, top + y) for x, y in places],
-        entries,
-        font=letters,
-        ink=_INK,
-        text_at=_LEGEND_TEXT,
-    )
-    return png(image)
+        sheet.text((MARGIN + i * column, MARGIN + 4), name, ink=FAINT, size=SMALL)
+    for part, shape in zip(parts, shapes, strict=True):
+        labels = (table[sampled(each, shape)] for each in (part.truth, part.predicted))
+        for i, picture in enumerate((resized(part.picture, shape), *labels)):
+            sheet.paste(picture, (MARGIN + i * column, top), framed=True)
+        top += shape[0] + GAP
+    legend.draw(sheet, (MARGIN, below))
+    return png(sheet.pixels, effort=6)
 
 
 def shown(pixels: NDArray[np.generic]) -> NDArray[np.uint8]:
-    """Pixels (y, x, band) as a picture (y, x, 3), stretched unless they are of 8 bits."""
-    return np.ascontiguousarray(photo_of(pixels, as_is=bool(pixels.dtype == np.uint8)))
+    """Pixels (y, x, band) as a picture (y, x, 3), stretched unless they are of 8 bits and can be
+    seen as they are.
+    """
+    return np.ascontiguousarray(photo_of(pixels))
 
 
-def _panel(
-    lines: Sequence[Curve], title: str, best: int | None, limits: tuple[float, float] | None
-) -> Any:
-    """Curves over epochs with their axes and names."""
-    image, draw = canvas(_WIDTH, _HEIGHT)
-    small = font(_SMALL_FONT)
+def _draw_chart(
+    sheet: Sheet,
+    top: int,
+    lines: Sequence[Curve],
+    title: str,
+    best: int | None,
+    limits: tuple[float, float] | None,
+) -> None:
+    """Curves over epochs with their axes and names, below the height `top`."""
     epochs = max(len(line.values) for line in lines)
     known = [value for line in lines for value in line.values if value is not None]
     ticks = _ticks(*(limits or (min(0.0, *known) if known else 0.0, max(known, default=1.0))))
     low, high = ticks[0], ticks[-1]
+    right, bottom = _WIDTH - _RIGHT, top + _HEIGHT - _BOTTOM
 
     def at(epoch: float, value: float) -> tuple[float, float]:
-        x = _LEFT + (epoch - 1) / max(epochs - 1, 1) * (_WIDTH - _LEFT - _RIGHT)
-        return x, _HEIGHT - _BOTTOM - (value - low) / (high - low) * (_HEIGHT - _TOP - _BOTTOM)
+        x = _LEFT + (epoch - 1) / max(epochs - 1, 1) * (right - _LEFT)
+        return x, bottom - (value - low) / (high - low) * (bottom - top - _TOP)
 
-    draw.text((_LEFT, 10), title, _INK, font(_FONT))
+    sheet.text((MARGIN, top + MARGIN), fitting(title, right, weight=BOLD), weight=BOLD)
     for tick in ticks:
-        draw.line([at(1, tick), (_WIDTH - _RIGHT, at(1, tick)[1])], _GRID)
-        draw.text((_LEFT - 8, at(1, tick)[1]), f"{tick:g}", _INK, small, anchor="rm")
+        y = at(1, tick)[1]
+        sheet.line([(_LEFT, y), (right, y)], RULE)
+        sheet.text((_LEFT - 8, y), f"{tick:g}", ink=FAINT, size=SMALL, anchor="right")
     for epoch in sorted(
         {1, *(round(value) for value in _ticks(1, max(epochs, 2)) if 1 <= value <= epochs)}
     ):
-        draw.text((at(epoch, low)[0], _HEIGHT - _BOTTOM + 6), str(epoch), _INK, small, anchor="ma")
-    draw.text(((_LEFT + _WIDTH - _RIGHT) / 2, _HEIGHT - 18), "epoch", _INK, small, anchor="ma")
+        place = (at(epoch, low)[0], bottom + 14)
+        sheet.text(place, str(epoch), ink=FAINT, size=SMALL, anchor="middle")
+    middle = ((_LEFT + right) / 2, bottom + 34)
+    sheet.text(middle, "epoch", ink=FAINT, size=SMALL, anchor="middle")
     if best is not None:
-        draw.line([at(best, low), at(best, high)], _BEST, 1)
-        draw.text((at(best, high)[0], _TOP - 14), f"best: {best}", FAINT, small, anchor="ma")
+        x = at(best, high)[0]
+        sheet.line([at(best, low), (x, top + _TOP)], FAINT)
+        sheet.text((x, top + _TOP - 10), f"best: {best}", ink=FAINT, size=SMALL, anchor="middle")
     for i, line in enumerate(lines):
         points = [
             at(epoch, min(value, high))
             for epoch, value in enumerate(line.values, 1)
             if value is not None
         ]
-        draw.line(points, line.colour, line.width, joint="curve") if len(points) > 1 else None
-        for x, y in points if len(points) < 3 else ():
-            draw.ellipse((x - 3, y - 3, x + 3, y + 3), fill=line.colour)
-        y = _TOP + 18 * i
-        draw.line(
-            [(_WIDTH - _RIGHT + 12, y + 8), (_WIDTH - _RIGHT + 32, y + 8)], line.colour, line.width
-        )
-        draw.text(
-            (_WIDTH - _RIGHT + 38, y + 8),
-            fitting(line.name, small, _RIGHT - 46),
-            _INK,
-            small,
-            anchor="lm",
-        )
-    return image
+        if len(points) > 1:
+            sheet.line(points, line.colour, line.width)
+        for point in points if len(points) < 3 else ():
+            sheet.dot(point, 3, line.colour)
+        y = top + _TOP + 8 + line_height(SMALL) * i
+        sheet.line([(right + 16, y), (right + 38, y)], line.colour, line.width)
+        name = fitting(line.name, _RIGHT - 46 - MARGIN, size=SMALL)
+        sheet.text((right + 46, y), name, size=SMALL)
 
 
 def _ticks(low: float, high: float) -> list[float]:

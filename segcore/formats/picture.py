@@ -30,6 +30,7 @@ from maskloom.segcore.formats.frames import notes_on_frames
 from maskloom.segcore.formats.jpeg import require_whole_jpeg
 from maskloom.segcore.formats.orientation import picture_orientation, turn, turn_shape
 from maskloom.segcore.formats.source import MAX_PICTURE_PIXELS, StoredFile, silence
+from maskloom.segcore.raster.dates import from_tag
 from maskloom.segcore.raster.readers import NothingToClose
 from maskloom.segcore.raster.spec import FORMATS, FileKind, RasterSpec
 
@@ -120,6 +121,7 @@ class PictureFormat:
             file_bands=len(bands),
             interpretation="rgb" if len(bands) == 3 else "bands",
             notes=notes,
+            acquired=_acquired(image.info.get("exif")),
         )
 
     def open(self, spec: RasterSpec) -> PictureReader:
@@ -264,6 +266,25 @@ def _header(image: ImageFile, head: bytes) -> _Header:
         transparent=image.info.get("transparency"),
         by_opencv=sixteen_bit_colour,
     )
+
+
+def _acquired(exif: bytes | None) -> str | None:
+    """When a picture was taken, by its EXIF data."""
+    if not isinstance(exif, bytes) or not exif:
+        return None
+    from PIL import ExifTags, Image
+
+    found = Image.Exif()
+    try:
+        found.load(exif)
+        camera = found.get_ifd(ExifTags.IFD.Exif)
+    except _broken():
+        # The picture can be read all the same.
+        return None
+    taken, offset = (
+        camera.get(ExifTags.Base[each]) for each in ("DateTimeOriginal", "OffsetTimeOriginal")
+    )
+    return from_tag(taken, offset) or from_tag(found.get(ExifTags.Base.DateTime))
 
 
 def _decode(

@@ -29,6 +29,8 @@ from maskloom.segcore.masks.protocol import (
     compressed_block,
 )
 from maskloom.segcore.processes.quiet_pydicom import pydicom
+from maskloom.segcore.raster.classes import ClassTable
+from maskloom.segcore.raster.colours import colours_of_objects
 from maskloom.segcore.raster.places import Place
 from maskloom.segcore.storage.filesystems import filesystem
 
@@ -38,7 +40,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from maskloom.segcore.geometry import Shape, Tile
-    from maskloom.segcore.raster.classes import ClassTable
     from maskloom.segcore.raster.spec import RasterSpec
     from maskloom.segcore.storage.store import Store
 
@@ -105,18 +106,27 @@ class SegMasks:
         """
         labels = _assembled(blocks, spec, Grid(spec.shape, tile_shape))
         if labels.dtype == np.uint32:
-            segments, names = labels, [f"object {i}" for i in range(1, int(labels.max()) + 1)]
+            ids = np.arange(1, int(labels.max()) + 1)
+            segments, names = labels, [f"object {i}" for i in ids]
+            colours = colours_of_objects(ids).tolist()
         else:
-            segments, names = _as_segments(labels, classes)
+            segments, named = _as_segments(labels, classes)
+            names, colours = list(named.names), list(named.colours)
         if len(names) > self.most_segments:
             raise FormatError(
                 f"{spec.location} has {len(names)} objects or classes; a DICOM segmentation of "
                 f"this kind has at most {self.most_segments}. Leave `masks` out of the recipe."
             )
-        content = self._object(segments, names, spec)
+        content = self._object(segments, names, colours, spec)
         return PublishedMask({"": store.publish(name, content)})
 
-    def _object(self, segments: NDArray[Any], names: Sequence[str], spec: RasterSpec) -> bytes:
+    def _object(
+        self,
+        segments: NDArray[Any],
+        names: Sequence[str],
+        colours: Sequence[Sequence[int]],
+        spec: RasterSpec,
+    ) -> bytes:
         library = pydicom()
         try:
             import highdicom
@@ -145,9 +155,15 @@ class SegMasks:
         )
         descriptions = [
             highdicom.seg.SegmentDescription(
-                number, name[:64], code, code, "AUTOMATIC", algorithm_identification=by
+                number,
+                name[:64],
+                code,
+                code,
+                "AUTOMATIC",
+                algorithm_identification=by,
+                display_color=highdicom.color.CIELabColor(*lab),
             )
-            for number, name in enumerate(names, 1)
+            for number, (name, lab) in enumerate(zip(names, _lab(colours), strict=True), 1)
         ]
         try:
             made = highdicom.seg.Segmentation(
@@ -219,12 +235,21 @@ def _assembled(blocks: Iterable[EncodedBlock], spec: RasterSpec, grid: Grid) -> 
     return labels
 
 
-def _as_segments(labels: NDArray[Any], classes: ClassTable) -> tuple[NDArray[Any], list[str]]:
-    """Numbers of segments, and the name of each from 1 on."""
+def _as_segments(labels: NDArray[Any], classes: ClassTable) -> tuple[NDArray[Any], ClassTable]:
+    """Numbers of segments, and the classes of these from 1 on."""
     first = 0 if classes.names[0] == _BACKGROUND else 1
     segments = labels.astype(np.uint16) + first
     segments[labels == classes.nodata] = 0
-    return segments, list(classes.names[1 - first :])
+    return segments, ClassTable(classes.names[1 - first :], classes.colours[1 - first :])
+
+
+def _lab(colours: Sequence[Sequence[int]]) -> list[list[float]]:
+    from skimage.color import rgb2lab
+
+    lab = rgb2lab(np.reshape(colours, (1, -1, 3)) / 255)[0]
+    # White may come out above 100.
+    found: list[list[float]] = np.minimum(lab, (100, 127, 127)).tolist()
+    return found
 
 
 def _sources(spec: RasterSpec) -> tuple[list[Any], list[int]]:

@@ -21,9 +21,7 @@ from maskloom.segcore.errors import ModelMismatch
 from maskloom.segcore.features.reader import shown
 from maskloom.segcore.figures.preview import (
     PreviewPart,
-    is_shown,
-    observe_preview,
-    preview_stride,
+    observe_previews,
     relabel_preview,
 )
 from maskloom.segcore.masks import MaskWriter, mask_writer
@@ -67,7 +65,7 @@ if TYPE_CHECKING:
 class TileSummary:
     """Summary of a tile's pixels for the second pass, which does not read them again."""
 
-    preview: PreviewPart | None
+    previews: list[PreviewPart]
     """For masks of objects; their labels are final after the second pass."""
     bands: BandSums | None
     """Band values of the fragments, for the table of objects. None: no table."""
@@ -145,10 +143,10 @@ class ImageRun:
         if isinstance(self.model, ObjectSegmenter):
             fragments = self.model.fragment(block)
             results = TileResults()
-            preview = self._preview(seen, fragments.values)
+            previews = observe_previews(seen, fragments.values)
         else:
             classes = _classes(self.model, block, self.class_table)
-            results, preview = self._classified(seen, classes), []
+            results, previews = self._classified(seen, classes), []
             components = self._components
             if components is None:
                 return results, None
@@ -162,7 +160,7 @@ class ImageRun:
                 len(fragments.class_of) - 1,
             )
         )
-        summary = TileSummary(next(iter(preview), None), bands, fragments.score_of)
+        summary = TileSummary(previews, bands, fragments.score_of)
         return results, pack_labels(fragments, tile.trim(valid), tile, self.spec.shape, summary)
 
     def join(self, tiles: Sequence[TileToJoin]) -> Iterator[Relabelling]:
@@ -203,14 +201,12 @@ class ImageRun:
         if self.has_object_mask:
             class_table = self.class_table
             classes = found.classes(class_table.nodata, class_table.dtype)
-            stride = preview_stride(self.spec.shape)
-            previews = [] if summary.preview is None else [summary.preview]
             results = TileResults(
                 self.mask_writer(count).encode(found.ids, tile, self.spec, self.grid.tile),
                 self._count(classes, tile),
                 [
-                    relabel_preview(each, found.ids, tile, self.spec.shape, stride)
-                    for each in previews
+                    relabel_preview(each, found.ids, tile, self.spec.shape)
+                    for each in summary.previews
                 ],
             )
         if self.settings.objects is not None:
@@ -248,14 +244,8 @@ class ImageRun:
         return TileResults(
             self.mask_writer(0).encode(classes, tile, self.spec, self.grid.tile),
             self._count(classes, tile),
-            self._preview(block, classes),
+            observe_previews(block, classes),
         )
-
-    def _preview(self, block: Block, labels: NDArray[np.integer]) -> list[PreviewPart]:
-        """The tile's part of the preview; empty if it has none."""
-        if not is_shown(block.tile, self.spec.shape):
-            return []
-        return [observe_preview(block, labels, preview_stride(self.spec.shape))]
 
     @property
     def _components(self) -> Components | None:

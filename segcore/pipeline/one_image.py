@@ -122,7 +122,7 @@ class SegmentedImage:
     tables: Mapping[str, pa.Table]
     """Rows of the tables that were asked for, without the keys of runs and images."""
     previews: tuple[PreviewPart, ...]
-    """The parts of its preview."""
+    """The parts of its preview; of a volume, of the plane across z."""
     warning: str | None
     """What to look at in the result. None: no warning."""
 
@@ -184,7 +184,7 @@ def segment_in_memory(settings: RunSettings, image: Openable) -> SegmentedImage:
         canvas.labels,
         run.class_table,
         tables,
-        tuple(whole.previews),
+        tuple(part for part in whole.previews if part.across == 0),
         warning_of(run, shares),
     )
 

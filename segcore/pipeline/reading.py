@@ -31,13 +31,14 @@ from maskloom.segcore.ground.space import PixelSize
 from maskloom.segcore.pipeline.jobs import DescribeJob, HeadersJob
 from maskloom.segcore.pipeline.records import Failure, PlannedImage
 from maskloom.segcore.processes import limits
+from maskloom.segcore.raster.dates import DateInName
 from maskloom.segcore.raster.readers import NothingToClose
 from maskloom.segcore.raster.source import ABSENT, Source, learn_addresses, version_now
 from maskloom.segcore.raster.spec import FORMATS, Block, RasterSpec, Reader, SeriesFormat
 from maskloom.segcore.raster.stored import ReadOptions
 from maskloom.segcore.storage.addresses import remember_address
 from maskloom.segcore.storage.failpoints import failpoint
-from maskloom.segcore.storage.filesystems import filesystem, is_local
+from maskloom.segcore.storage.filesystems import filesystem, info_of, is_local
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -73,7 +74,10 @@ def _planned(
     try:
         if isinstance(header, FormatError):
             raise header
-        return PlannedImage(source, placed(header, options))
+        if source.acquired is not None:
+            header = replace(header, acquired=source.acquired)
+            options = replace(options, acquired=None)
+        return PlannedImage(source, placed(header, options, source.uri))
     except FormatError as error:
         return PlannedImage(source, None, Failure.of(error))
 
@@ -91,18 +95,31 @@ def read_headers(job: HeadersJob) -> tuple[str, ...]:
     return tuple(image_format.headers(job.members, job.options))
 
 
-def placed(spec: RasterSpec, options: ReadOptions) -> RasterSpec:
-    """The metadata with the position, the pixel size, the nodata value and the features that the
-    user wants. Raises `FormatError`.
+def placed(spec: RasterSpec, options: ReadOptions, uri: str = "") -> RasterSpec:
+    """The metadata with the position, the pixel size, the nodata value, the features and the date
+    that the user wants; `uri` is that of the image, if it is not the location. Raises
+    `FormatError`.
     """
     if options.ground_control == "affine":
         spec = _fitted_to_ground(spec)
     if options.nodata is not None:
         spec = with_user_nodata(spec, options.nodata)
+    if options.acquired is not None:
+        spec = _dated(spec, options.acquired, uri or spec.location)
     spec = _with_plausible_size(spec)
     if isinstance(options.pixel_size, PixelSize):
         spec = _sized(spec, options.pixel_size)
     return with_features(spec, options)
+
+
+def _dated(spec: RasterSpec, dates: DateInName, uri: str) -> RasterSpec:
+    """The metadata with the date in the name of the image, or else with its own."""
+    found = dates.find(uri)
+    if found is not None:
+        return replace(spec, acquired=found)
+    instead = "the date in the file is used" if spec.acquired else "`acquired` is empty"
+    note = f"its name holds no date like {dates.name!r}, so {instead}"
+    return replace(spec, notes=(*spec.notes, note))
 
 
 def _with_plausible_size(spec: RasterSpec) -> RasterSpec:
@@ -142,7 +159,7 @@ def _require_regular_files(source: Source) -> None:
         () if source.is_folder else [each.uri for each in source.members] or [source.location]
     ):
         fs, path = filesystem(uri)
-        if is_local(uri) and not fs.isfile(path) and fs.exists(path):
+        if is_local(uri) and info_of(fs, path)["type"] != "file":
             raise FormatError(f"{uri} is not a regular file. Leave it out of `inputs`.")
 
 

@@ -13,6 +13,7 @@ from maskloom.segcore.errors import RunError
 from maskloom.segcore.features.reader import shown
 from maskloom.segcore.figures import thumbnails
 from maskloom.segcore.figures.preview import PreviewPart, preview_stride, render_preview
+from maskloom.segcore.figures.sheets import Caption
 from maskloom.segcore.masks import EncodedBlock, name_of
 from maskloom.segcore.models.protocols import FIRST_CLASSES, caution_of
 from maskloom.segcore.objects.numbering import tiles_of_layer
@@ -52,22 +53,18 @@ def stage_mask(
     image: PlannedImage,
     blocks: Iterator[EncodedBlock],
     previews: list[PreviewPart],
+    states: States,
     count: int,
 ) -> ImageResult:
-    """Stage the mask and the preview of an image; `count` is the number of its objects."""
+    """Stage the mask and the preview of an image. `states`: those of its statistics; `count`: the
+    number of its objects.
+    """
     settings, model, spec, classes = run.settings, run.model, run.spec, run.class_table
     store, writer = Store(settings.output), run.mask_writer(count)
     name = f"masks/{image.source.image_id}{writer.suffix}"
     mask = writer.publish(store, result_name(settings), blocks, spec, classes, run.grid.tile)
     staged = {name_of(name, ending): artefact.name for ending, artefact in mask.files.items()}
-    picture = render_preview(
-        previews,
-        spec.shape,
-        shown(spec).interpretation,
-        classes,
-        preview_stride(spec.shape),
-        spec.space.frame,
-    )
+    picture = render_preview(previews, shown(spec), classes, _caption(run, image, states, count))
     preview = store.publish(result_name(settings), picture)
     staged[f"previews/{image.source.image_id}.png"] = preview.name
     return ImageResult(
@@ -83,12 +80,26 @@ def stage_mask(
     )
 
 
+def _caption(run: ImageRun, image: PlannedImage, states: States, count: int) -> Caption:
+    """What the preview says in words."""
+    area = run.settings.statistics["area"]  # it always runs
+    return Caption(
+        image.source.image_id,
+        run.settings.kind,
+        area.finish(states["area"], run.spec, run.class_table),
+        count if run.merger is not None else None,
+        # The day.
+        (run.spec.acquired or "")[:10],
+    )
+
+
 def _small_pictures(run: ImageRun, previews: list[PreviewPart]) -> thumbnails.Pictures | None:
     """The pictures for the report. None: not asked for."""
     sizes, spec = run.settings.pictures, run.spec
     if sizes is None:
         return None
     stride = preview_stride(spec.shape)
+    previews = [part for part in previews if part.across == 0]
     return thumbnails.draw(previews, spec.shape, run.class_table, stride, sizes, spec.space.frame)
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from maskloom.segcore.figures.preview import PreviewPart
+from maskloom.segcore.figures.preview import PreviewPart, in_rows
 from maskloom.segcore.masks.protocol import EncodedBlock
 from maskloom.segcore.objects.two_pass import PackedLabels
 from maskloom.segcore.statistics.protocol import Statistic
@@ -55,7 +55,7 @@ class TileResults:
     def stage(self, seconds: float, out: Sink) -> None:
         """Write a file that `StagedResults` reads. `seconds`: time spent on the tiles."""
         places = np.array([(block.level, *block.index) for block in self.blocks], np.int64)
-        front = Staged(self.states, places, self.previews, seconds)
+        front = Staged(self.states, places, in_rows(self.previews), seconds)
         PackedFile.write(
             {
                 "front": [pack(front)],

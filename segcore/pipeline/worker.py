@@ -215,7 +215,7 @@ def finish_image(job: FinishJob) -> ImageResult:
         lambda a, b: merge_states(a, b, settings.statistics), (part.front.states for part in staged)
     )
     seconds = sum(part.front.seconds for part in staged)
-    result = stage_mask(run, job.image, blocks, previews, job.objects)
+    result = stage_mask(run, job.image, blocks, previews, states, job.objects)
     tables = stage_objects(
         run,
         (each for part in staged for each in part.rows()),
@@ -233,7 +233,7 @@ def _segment_image(settings: RunSettings, image: PlannedImage) -> ImageResult:
         with open_planned(image, run.opened) as reader:
             tiles = [run.segment_tile(reader, tile) for tile in run.grid]
         whole, count = run.finish_tiles(tiles)
-        result = stage_mask(run, image, iter(whole.blocks), whole.previews, count)
+        result = stage_mask(run, image, iter(whole.blocks), whole.previews, whole.states, count)
     except (ImageError, FitError) as error:
         classes = (
             settings.model.expected_classes

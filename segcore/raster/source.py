@@ -63,6 +63,8 @@ class Source:
     is_folder: bool = False
     part: str = ""
     """Name of the image among several in the file or folder. Empty: all of it."""
+    acquired: str | None = field(default=None, compare=False)
+    """When it was acquired, in UTC, by the list that names it. None: it says nothing."""
 
     @property
     def location(self) -> str:

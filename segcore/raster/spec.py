@@ -110,6 +110,8 @@ class RasterSpec:
     """What is delivered in place of the bands of the file. Everything about bands and types above
     is then about the features.
     """
+    acquired: str | None = None
+    """When it was acquired, in UTC (`segcore.raster.dates`). None: unknown."""
 
     def __post_init__(self) -> None:
         if len(self.shape) != len(self.space.axes):
@@ -258,6 +260,10 @@ class FileKind:
     sniffed: bool = False
     """Whether files without a suffix, or with a number in its place, may be of this kind. In
     folders, those of which `SeriesFormat.headers` knows nothing are passed over.
+    """
+    named: bool = False
+    """Whether only files that an input names are of this kind: folders of images hold other files
+    with the same suffix.
     """
 
 

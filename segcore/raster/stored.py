@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from maskloom.segcore.ground.space import PixelSize
+from maskloom.segcore.raster.dates import DateInName
 
 GroundControl = Literal["keep", "affine"]
 """Ground control points are kept as they are, or replaced by the affine transform that fits them
@@ -52,7 +53,13 @@ class ReadOptions:
     """A value of pixels that means "no data", besides what the file says. None: no such value."""
     identifiers: bool = False
     """Whether images of patients are named by the identifiers in their files instead of by keyed
-    hashes.
+    hashes, and keep their dates.
+    """
+    acquired: DateInName | None = None
+    """The date in names of files, in place of the one that files state."""
+    assets: tuple[str, ...] = ()
+    """Names of the assets of STAC items that are read, in the order of their bands. Empty: those
+    that hold the data.
     """
     features: tuple[str, ...] = ()
     """Formulas and names of what segmenters see in place of the bands. Empty: the bands."""

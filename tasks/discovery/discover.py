@@ -66,15 +66,16 @@ def discover(
     search = Search(
         tuple(
             f"{output}/{folder}/"
-            for folder in ("masks", "previews", "tables", "runs", "evaluation", STAGING)
+            for folder in ("masks", "previews", "tables", "runs", "evaluation", "stac", STAGING)
         )
     )
     without_image = []
     for entry in inputs:
-        before = len(search.found) + len(search.unclaimed)
+        before = search.count
         search.add(entry)
-        if len(search.found) + len(search.unclaimed) == before:
+        if search.count == before:
             without_image.append(entry)
+    search.read_stac(options)
     search.join_series(read_headers, options)
     if not search.found:
         raise RecipeError(
@@ -148,6 +149,7 @@ def _sources(search: Search, known: Mapping[str, str]) -> list[Source]:
             found.address,
             found.members,
             found.is_folder,
+            acquired=search.dates.get(uri),
         )
         learn_addresses(source)
         sources.append(source)

@@ -14,8 +14,10 @@ from collections.abc import Mapping, Sequence
 
 from maskloom.segcore import formats
 from maskloom.segcore.formats.dicom.grouping import is_series
+from maskloom.segcore.formats.stac.documents import is_feature
 
 _FOLDER_SUFFIX = re.compile(r"\.(\w+)/")
+_IN_DOCUMENT = re.compile(r"\.(?:geo)?json/(?=[^/]+$)")
 _UNSAFE = re.compile(r"[^\w.\-]")
 _SAFE = re.compile(r"[A-Za-z0-9_\-][\w.\-]*(?:/[A-Za-z0-9_\-][\w.\-]*)*", re.ASCII)
 """Paths that are safe as they are."""
@@ -48,9 +50,9 @@ def image_ids(
             continue
         path = _below(uri.partition("://")[2] or uri, root)
         stem, suffix = posixpath.splitext(path)
-        if is_series(uri):
-            # Dots in the UID of a series begin no suffix.
-            stem, suffix = path, ""
+        if is_series(uri) or is_feature(uri):
+            # Dots in the UID of a series, or in the id of an item, begin no suffix.
+            stem, suffix = _IN_DOCUMENT.sub("/", path), ""
         else:
             # Only the formats know suffixes with two dots. Most names end alike.
             tail = formats.tail_of(uri)

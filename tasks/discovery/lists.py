@@ -1,6 +1,7 @@
 """List files, which name inputs, as people and spreadsheets write them.
 
-A `.txt` file has one input per line; `.csv` and `.parquet` files have a column `uri`. Text is
+A `.txt` file has one input per line; `.csv` and `.parquet` files have a column `uri`, and perhaps
+a column `acquired` with the dates of the images. Text is
 UTF-8, UTF-16 or UTF-32; other text is read as Windows-1252, which older spreadsheets write and
 which includes Latin-1. Values are separated by commas, semicolons, tabs or bars. Relative names are
 below the list's folder.
@@ -14,10 +15,12 @@ import io
 import logging
 import posixpath
 from collections.abc import Iterator, Sequence
+from datetime import datetime
 from typing import NoReturn
 
 from maskloom.segcore.errors import RecipeError
-from maskloom.segcore.storage.addresses import without_query
+from maskloom.segcore.raster.dates import from_iso, utc_text
+from maskloom.segcore.storage.addresses import redacted, without_query
 
 log = logging.getLogger(__name__)
 
@@ -26,6 +29,8 @@ LARGEST = 2**30
 """Most bytes of a list."""
 MOST_ROWS = 10_000_000
 COLUMN = "uri"
+DATES = "acquired"
+"""The column with dates, which a list may have."""
 _SEPARATORS = {",": "a comma", ";": "a semicolon", "\t": "a tab", "|": "a bar"}
 _BYTE_ORDER_MARKS = {
     codecs.BOM_UTF32_LE: "UTF-32",
@@ -42,19 +47,37 @@ def is_list(address: str) -> bool:
 
 
 def read_list(entry: str, content: bytes) -> list[str]:
-    """The inputs that a list names. Raises `RecipeError` if it names none or cannot be read.
+    """The inputs that a list names; see `read_dated`."""
+    return read_dated(entry, content)[0]
+
+
+def read_dated(entry: str, content: bytes) -> tuple[list[str], dict[str, str]]:
+    """The inputs that a list names, and when those were acquired for which it says so, as text in
+    UTC. Raises `RecipeError` if it names none, has another text as a date, or cannot be read.
 
     Bytes that are not UTF-8 are returned as surrogates, since names of files may have any bytes;
     see `spelled`.
     """
+    dates: dict[str, str] = {}
     uris = (
-        _from_parquet(entry, content)
+        _from_parquet(entry, content, dates)
         if without_query(entry).lower().endswith(".parquet")
-        else _from_text(entry, content)
+        else _from_text(entry, content, dates)
     )
     if not uris:
         raise RecipeError(f"inputs: the list {entry!r} names no image.")
-    return uris
+    return uris, dates
+
+
+def _date(entry: str, uri: str, said: object) -> str:
+    """A date in a list as text in UTC. Raises `RecipeError`."""
+    found = utc_text(said) if isinstance(said, datetime) else from_iso(str(said))
+    if found is None:
+        raise RecipeError(
+            f"inputs: the list {entry!r} has {str(said)!r} as `{DATES}` of {redacted(uri)!r}; "
+            "expected a date like 2026-05-13 or 2026-05-13T10:20:31Z."
+        )
+    return found
 
 
 def spelled(name: str) -> str:
@@ -88,12 +111,12 @@ def absolute(uri: str, entry: str) -> str:
     return f"{protocol}{mark}{joined}"
 
 
-def _from_text(entry: str, content: bytes) -> list[str]:
+def _from_text(entry: str, content: bytes, dates: dict[str, str]) -> list[str]:
     text = _decoded(entry, content)
     if not without_query(entry).lower().endswith(".csv"):
         lines = (line.strip() for line in text.splitlines())
         return [line for line in lines if line and not line.startswith("#") and line != COLUMN]
-    return list(_from_csv(entry, text))
+    return list(_from_csv(entry, text, dates))
 
 
 def _decoded(entry: str, content: bytes) -> str:
@@ -124,7 +147,7 @@ def _decoded(entry: str, content: bytes) -> str:
         return content.decode("utf-8", "surrogateescape")
 
 
-def _from_csv(entry: str, text: str) -> Iterator[str]:
+def _from_csv(entry: str, text: str, dates: dict[str, str]) -> Iterator[str]:
     # Excel may write the separator in a line before the header.
     declared, _, rest = text.partition("\n")
     if declared.strip().lower().startswith("sep=") and len(declared.strip()) <= len("sep=x"):
@@ -139,9 +162,12 @@ def _from_csv(entry: str, text: str) -> Iterator[str]:
         _refuse_columns(entry, *max(columns.items(), key=lambda item: len(item[1])))
     _require_one(entry, columns[separator])
     place, empty = columns[separator].index(COLUMN), 0
+    dated = columns[separator].index(DATES) if DATES in columns[separator] else None
     for row in _rows(entry, text, separator):
-        if len(row) > place and row[place].strip():
-            yield row[place].strip()
+        if len(row) > place and (uri := row[place].strip()):
+            if dated is not None and len(row) > dated and row[dated].strip():
+                dates[uri] = _date(entry, uri, row[dated].strip())
+            yield uri
         else:
             empty += any(field.strip() for field in row)
     _warn_of_empty(entry, empty)
@@ -195,7 +221,7 @@ def _fields(header: Sequence[str]) -> list[str]:
     return [name.strip().casefold() for name in header]
 
 
-def _from_parquet(entry: str, content: bytes) -> list[str]:
+def _from_parquet(entry: str, content: bytes, dates: dict[str, str]) -> list[str]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -215,6 +241,10 @@ def _from_parquet(entry: str, content: bytes) -> list[str]:
                 )
             column = file.read(columns=[COLUMN], use_threads=False)[COLUMN]
             values, counts = column.value_counts().flatten()
+            if DATES in names:
+                said = file.read(columns=[DATES], use_threads=False)[DATES].to_pylist()
+                rows = zip(column.to_pylist(), said, strict=True)
+                dates.update((uri, _date(entry, uri, when)) for uri, when in rows if uri and when)
     except (pa.ArrowException, OSError) as error:
         reason = str(error).rstrip(".")
         raise RecipeError(

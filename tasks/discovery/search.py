@@ -7,7 +7,6 @@ as one image is one source, and so are files that a format groups into a series.
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import posixpath
 import re
@@ -39,7 +38,8 @@ from maskloom.segcore.storage.addresses import (
     without_signature,
 )
 from maskloom.segcore.storage.filesystems import filesystem, is_local, store_errors, version_of
-from maskloom.tasks.discovery import lists
+from maskloom.tasks.discovery import lists, stac
+from maskloom.tasks.discovery.files import info_of
 from maskloom.tasks.discovery.series import ReadHeaders
 
 _GLOB = re.compile(r"[*?\[]")
@@ -47,7 +47,7 @@ _WEB_GLOB = re.compile(r"[*\[]")
 _SUFFIX = re.compile(r"\.\w{1,10}(?:\.(?:gz|bz2|xz|zst))?$")
 _STORED_FOLDER = re.compile(r"[^/]\.(zarr|n5)(?:/|$)", re.IGNORECASE)
 """Folders that are one image each."""
-_SIDECARS = (".aux.xml", ".ovr", ".msk", ".tfw", ".jgw", ".pgw", ".bpw", ".wld", ".prj")
+_SIDECARS = (".aux.xml", ".qml", ".ovr", ".msk", ".tfw", ".jgw", ".pgw", ".bpw", ".wld", ".prj")
 """Files that belong to an image beside them."""
 WITHOUT_SUFFIX = "without a suffix"
 _SNIFFED_NAME = re.compile(r"(?:^|/)(?:[^./]+|[^/]*\.\d+)$")
@@ -56,8 +56,14 @@ _DEEPEST_LIST = 10
 
 
 def image_suffixes() -> tuple[str, ...]:
-    """All file suffixes that some format claims."""
-    return tuple(suffix for name in FORMATS for suffix in formats.suffixes(name))
+    """All file suffixes that some format claims wherever it finds them."""
+    return tuple(
+        suffix
+        for image_format in FORMATS.values()
+        for kind in image_format.kinds
+        for suffix in kind.suffixes
+        if not kind.named
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +97,10 @@ class Search:
         """Files in folders that may be images by their content, by URI: the folder that an input
         names, the name, and the file.
         """
+        self.dates: dict[str, str] = {}
+        """When files were acquired by the lists that name them, by URI."""
+        self.documents: list[stac.Document] = []
+        """Documents of STAC, which `read_stac` reads."""
         self.duplicates = 0
         """Files with the URI of another file that has another address."""
         self._own_outputs, self._visited = own_outputs, set[str]()
@@ -99,8 +109,15 @@ class Search:
         self._stored_folders: set[str] = set()
         self._last_folder: tuple[Any, str] | None = None
 
-    def add(self, entry: str, chain: tuple[str, ...] = ()) -> None:
-        """Add the images of an input; `chain` are the lists that led to it."""
+    @property
+    def count(self) -> int:
+        """Number of files and documents that may be images."""
+        return len(self.found) + len(self.unclaimed) + len(self.documents)
+
+    def add(self, entry: str, chain: tuple[str, ...] = (), acquired: str | None = None) -> None:
+        """Add the images of an input; `chain` are the lists that led to it, and `acquired` is the
+        date that the last of them states for it.
+        """
         _refuse_secrets(entry, chain)
         fs, path = _place(entry)
         if path in chain:
@@ -120,7 +137,30 @@ class Search:
         if named is not None and lists.is_list(path):
             self._read_list(fs, path, entry, named, chain)
         elif named is not None:
-            self._named.add(self._take(fs, posixpath.dirname(without_query(path)), path, named))
+            uri = self._take(fs, posixpath.dirname(without_query(path)), path, named)
+            self._named.add(uri)
+            if acquired is not None:
+                self.dates[uri] = acquired
+
+    def read_stac(self, options: ReadOptions) -> None:
+        """Add the items of the documents. Raises `RecipeError`, `StoreError`."""
+        for found in stac.items_of(self.documents, options.assets):
+            if isinstance(found, stac.NoItem):
+                self._pass_over(found.uri)
+                continue
+            if found.uri.startswith(self._own_outputs):
+                continue
+            versions = [each.version for each in found.members]
+            self.found.setdefault(
+                found.uri,
+                FoundImage(
+                    found.members[0].address,
+                    ABSENT if versions == [ABSENT] else combined_version(found.members),
+                    sum(each.size for each in found.members),
+                    found.members,
+                ),
+            )
+        self.documents.clear()
 
     def _list(self, fs: Any, path: str) -> Mapping[str, Any] | None:
         """Add the images of a glob or a folder. For any other path, return the store's information
@@ -131,7 +171,7 @@ class Search:
         if pattern and not fs.exists(path):
             self._match(fs, path, pattern.start())
             return None
-        info = _info(fs, path)
+        info = info_of(fs, path)
         if info.get("type") == "directory" or (is_web(path) and path.endswith("/")):
             self._search_folder(fs, path.rstrip("/"))
             return None
@@ -154,6 +194,20 @@ class Search:
                 self._take(fs, root, name, info)
 
     def _search_folder(self, fs: Any, folder: str) -> None:
+        for name in stac.CATALOGS:
+            info = info_of(fs, path := f"{folder}/{name}")
+            if info.get("type") == "file" and info.get("size") and stac.is_catalog(_uri(fs, path)):
+                self._take(fs, folder, path, info)
+                return
+        before, first = len(self.found) + len(self.unclaimed), len(self.documents)
+        self._search_files(fs, folder)
+        if len(self.found) + len(self.unclaimed) > before:
+            # JSON files beside images are about them.
+            for document in self.documents[first:]:
+                self._pass_over(document.member.uri)
+            del self.documents[first:]
+
+    def _search_files(self, fs: Any, folder: str) -> None:
         suffixes = image_suffixes()
         if isinstance(fs, LocalFileSystem):
             for name, info in self._walk(fs, folder):
@@ -194,6 +248,8 @@ class Search:
             return
         if below.lower().endswith(suffixes):
             self._take(fs, folder, name, info)
+        elif stac.is_document(name) and not _uri(fs, name).startswith(self._own_outputs):
+            self._take(fs, folder, name, info, named=False)
         elif not _uri(fs, name).startswith(self._own_outputs):
             if _is_sniffed(name):
                 uri, file = _found(fs, name, info)
@@ -248,18 +304,25 @@ class Search:
             )
         with store_errors(f"read the list {entry!r}"):
             content = fs.cat_file(path)
-        names, within = lists.read_list(redacted(entry), content), (*chain, path)
+        names, dates = lists.read_dated(redacted(entry), content)
+        within = (*chain, path)
         del content
         for name in names:
-            self.add(_existing(lists.absolute(name, entry)), within)
+            self.add(_existing(lists.absolute(name, entry)), within, dates.get(name))
 
-    def _take(self, fs: Any, folder: str, name: str, info: Mapping[str, Any]) -> str:
-        """Add a file; returns its URI."""
+    def _take(
+        self, fs: Any, folder: str, name: str, info: Mapping[str, Any], *, named: bool = True
+    ) -> str:
+        """Add a file; returns its URI. `named`: as in `stac.Document`."""
         uri, file = _found(fs, name, info)
         if (fs, folder) != self._last_folder:
             self._last_folder = fs, folder
             self.folders.add(_written_uri(fs, folder))
         if uri.startswith(self._own_outputs):
+            return uri
+        if stac.is_document(name):
+            member = Member(uri, file.version, file.size, file.address)
+            self.documents.append(stac.Document(member, named=named))
             return uri
         if self.found.setdefault(uri, file).address != file.address:
             self.duplicates += 1
@@ -372,28 +435,6 @@ def _refuse_secrets(entry: str, chain: tuple[str, ...]) -> None:
             f"{where}: only addresses that begin with https:// may be signed; leave the secret "
             "parameter out."
         )
-
-
-def _info(fs: Any, path: str) -> Mapping[str, Any]:
-    """The store's information on a file. Empty for a file that does not exist, which becomes a
-    failed row with a clear reason.
-    """
-    try:
-        info: Mapping[str, Any] = fs.info(path)
-    except FileNotFoundError as error:
-        # fsspec also reports a missing file if a web server does not answer or refuses access. The
-        # reason appears when the file is read.
-        answer = getattr(error.__cause__, "status", None)
-        return (
-            {} if error.__cause__ is None or answer in (404, 410) else {"size": 0, "type": "file"}
-        )
-    except (NotADirectoryError, ValueError):
-        return {}
-    except OSError as error:
-        if error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
-            return {}
-        raise
-    return info
 
 
 def _existing(name: str) -> str:

@@ -119,20 +119,19 @@ class Memory(RunProgress):
         self._draw(stem.with_suffix(".png"), processes)
 
     def _draw(self, path: Path, processes: list[int]) -> None:
-        from maskloom.segcore.figures.drawing import FAINT, INK, canvas, font, png
+        from maskloom.segcore.figures.drawing import FAINT, RULE, SMALL, Sheet
 
-        left, top, width, height = 60, 30, 800, 300
-        image, pen = canvas(left + width + 20, top + height + 30)
-        letters = font(12)
+        left, top, width, height = 64, 44, 800, 300
+        sheet = Sheet.blank(left + width + 20, top + height + 36)
         longest = max(seconds for seconds, *_ in self.samples)
         highest = 100 * math.ceil(max(max(found.values()) for *_, found in self.samples) / 100)
         for i in range(5):
-            y = top + height - i * height // 4
-            pen.line((left, y, left + width, y), FAINT)
-            pen.text((left - 6, y), f"{highest * i / 4:.0f}", INK, letters, anchor="rm")
-            x = left + i * width // 4
-            pen.text((x, top + height + 6), f"{longest * i / 4:.0f}", INK, letters, anchor="mt")
-        pen.text((left, 8), "resident memory in MiB over seconds:", INK, letters)
+            y, x = top + height - i * height / 4, left + i * width / 4
+            sheet.line([(left, y), (left + width, y)], RULE)
+            memory, time = f"{highest * i / 4:.0f}", f"{longest * i / 4:.0f}"
+            sheet.text((left - 8, y), memory, ink=FAINT, size=SMALL, anchor="right")
+            sheet.text((x, top + height + 16), time, ink=FAINT, size=SMALL, anchor="middle")
+        x = sheet.text((20, 20), "Resident memory in MiB over seconds:") + 12
         for i, pid in enumerate(processes):
             colour = COLOURS[min(i, len(COLOURS) - 1)]
             line = [
@@ -140,9 +139,9 @@ class Memory(RunProgress):
                 for seconds, *_, found in self.samples
                 if pid in found
             ]
-            pen.line(line, colour, 2)
-            pen.text((left + 220 + 130 * i, 8), self._name(pid), colour, letters)
-        path.write_bytes(png(image))
+            sheet.line(line, colour, 2)
+            x = sheet.text((x, 20), self._name(pid), ink=colour) + 16
+        path.write_bytes(sheet.png())
 
     def _name(self, pid: int) -> str:
         return "driver" if pid == os.getpid() else f"process {pid}"

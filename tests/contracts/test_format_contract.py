@@ -4,6 +4,7 @@ sample of every format.
 
 from __future__ import annotations
 
+import json
 import zlib
 from typing import TYPE_CHECKING
 
@@ -355,7 +356,27 @@ SLIDES: dict[str, Callable[[Path], None]] = {
     "grey.svs": lambda p: write_aperio(p, PHOTO[..., 0], mpp=None, compression="lzw"),
     "gaps.svs": lambda p: write_tiles(p, PHOTO, 33005, absent=(0, 4)),
 }
+
+
+def item(path: Path, nodata: int, *files: tuple[np.ndarray, dict[str, object]]) -> None:
+    assets = {}
+    for number, (bands, profile) in enumerate(files):
+        name = f"{path.stem}_{number}.tif"
+        tiff(path.parent / name, bands, **profile)
+        said = {"href": f"./{name}", "roles": ["data"], "raster:bands": [{"nodata": nodata}]}
+        assets[f"B{number}"] = said
+    document = {"type": "Feature", "id": path.stem, "properties": {}, "assets": assets}
+    path.write_text(json.dumps(document))
+
+
+BANDS = np.moveaxis(PHOTO, -1, 0)
+TILED = {"tiled": True, "blockxsize": 32, "blockysize": 32}
+ITEMS: dict[str, Callable[[Path], None]] = {
+    "one.json": lambda p: item(p, 0, (BANDS, {"nodata": 9})),
+    "types.json": lambda p: item(p, 3, (BANDS[:2], TILED), (BANDS[2:] * 257.0, {})),
+}
 SAMPLES = {
+    "stac": ITEMS,
     "slide": SLIDES,
     "nifti": SCANS,
     "nrrd": NRRDS,
@@ -423,9 +444,12 @@ def test_any_store_gives_the_same_image(
     pixels, valid = check.whole(reader, local)
     location = f"memory://contract/{name}/{sample}"
     fs, path = fsspec.core.url_to_fs(location)
-    fs.put(str(folder / name / sample), path, recursive=True)
+    # An item has its files beside it.
+    for file in (folder / name).glob(f"{sample.partition('.')[0]}[._]*"):
+        fs.put(str(file), f"{path.rpartition('/')[0]}/{file.name}", recursive=True)
     spec = image_format.describe(location, "v1")
-    assert repr(spec).replace(location, local.location) == repr(local)
+    here = f"memory://contract/{name}/"
+    assert repr(spec).replace(here, f"{folder / name}/") == repr(local)
     with image_format.open(spec) as remote:
         remote_pixels, remote_valid = check.whole(remote, spec)
     np.testing.assert_array_equal(remote_pixels, pixels)

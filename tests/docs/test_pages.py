@@ -67,13 +67,15 @@ SLOW = (
     "formats.md",
     "objects.md",
     "clusters.md",
+    "stac.md",
     "segmenters/*.md",
     "concepts/*.md",
     "guides/*.md",
 )
 """Pages whose commands other tests run too: README.md has those of the first steps,
 tests/flows/test_train.py trains, and tests/pipeline has runs of networks, of every format and
-segmenter, of objects, of the audit and on clusters. The guides read tables by other programs.
+segmenter, of objects, of STAC, of the audit and on clusters. The guides read tables by other
+programs.
 """
 
 

@@ -13,6 +13,7 @@ from skimage import data
 from maskloom.flows import audit as module
 from maskloom.flows.audit import Audit, audit
 from maskloom.flows.recipes.run import RunRecipe, load
+from maskloom.segcore.figures.drawing import ACCENT, MARGIN, TOP, WRONG
 from maskloom.segcore.pipeline.in_memory import Mask, Region
 from maskloom.tasks.clusters.local import LocalCluster
 from maskloom.tasks.regions import RegionJob, SegmentedRegion, segment_region
@@ -84,12 +85,12 @@ def test_differences_are_counted_and_drawn(tmp_path: Path, monkeypatch: pytest.M
     assert found.broken
     assert "differing pixels: 20 of 32000" in found.lines
     (picture,) = (tmp_path / "out" / "runs" / "audit").glob("*.png")
-    drawn = np.array(Image.open(picture))
-    red = (drawn == (230, 30, 30)).all(axis=2)
+    drawn = np.array(Image.open(picture))[TOP : TOP + 160, MARGIN : MARGIN + 200]
+    red = (drawn == WRONG).all(axis=2)
     expected = np.zeros((160, 200), bool)
     expected[10:14, 20:25] = True
     np.testing.assert_array_equal(red, expected)
-    blue = (drawn == (60, 90, 220)).all(axis=2)
+    blue = (drawn == ACCENT).all(axis=2)
     assert np.flatnonzero(blue.all(axis=0)).tolist() == [64, 128, 192]
     assert np.flatnonzero(blue.all(axis=1)).tolist() == [64, 128]
 

@@ -16,15 +16,15 @@ from skimage import data, segmentation
 from maskloom.flows import compare as module
 from maskloom.flows.compare import CLASSICAL, compare
 from maskloom.segcore.errors import MaskloomError, ModelMismatch, RecipeError, StoreError
+from maskloom.segcore.figures import comparison as figure
 from maskloom.segcore.figures.comparison import Cell
+from maskloom.segcore.figures.drawing import GAP, MARGIN, NO_DATA
 from maskloom.segcore.models.protocols import SEGMENTERS
 from maskloom.segcore.pipeline.in_memory import Region, segment_source
 from maskloom.segcore.segmenters.kmeans import KMeans
 from maskloom.segcore.segmenters.quickshift import Quickshift
 from maskloom.segcore.testing.segmenters import Picture, fitted, labelled
 from maskloom.tasks.clusters.address import ExistingCluster
-
-GAP, TITLE = 12, 46
 
 
 def written(pixels: np.ndarray, folder: Path, name: str = "photo.png") -> str:
@@ -34,16 +34,19 @@ def written(pixels: np.ndarray, folder: Path, name: str = "photo.png") -> str:
 
 
 def cells(path: Path, shape: tuple[int, int], number: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    """The upper and the lower picture of each cell, found by their size."""
+    """The upper and the lower picture of each cell, as large as the image."""
     picture = np.array(Image.open(path).convert("RGB"))
-    height, width = shape
-    column, row, across = max(width, 240) + GAP, TITLE + 2 * height + 2 * GAP, min(4, number)
-    assert picture.shape == (-(-number // across) * row + GAP, across * column + GAP, 3)
+    factor = max(1, figure._LEAST // max(shape))
+    height, width = (n * factor for n in shape)
+    column, row = max(width, 240) + GAP, figure._WORDS + 2 * height + 3 * GAP
     found = []
     for i in range(number):
-        y, x = GAP + i // across * row + TITLE, GAP + i % across * column
+        y = MARGIN + i // min(4, number) * row + figure._WORDS
+        x = MARGIN + i % min(4, number) * column
         upper, lower = (
-            picture[top : top + height, x : x + width] for top in (y, y + height + GAP // 2)
+            # The last of the drawn pixels of each, where boundaries are.
+            picture[top + factor - 1 : top + height : factor, x + factor - 1 : x + width : factor]
+            for top in (y, y + height + GAP // 2)
         )
         found.append((upper, lower))
     return found
@@ -55,7 +58,7 @@ def test_shows_boundaries_and_mean_colours(tmp_path: Path) -> None:
     compare(written(photo, tmp_path), kinds, tmp_path / "out.png")
     (first, nothing), (outlined, colours), _ = cells(tmp_path / "out.png", (120, 160), 3)
     assert np.array_equal(first, photo)
-    assert (nothing[45:] == 255).all()
+    assert (nothing[80:] == 255).all()
     picture = Picture(photo, np.ones(photo.shape[:2], bool), "rgb")
     model = fitted(KMeans(clusters=4), [picture])
     labels = labelled(model, picture).astype(int)
@@ -117,8 +120,9 @@ def test_titles_say_what_was_run_and_found(tmp_path: Path, drawn: list[Cell]) ->
 
 
 def test_a_shrunk_picture_shows_what_the_whole_image_gives(
-    tmp_path: Path, drawn: list[Cell]
+    tmp_path: Path, drawn: list[Cell], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(figure, "_MANY", 1.0)  # boundaries are opaque, however many they are
     photo = data.coffee()
     quickshift = {"kind": "quickshift", "kernel_size": 3, "max_dist": 6, "ratio": 0.5}
     compare(
@@ -218,8 +222,8 @@ def test_pixels_without_data_are_grey_and_have_no_class(tmp_path: Path) -> None:
     photo[:, 100:150, 3] = 0
     compare(written(photo, tmp_path), ["threshold"], tmp_path / "out.png")
     for outlined, colours in cells(tmp_path / "out.png", (60, 250), 2)[1:]:
-        assert (outlined[:, 101:148] == 54).all()
-        assert (colours[:, 100:150] == 54).all()
+        assert (outlined[:, 101:148] == NO_DATA).all()
+        assert (colours[:, 100:150] == NO_DATA).all()
 
 
 @pytest.mark.parametrize(
@@ -296,7 +300,7 @@ def test_the_middle_plane_of_a_volume_is_drawn(tmp_path: Path) -> None:
 
     volume, image = (np.asarray(Image.open(tmp_path / name)) for name in ("a.png", "b.png"))
     assert volume.shape == image.shape
-    below_the_titles = GAP + TITLE
+    below_the_titles = MARGIN + figure._WORDS
     # The photo's contrast and the classes of the middle plane are those of the plane alone.
     assert np.array_equal(volume[below_the_titles:], image[below_the_titles:])
 

@@ -37,7 +37,8 @@ _READING = (
     "SegmentedGreenPaletteColorLookupTableData SegmentedBluePaletteColorLookupTableData "
     "BurnedInAnnotation SequenceOfUltrasoundRegions SharedFunctionalGroupsSequence "
     "PerFrameFunctionalGroupsSequence GridFrameOffsetVector DoseGridScaling ExtendedOffsetTable "
-    "ExtendedOffsetTableLengths"
+    "ExtendedOffsetTableLengths AcquisitionDateTime AcquisitionDate AcquisitionTime ContentDate "
+    "SeriesDate SeriesTime StudyDate StudyTime TimezoneOffsetFromUTC"
 )
 _PIXELS = {
     0x7FE00008: "FloatPixelData",

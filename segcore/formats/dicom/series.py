@@ -11,6 +11,7 @@ from typing import IO, Any
 import numpy as np
 
 from maskloom.segcore.errors import FormatError, MaskloomError, Unavailable
+from maskloom.segcore.formats.dicom.dates import acquired
 from maskloom.segcore.formats.dicom.files import dicom_entries, is_archive, opened
 from maskloom.segcore.formats.dicom.geometry import (
     Directions,
@@ -51,6 +52,8 @@ class _File:
     kind: np.dtype[Any]
     bands: int
     notes: tuple[str, ...]
+    acquired: str | None
+    """Only where the user wants identifiers: a date is one."""
 
 
 def images_of(image: StoredImage, options: ReadOptions) -> dict[str, RasterSpec | MaskloomError]:
@@ -132,7 +135,8 @@ def _file(header: Header, place: Place, identifiers: bool) -> _File:
     if text(header.elements, "BurnedInAnnotation").upper() == "YES":
         notes += ("text is burned into its pixels, perhaps of a person; previews show it",)
     common = (header.photometric, bands_of(header))
-    return _File(key_of(header, place, identifiers), slices, common, kind, bands_of(header), notes)
+    key, bands = key_of(header, place, identifiers), bands_of(header)
+    return _File(key, slices, common, kind, bands, notes, acquired(header) if identifiers else None)
 
 
 def _described(
@@ -164,6 +168,7 @@ def _described(
         files[0].bands,
         interpretation="rgb" if files[0].bands == 3 else "bands",
         notes=tuple(notes),
+        acquired=min((file.acquired for file in files if file.acquired), default=None),
     )
     stacks = by_stack(unique)
     # Numbered: their names in the file are free text.

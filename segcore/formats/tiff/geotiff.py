@@ -52,6 +52,7 @@ from maskloom.segcore.formats.tiff.sizes import (
 from maskloom.segcore.formats.tiff.stack_reader import open_stack
 from maskloom.segcore.geometry import Box
 from maskloom.segcore.ground.space import Metric
+from maskloom.segcore.raster.dates import from_tag
 from maskloom.segcore.raster.spec import FORMATS, FileKind, RasterSpec
 from maskloom.segcore.raster.stored import ReadOptions, StoredImage
 
@@ -108,8 +109,9 @@ class GeoTiff:
             contents = read_contents(source)
             with contextlib.closing(_opened(source, contents, contents.page)) as dataset:
                 layout = read_layout(dataset, source, contents.page)
-                metric, notes = dataset.run(
-                    _metric, dataset.raw, contents, layout, options.pixel_size == "tags"
+                tags_count = options.pixel_size == "tags"
+                metric, notes, acquired = dataset.run(
+                    _tagged, dataset.raw, contents, layout, tags_count
                 )
         except errors() as error:
             raise FormatError(fault(location, "The header of", error)) from error
@@ -130,6 +132,7 @@ class GeoTiff:
             notes=(*contents.notes, *layout.notes, *notes),
             band_names=() if painted else layout.names,
             scaling=() if painted else layout.scaling,
+            acquired=acquired,
         )
 
     def open(self, spec: RasterSpec) -> Reader:
@@ -405,15 +408,37 @@ def _one_picture(source: StoredFile) -> bool:
     return True
 
 
-def _metric(
+def _tagged(
     raw: Any, contents: Contents, layout: Layout, tags_count: bool
+) -> tuple[Metric | None, tuple[str, ...], str | None]:
+    """What the tags of the file say: see `_metric` and `_acquired`."""
+    tags = raw.tags()
+    return *_metric(tags, contents, layout, tags_count), _acquired(raw, tags)
+
+
+def _acquired(raw: Any, tags: Mapping[str, str]) -> str | None:
+    """When the image was acquired: by the metadata of GDAL's drivers, by EXIF, or by the tag
+    DateTime, which is the time of writing where other programs have written the file again.
+    """
+    domains = raw.tag_namespaces()
+    imagery = raw.tags(ns="IMAGERY") if "IMAGERY" in domains else {}
+    exif = {**tags, **(raw.tags(ns="EXIF") if "EXIF" in domains else {})}
+    return (
+        from_tag(imagery.get("ACQUISITIONDATETIME"))
+        or from_tag(exif.get("EXIF_DateTimeOriginal"), exif.get("EXIF_OffsetTimeOriginal"))
+        or from_tag(tags.get("TIFFTAG_DATETIME"))
+    )
+
+
+def _metric(
+    tags: Mapping[str, str], contents: Contents, layout: Layout, tags_count: bool
 ) -> tuple[Metric | None, tuple[str, ...]]:
     """The size of a pixel that the file states, and a note if it is not usable; `tags_count` if the
     resolution tags are to be believed.
     """
     if layout.space.placed or layout.space.crs is not None:
         return None, ()
-    tags, description = raw.tags(), contents.first.description
+    description = contents.first.description
     across, down = (float(tags.get(f"TIFFTAG_{axis}RESOLUTION") or 0) for axis in "XY")
     resolution = (across, down)
     described = ome_pixels(description, contents.page.shape)

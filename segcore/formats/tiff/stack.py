@@ -17,6 +17,7 @@ import errno
 import itertools
 import logging
 import math
+import re
 import struct
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -42,6 +43,7 @@ from maskloom.segcore.formats.tiff.sizes import (
     tagged_sizes,
 )
 from maskloom.segcore.ground.space import MILLIMETRES, Space
+from maskloom.segcore.raster.dates import from_iso, from_tag
 from maskloom.segcore.raster.spec import RasterSpec
 from maskloom.segcore.raster.stored import ReadOptions
 
@@ -72,6 +74,9 @@ _IN_PAGE = "YXS"
 _DELIVERED = {"bool": "uint8", "float16": "float32"}
 _MIN_IS_WHITE, _RGB, _PALETTE, _YCBCR = 0, 2, 3, 6
 _COLOURS = (_RGB, _YCBCR)
+_DATE_TIME = 306
+_OME_IMAGE = re.compile(r"<(?:\w+:)?Image\b")
+_OME_DATE = re.compile(r"<(?:\w+:)?AcquisitionDate>([^<]+)<")
 _PLACED = frozenset({33550, 33922, 34264})
 """Tags that place a picture on a map."""
 _REDUCED_OR_MASK = 5
@@ -322,7 +327,21 @@ def _spec(picture: Picture, version: str, part: str, options: ReadOptions) -> Ra
         level=picture.level,
         reduction=_reduction(picture) if picture.level else (),
         mask="tiff_stack" if len(axes) > 2 else "",
+        acquired=_acquired(picture),
     )
+
+
+def _acquired(picture: Picture) -> str | None:
+    """When a picture was acquired: by its entry in OME-XML, or else by the tag DateTime."""
+    file, tag = picture.series.parent, picture.key.tags.get(_DATE_TIME)
+    if file.is_ome:
+        described = _OME_IMAGE.split(file.ome_metadata or "")[1:]
+        found = [_OME_DATE.search(each) for each in described]
+        number = next((i for i, each in enumerate(file.series) if each is picture.series), 0)
+        own = found[number] if number < len(found) else None
+        if own is not None:
+            return from_iso(own[1])
+    return from_tag(tag.value) if tag is not None else None
 
 
 @contextlib.contextmanager

@@ -144,3 +144,18 @@ def test_warnings_and_log_lines_of_gdal_do_not_reach_the_user(
         if record.name.startswith("rasterio") and record.levelno >= logging.INFO
     ]
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_server_that_ignores_ranges_gives_the_same_pixels(counting, monkeypatch):
+    spec = TIFF.describe(counting, "1")
+    box = Box((500, 300), (900, 1100))
+    with TIFF.open(spec) as reader:
+        expected = reader.read(box)[0]
+
+    def whole(self, path: str, start: object = None, end: object = None, **_: object) -> bytes:
+        return MemoryFileSystem.cat_file(self, path)
+
+    # As the web server of Python does. A longer answer would overrun the memory of GDAL.
+    monkeypatch.setattr(CountingStore, "cat_file", whole)
+    with TIFF.open(TIFF.describe(counting, "1")) as reader:
+        assert np.array_equal(reader.read(box)[0], expected)

@@ -9,6 +9,7 @@ import numpy as np
 import pydicom
 import pytest
 from dicom_support import encoded, enhanced, save, stack_of, uid
+from skimage.color import lab2rgb
 
 from maskloom.segcore.errors import FormatError
 from maskloom.segcore.geometry import Grid
@@ -83,6 +84,12 @@ def places_in(seg: pydicom.Dataset, wanted: int) -> set[tuple[float, ...]]:
     return found
 
 
+def rgb_of(value: list[int]) -> np.ndarray:
+    """A colour of PS3.3 C.10.7.1.1 (CIE Lab in 16 bits) in sRGB of 8 bits, by scikit-image."""
+    lightness, a, b = np.array(value, float) / 65535
+    return 255 * lab2rgb([100 * lightness, 255 * a - 128, 255 * b - 128])
+
+
 @pytest.mark.parametrize("kind", ["seg", "seg_binary"])
 @pytest.mark.parametrize("backwards", [False, True])
 def test_segments_lie_on_their_voxels(tmp_path, kind, backwards):
@@ -97,6 +104,12 @@ def test_segments_lie_on_their_voxels(tmp_path, kind, backwards):
     assert seg.SegmentationType == ("LABELMAP" if kind == "seg" else "BINARY")
     names = {each.SegmentNumber: each.SegmentLabel for each in seg.SegmentSequence}
     assert {names[1], names[2]} == {"bone", "air"}
+    table = ClassTable.of(("background", "bone", "air"))
+    for each in seg.SegmentSequence:
+        if (name := each.SegmentLabel) in table.names:
+            shown = rgb_of(each.RecommendedDisplayCIELabValue)
+            stated = table.colours[table.names.index(name)]
+            assert np.abs(np.subtract(shown, stated)).max() <= 2
     for number in (1, 2):
         assert places_in(seg, number) == places(spec, labels, number)
     assert str(seg.FrameOfReferenceUID) == PATIENT["FrameOfReferenceUID"]

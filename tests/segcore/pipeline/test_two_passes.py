@@ -11,6 +11,7 @@ from scipy import ndimage
 from skimage.measure import regionprops
 
 from maskloom.segcore.errors import ModelMismatch
+from maskloom.segcore.figures.preview import planes_shown
 from maskloom.segcore.geometry import Box, Tiling
 from maskloom.segcore.masks.protocol import EncodedBlock
 from maskloom.segcore.pipeline.image_run import ImageRun
@@ -122,20 +123,28 @@ def test_mask_and_rows_are_those_of_the_whole(shape: tuple[int, ...], of_objects
         np.testing.assert_allclose(means, each.intensity_mean)
 
 
+@pytest.mark.parametrize("of_objects", [False, True], ids=["classes", "objects"])
 @pytest.mark.parametrize("shape", SHAPES, ids=["image", "volume"])
-def test_the_preview_shows_each_pixel_of_the_middle_plane_once(shape: tuple[int, ...]) -> None:
+def test_the_preview_shows_each_pixel_of_the_middle_planes_once(
+    shape: tuple[int, ...], of_objects: bool
+) -> None:
     picture = picture_of(shape)
-    run = ImageRun.of(settings_of(shape, Threshold(value=100, band=1), None), picture.spec)
+    threshold = Threshold(value=100, band=1)
+    recipe = ConnectedParts(threshold) if of_objects else threshold
+    run = ImageRun.of(settings_of(shape, recipe, None), picture.spec)
     results, mask = results_of(run, picture)
-    plane = mask if mask.ndim == 2 else mask[shape[0] // 2]
-    shown = np.full(plane.shape, 99, np.uint8)
-    seen = np.zeros(plane.shape, int)
-    for part in results.previews:
-        place = tuple(slice(a, a + n) for a, n in zip(part.start, part.labels.shape, strict=True))
-        shown[place] = part.labels
-        seen[place] += 1
-    assert (seen == 1).all()
-    assert np.array_equal(shown, plane)
+    for across in planes_shown(shape):
+        plane = mask if mask.ndim == 2 else mask.take(shape[across] // 2, axis=across)
+        shown = np.full(plane.shape, 99, mask.dtype)
+        seen = np.zeros(plane.shape, int)
+        for part in results.previews:
+            if part.across == across:
+                sides = zip(part.start, part.labels.shape, strict=True)
+                place = tuple(slice(a, a + n) for a, n in sides)
+                shown[place] = part.labels
+                seen[place] += 1
+        assert (seen == 1).all()
+        assert np.array_equal(shown, plane)
 
 
 def test_runs_without_objects_join_nothing() -> None:

@@ -144,6 +144,7 @@ def test_files_that_no_format_claims_are_counted_by_suffix(folder):
         "c/v.mnc.gz",
         "c/IM0001",
         "b/1.tif.aux.xml",
+        "b/1.qml",
         "b/1.tfw",
         "z.n5/attributes.json",
         "z.n5/0/0/0",
