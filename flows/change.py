@@ -477,7 +477,8 @@ def _picture(found: Changes, views: Sequence[tuple[int, Any]]) -> bytes:
     table = legend.mask
     kept = [i for i in range(len(table.names)) if i in seen]
     changes = ClassTable(tuple(table.names[i] for i in kept), tuple(table.colours[i] for i in kept))
-    return draw(found.summary, rows, legend.classes, changes)
+    title = "What changed" if len(rows) == 1 else f"The {len(rows)} pairs that changed most"
+    return draw((title, found.summary), rows, (legend.classes, changes))
 
 
 def _aligned(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -330,8 +330,7 @@ def compare_pairs(
     """Compare pairs; a failure of one does not stop the others. Raises `Unavailable`."""
     results: dict[int, ComparedPair | PairFailure] = {}
     for job, answer in fanout.map(compare_pair, wanted):
-        died = isinstance(answer, WorkerDied)
-        results[job.number] = PairFailure(str(answer)) if died else answer
+        results[job.number] = PairFailure(str(answer)) if isinstance(answer, WorkerDied) else answer
         on_progress(len(results))
     return results
 

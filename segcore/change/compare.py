@@ -23,6 +23,7 @@ from maskloom.segcore.geometry import Box, Grid, Tiling
 from maskloom.segcore.ground.shifts import largest_shift
 from maskloom.segcore.masks import mask_writer, name_of
 from maskloom.segcore.processes import limits
+from maskloom.segcore.raster.spec import FORMATS
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -158,7 +159,7 @@ def compare(sides: tuple[Side, Side], options: ChangeOptions, store: Store, name
                 labels = options.legend.labels(*both.classes(before, after))
                 yield from writer.encode(labels, tile, both.spec, both.grid.tile)
 
-        usual = formats.FORMATS[both.spec.format].mask
+        usual = FORMATS[both.spec.format].mask
         writer = mask_writer("cog" if len(both.spec.shape) == len("yx") else usual)
         mask = name_of(name, writer.suffix)
         writer.publish(store, mask, blocks(), both.spec, options.legend.mask, both.grid.tile)

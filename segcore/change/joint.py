@@ -59,7 +59,7 @@ class Joint:
         sums = np.zeros((3, len(found)), np.int64)
         greatest = add_areas(values, place, spec, box, sums)
         check_areas(greatest, spec.location)
-        return cls(*_values(found), *sums, equal=greatest is None)
+        return cls(*_values(found), sums[0], sums[1], sums[2], greatest is None)
 
     @classmethod
     def total(cls, parts: Sequence[Joint]) -> Joint:
@@ -72,7 +72,7 @@ class Joint:
         sums = np.zeros((3, len(pairs)), np.int64)
         for total, each in zip(sums, columns[2:], strict=True):
             np.add.at(total, number, each)
-        return cls(*_values(pairs), *sums, equal=all(part.equal for part in parts))
+        return cls(*_values(pairs), sums[0], sums[1], sums[2], all(part.equal for part in parts))
 
     def mapped(self, before: Ints, after: Ints) -> Joint:
         """The same pixels with other values, one for each pair."""
@@ -82,8 +82,8 @@ class Joint:
         """The area of each pair in the unit of the raster's space."""
         if self.equal:
             size = spec.space.cell_size(Box.whole((1,) * len(spec.shape)), spec.shape)
-            return self.pixels * float(np.asarray(size).ravel()[0])
-        quanta = self.high.astype(np.float64) * 2.0**32 + self.low
+            return self.pixels.astype(np.float64) * float(np.asarray(size).ravel()[0])
+        quanta: NDArray[np.float64] = self.high.astype(np.float64) * 2.0**32 + self.low
         return quanta / quanta_in_unit(spec.space)
 
 

@@ -83,7 +83,7 @@ def spread_of(
     old = _old_front(grid, read, class_id)
     # The order of tiles must not matter among pixels at equal distances.
     old = old[np.lexsort(old.T[::-1])]
-    tree = _tree(place.at(old[:, 0] + 0.5, old[:, 1] + 0.5)) if len(old) else None
+    tree = _tree(place.at(*_centres(old))) if len(old) else None
     sums = _Sums()
     for tile in grid:
         limits.begin_work(tile.core.size)
@@ -112,6 +112,12 @@ class _Map:
         a, b, c, d, e, f = self.affine
         x, y = a * column + b * row + c, d * column + e * row + f
         return np.stack(self.transformer.transform(x, y), axis=-1)
+
+
+def _centres(pixels: Ints) -> tuple[Floats, Floats]:
+    """Rows and columns of the centres of pixels (n, 2)."""
+    rows, columns = pixels.T.astype(np.float64) + 0.5
+    return rows, columns
 
 
 def _tree(points: Floats) -> tuple[Floats, object]:
@@ -189,7 +195,7 @@ class _Sums:
         advance = np.zeros(len(new), np.int64)
         if tree is not None:
             points, nearest_of = tree
-            here = place.at(*(new + origin + 0.5).T)
+            here = place.at(*_centres(new + origin))
             distance, nearest = nearest_of.query(here)  # type: ignore[attr-defined]
             east, north = (here - points[nearest]).T
             turn = np.degrees(np.arctan2(east, north)) / (360 / len(SECTORS))

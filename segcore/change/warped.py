@@ -41,6 +41,8 @@ class WarpedMask:
                     f"--warp: {each.location} is no GeoTIFF with a CRS and a transform, so it "
                     "cannot be resampled to another grid."
                 )
+        affine = onto.space.affine
+        assert affine is not None
         height, width = onto.shape
         try:
             dataset = TiffDataset.open(StoredFile.of(mask.location))
@@ -48,7 +50,7 @@ class WarpedMask:
                 WarpedVRT,
                 dataset.raw,
                 crs=onto.space.crs,
-                transform=rasterio.Affine(*onto.space.affine),
+                transform=rasterio.Affine(*affine),
                 width=width,
                 height=height,
                 resampling=Resampling.nearest,
