@@ -36,7 +36,7 @@ class WarpedMask:
         from rasterio.vrt import WarpedVRT
 
         for each in (mask, onto):
-            if each.format != "geotiff" or each.space.affine is None or each.space.crs is None:
+            if each.format != "tiff" or each.space.affine is None or each.space.crs is None:
                 raise RecipeError(
                     f"--warp: {each.location} is no GeoTIFF with a CRS and a transform, so it "
                     "cannot be resampled to another grid."
