@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from maskloom.segcore.geometry import Box
     from maskloom.segcore.raster.spec import RasterSpec
 
+_EXACT = 1e-9
+"""Largest error of positions in pixels. With 0, rasterio opens nothing."""
+
 
 @dataclass(frozen=True, slots=True)
 class WarpedMask:
@@ -54,8 +57,7 @@ class WarpedMask:
                 width=width,
                 height=height,
                 resampling=Resampling.nearest,
-                # Exact positions, not interpolated ones.
-                tolerance=0.0,
+                tolerance=_EXACT,
                 # 0 is data in masks of objects, which have no nodata label.
                 add_alpha=dataset.raw.nodata is None,
             )
