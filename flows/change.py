@@ -16,7 +16,7 @@ import threading
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -66,7 +66,7 @@ if TYPE_CHECKING:
 
 FOLDER = "change"
 """Folder of the results below the later output."""
-_PICTURED, _SHOWN = 3, 5
+_PICTURED, _SHOWN, _MOST_LINES = 3, 5, 30
 _PIXELS_IN_PROCESS = 50_000_000
 """Worker processes take seconds to start, so they are worth it only above this number."""
 _HECTARE = 1e4
@@ -105,7 +105,8 @@ class Changes:
     notes: tuple[str, ...] = ()
     spread: str | None = None
     days: float | None = None
-    masks: Mapping[int, str] = field(default_factory=dict)
+    dated: bool = False
+    """Whether the pairs are those of one output by date, which share images."""
 
     @property
     def compared(self) -> dict[int, ComparedPair]:
@@ -135,11 +136,14 @@ class Changes:
             rows.append(
                 (name, *(amount(float(n), unit) for n in sizes), sign + amount(abs(net), unit))
             )
+        if self.dated:
+            # An image is the later one of a pair and the earlier one of the next.
+            heads, rows = (heads[0], *heads[3:]), [(row[0], *row[3:]) for row in rows]
         return _aligned(heads, rows)
 
     @property
     def spread_table(self) -> str:
-        """The spread by direction, over all pairs one after the other; empty without one."""
+        """The spread of a pair by direction, or of each of several pairs; empty without one."""
         rows = [
             (
                 pair.name,
@@ -151,7 +155,8 @@ class Changes:
                 _number(_per_day(each.mean, days), 0),
             )
             for pair, days, each in self._spreads()
-        ]
+            if len(self.compared) == 1 or each.sector == "all"
+        ][:_MOST_LINES]
         heads = ("pair", "to", "ha", "ha/day", "max m", "max m/day", "mean m/day")
         return _aligned(heads, rows) if rows else ""
 
@@ -296,6 +301,7 @@ def change(
             store.root,
             spread=request.spread,
             days=request.days,
+            dated=after is None,
         )
         if not found.compared:
             raise RecipeError("\n".join(list(found.failed.values())[:_SHOWN]))
@@ -304,16 +310,7 @@ def change(
         views = view_pairs(fanout, jobs(shown, classes, options, store.root))
     store.publish("change.png", _picture(found, [(i, views[i]) for i, _ in shown if i in views]))
     _publish(store, found, former)
-    notes = _notes(found, paired, dated=after is None)
-    return Changes(
-        legend,
-        found.pairs,
-        found.results,
-        found.folder,
-        tuple(notes),
-        found.spread,
-        found.days,
-    )
+    return replace(found, notes=tuple(_notes(found, paired)))
 
 
 def _paired(outputs: tuple[Output, Output], request: ChangeRequest, *, dated: bool) -> Paired:
@@ -409,8 +406,8 @@ def _publish(store: Store, found: Changes, former: set[str]) -> None:
             pq.write_table(content, out, compression="zstd")
 
 
-def _notes(found: Changes, paired: Paired, *, dated: bool) -> Iterator[str]:
-    yield from _notes_on_pairs(paired, dated=dated)
+def _notes(found: Changes, paired: Paired) -> Iterator[str]:
+    yield from _notes_on_pairs(paired, dated=found.dated)
     warped = [each for each in found.compared.values() if each.change.warped]
     if warped:
         yield (
@@ -418,7 +415,7 @@ def _notes(found: Changes, paired: Paired, *, dated: bool) -> Iterator[str]:
             "to that of the first (nearest neighbour): areas after are approximate."
         )
     clusters = [name for name in found.legend.classes.names if name.startswith("cluster_")]
-    if clusters and not dated:
+    if clusters and not found.dated:
         yield (
             f"{', '.join(clusters[:2])} … are numbers of clusters: they mean the same in both "
             "outputs only if one model made both."

@@ -128,8 +128,8 @@ def by_place(a: Sequence[MaskedImage], b: Sequence[MaskedImage]) -> Paired:
             pairs.append(_pair(ours[0], theirs[0]))
             continue
         reason = (
-            f"there are {len(ours)} images in the first output and {len(theirs)} in the second "
-            "at this place; pair them by id"
+            f"its place has {len(ours)} image(s) in the first output and {len(theirs)} in the "
+            "second; pair them by id"
         )
         pairs += [Pair(each.image_id, each, None, reason) for each in ours]
     return Paired(
@@ -369,7 +369,7 @@ def view_pair(job: ChangeJob) -> ChangeView:
 
 
 def _named(objects: pa.Table, job: ChangeJob, unit: str) -> pa.Table:
-    names = pa.array([*job.options.legend.classes.names, None])
+    names = pa.array(job.options.legend.classes.names)
     rows = len(objects)
     assert job.pair.after is not None
     columns = {
@@ -378,8 +378,8 @@ def _named(objects: pa.Table, job: ChangeJob, unit: str) -> pa.Table:
         "area_unit": pa.array([unit] * rows, pa.string()),
     }
     for letter in "ab":
-        ids = objects[f"class_id_{letter}"].to_numpy()
-        columns[f"class_{letter}"] = names.take(pa.array(np.where(ids < 0, len(names) - 1, ids)))
+        ids = objects[f"class_id_{letter}"].combine_chunks()
+        columns[f"class_{letter}"] = names.take(ids)
     schema = SCHEMAS["objects"]
     return pa.table(
         [columns[name] if name in columns else objects[name] for name in schema.names],

@@ -137,7 +137,7 @@ MoreTruth = Annotated[
 Later = Annotated[
     str | None,
     typer.Argument(
-        metavar="[OUTPUT_B]", help="The later output. None: with --by-date.", show_default=False
+        metavar="OUTPUT_B", help="The later output; none with --by-date.", show_default=False
     ),
 ]
 Earlier = Annotated[

@@ -164,8 +164,9 @@ def compare(sides: tuple[Side, Side], options: ChangeOptions, store: Store, name
         mask = name_of(name, writer.suffix)
         writer.publish(store, mask, blocks(), both.spec, options.legend.mask, both.grid.tile)
         joint = found.total
-        classes = joint.mapped(*both.classes(joint.before, joint.after))
-        objects = _objects(joint, both) if both.numbered else None
+        of_values = both.classes(joint.before, joint.after)
+        classes = joint.mapped(*of_values)
+        objects = object_changes(joint, of_values, both.spec) if both.numbered else None
         spread: tuple[Spread, ...] = ()
         if options.spread != UNKNOWN:
             spread = spread_of(
@@ -255,11 +256,3 @@ def _crs_name(crs: str | None) -> str:
     system = CRS.from_user_input(crs)
     code = system.to_authority()
     return ":".join(code) if code else system.name
-
-
-def _objects(joint: Joint, both: _Both) -> pa.Table:
-    found = object_changes(joint, both.spec)
-    for number, letter in enumerate("ab"):
-        ids = found[f"object_{letter}"].fill_null(UNKNOWN).to_numpy()
-        found = found.append_column(f"class_id_{letter}", [both.sides[number].classes(ids)])
-    return found

@@ -1,5 +1,5 @@
-"""What became of objects: two objects belong together if they share at least half of the smaller
-one, whatever their classes.
+"""What became of objects: two objects belong together if they have one class and share at least
+half of the smaller one.
 
 Objects that belong together, directly or through others, are one group. Its objects on both sides
 say what happened:
@@ -32,20 +32,21 @@ LEAST_SHARE = 0.5
 """Of the smaller object."""
 
 
-def object_changes(joint: Joint, spec: RasterSpec, share: float = LEAST_SHARE) -> pa.Table:
+def object_changes(joint: Joint, classes: tuple[Ints, Ints], spec: RasterSpec) -> pa.Table:
     """One row per two objects that belong together, and per object that appeared or is gone.
 
-    `joint` pairs ids of objects; 0 is background. The columns of a side that has no object are
-    null.
+    `joint` pairs ids of objects; 0 is background. `classes` are those of the objects of each pair.
+    The columns of a side that has no object are null.
     """
     areas = joint.areas(spec)
-    sides = [_sizes(ids, joint.pixels, areas) for ids in (joint.before, joint.after)]
-    (ids_a, pixels_a, area_a), (ids_b, pixels_b, area_b) = sides
+    ids_a, pixels_a, area_a, class_a = _sizes(joint.before, classes[0], joint.pixels, areas)
+    ids_b, pixels_b, area_b, class_b = _sizes(joint.after, classes[1], joint.pixels, areas)
     both = (joint.before > 0) & (joint.after > 0)
     a = np.searchsorted(ids_a, joint.before[both])
     b = np.searchsorted(ids_b, joint.after[both])
     shared, shared_area = joint.pixels[both], areas[both]
-    linked = shared >= share * np.minimum(pixels_a[a], pixels_b[b])
+    linked = shared >= LEAST_SHARE * np.minimum(pixels_a[a], pixels_b[b])
+    linked &= class_a[a] == class_b[b]
     a, b, shared, shared_area = a[linked], b[linked], shared[linked], shared_area[linked]
     group, events = _groups(a, b, (area_a, area_b))
     alone_a = np.setdiff1d(np.arange(len(ids_a)), a)
@@ -62,6 +63,8 @@ def object_changes(joint: Joint, spec: RasterSpec, share: float = LEAST_SHARE) -
             "group": all_groups.astype(np.int64) + 1,
             "object_a": _column(ids_a, rows_a),
             "object_b": _column(ids_b, rows_b),
+            "class_id_a": _column(class_a, rows_a),
+            "class_id_b": _column(class_b, rows_b),
             "pixel_count_a": _column(pixels_a, rows_a),
             "pixel_count_b": _column(pixels_b, rows_b),
             "area_a": _column(area_a, rows_a),
@@ -75,15 +78,17 @@ def object_changes(joint: Joint, spec: RasterSpec, share: float = LEAST_SHARE) -
     )
 
 
-def _sizes(ids: Ints, pixels: Ints, areas: Floats) -> tuple[Ints, Ints, Floats]:
-    """The objects of one side in ascending order, their pixels and their areas."""
+def _sizes(
+    ids: Ints, classes: Ints, pixels: Ints, areas: Floats
+) -> tuple[Ints, Ints, Floats, Ints]:
+    """The objects of one side in ascending order, their pixels, areas and classes."""
     known = ids > 0
-    found, number = np.unique(ids[known], return_inverse=True)
+    found, first, number = np.unique(ids[known], return_index=True, return_inverse=True)
     count = np.zeros(len(found), np.int64)
     np.add.at(count, number, pixels[known])
     area = np.zeros(len(found))
     np.add.at(area, number, areas[known])
-    return found, count, area
+    return found, count, area, classes[known][first]
 
 
 def _groups(a: Ints, b: Ints, areas: tuple[Floats, Floats]) -> tuple[Ints, NDArray[np.str_]]:

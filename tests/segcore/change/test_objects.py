@@ -16,6 +16,9 @@ from maskloom.segcore.raster.spec import RasterSpec
 
 PIXEL = 0.25
 """mm²"""
+CLASS_OF = np.zeros(20_000, np.int64)
+"""By id: from 10,000 on, another class."""
+CLASS_OF[10_000:] = 1
 
 
 def changes(before: np.ndarray, after: np.ndarray, tile: int = 1000) -> pa.Table:
@@ -27,7 +30,9 @@ def changes(before: np.ndarray, after: np.ndarray, tile: int = 1000) -> pa.Table
         for x in range(0, shape[1], tile):
             box = Box((y, x), (min(y + tile, shape[0]), min(x + tile, shape[1])))
             parts.append(Joint.of(before[box.slices], after[box.slices], spec, box))
-    return object_changes(Joint.total(parts), spec)
+    joint = Joint.total(parts)
+    classes = CLASS_OF[joint.before], CLASS_OF[joint.after]
+    return object_changes(joint, classes, spec)
 
 
 def drawn(*objects: tuple[int, int, int, int], shape: tuple[int, int] = (40, 60)) -> np.ndarray:
@@ -116,6 +121,17 @@ def test_labels_of_scikit_image_match_by_their_overlaps() -> None:
     opposite = {"grown": "shrunk", "appeared": "gone", "split": "merged"}
     opposite |= {there: here for here, there in opposite.items()}
     assert back == Counter(opposite.get(each, each) for each in found["event"].to_pylist())
+
+
+def test_objects_of_two_classes_do_not_belong_together() -> None:
+    """A tree that is new in a meadow leaves the meadow what it was, but smaller."""
+    meadow, tree = drawn((0, 0, 20, 20)), drawn((0, 0, 20, 20))
+    tree[5:10, 5:10] = 10_000
+    rows = changes(meadow, tree).to_pylist()
+    assert [(row["event"], row["object_a"], row["object_b"]) for row in rows] == [
+        ("shrunk", 1, 1),
+        ("appeared", None, 10_000),
+    ]
 
 
 def test_no_objects_on_either_side() -> None:
