@@ -21,6 +21,7 @@ from maskloom.tasks.output import Output
 UTM = {"crs": "EPSG:32633", "transform": Affine(10, 0, 500000, 0, -10, 5300000)}
 FAR = {**UTM, "transform": Affine(10, 0, 600000, 0, -10, 5300000)}
 SHAPE = (60, 80)
+QUICK = ("--no-prefect", "--set", "cluster=serial", "--set", "report=false", "-q")
 
 
 def command(*words: object, exit_code: int = 0) -> str:
@@ -43,7 +44,7 @@ def written(path: Path, bright: np.ndarray, place: dict[str, Any] = UTM) -> None
 def segmented(folder: Path, *more: object) -> Path:
     output = folder.with_name(f"{folder.name}_out")
     threshold = ("-s", "threshold", "-p", "value=100", "-p", "classes=[green, burned]")
-    command("segment", folder, "-o", output, *(more or threshold), "--no-prefect", "-q")
+    command("segment", folder, "-o", output, *(more or threshold), *QUICK)
     return output
 
 
