@@ -126,8 +126,8 @@ class Changes:
     def table(self) -> str:
         """Gain, loss and net change of each class where both have data, as text."""
         unit, sums = self._sums
-        heads = ("class", "before", "after", "gain", "loss", "net")
-        rows = []
+        heads: tuple[str, ...] = ("class", "before", "after", "gain", "loss", "net")
+        rows: list[tuple[str, ...]] = []
         for i, name in enumerate(self.legend.classes.names):
             before, after, same = sums[i].sum(), sums[:, i].sum(), sums[i, i]
             net = after - before
