@@ -15,7 +15,7 @@ import typer
 import maskloom
 from maskloom.flows.commands.alerts import alerts
 from maskloom.flows.commands.checks import doctor
-from maskloom.flows.commands.comparisons import audit, compare, evaluate, sample
+from maskloom.flows.commands.comparisons import audit, change, compare, evaluate, sample
 from maskloom.flows.commands.export import export
 from maskloom.flows.commands.messages import DONE
 from maskloom.flows.commands.outputs import clean, report, status, verify
@@ -56,7 +56,7 @@ def main_options(
     """Options before any command."""
 
 
-for command in (run, segment, plan, demo, audit, compare, train, sample, evaluate, export):
+for command in (run, segment, plan, demo, audit, compare, train, sample, evaluate, change, export):
     app.command()(command)
 app.command()(init)
 app.command(name="try")(try_)

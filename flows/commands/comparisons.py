@@ -1,8 +1,9 @@
-"""Commands that compare masks: audit, compare, sample, evaluate."""
+"""Commands that compare masks: audit, compare, change, sample, evaluate."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -20,6 +21,7 @@ from maskloom.flows.commands.options import (
     Output,
     QuietFlag,
     RecipePath,
+    Workers,
     segmenter_kinds,
     takes_flags,
 )
@@ -132,6 +134,87 @@ MoreTruth = Annotated[
         show_default=False,
     ),
 ]
+Later = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="OUTPUT_B", help="The later output; none with --by-date.", show_default=False
+    ),
+]
+Earlier = Annotated[
+    str, typer.Argument(metavar="OUTPUT_A", help="The earlier output: a folder or fsspec URI.")
+]
+PairedBy = Annotated[
+    str,
+    typer.Option(
+        "--by",
+        metavar="RULE",
+        help="Which images are pairs: those with the same id, or on the same grid (place).",
+    ),
+]
+ByDate = Annotated[
+    bool,
+    typer.Option(
+        "--by-date", help="Compare each image of one output with the next one of its place by date."
+    ),
+]
+PlaceKey = Annotated[
+    str | None,
+    typer.Option(
+        "--key",
+        metavar="REGEX",
+        help=(
+            "For --by-date: images are of one place if this finds the same text (of its first "
+            "group) in their ids. Default: the same grid."
+        ),
+        show_default=False,
+    ),
+]
+Warp = Annotated[
+    bool,
+    typer.Option(
+        "--warp",
+        help="Resample a mask of OUTPUT_B to the grid of its partner if it has another one.",
+    ),
+]
+SpreadClass = Annotated[
+    str | None,
+    typer.Option(
+        "--spread",
+        metavar="CLASS",
+        help="Measure how this class spread, e.g. burned: hectares and metres a day by direction.",
+        show_default=False,
+    ),
+]
+Days = Annotated[
+    float | None,
+    typer.Option(
+        min=0.0,
+        metavar="N",
+        help="For --spread: days between both images. Default: from their dates.",
+        show_default=False,
+    ),
+]
+ChangeFolder = Annotated[
+    str | None,
+    typer.Option(
+        "--output", "-o", metavar="FOLDER", help="Folder for the results. Default: OUTPUT_B/change."
+    ),
+]
+
+
+@dataclass(frozen=True, slots=True)
+class ChangeFlags:
+    """Options of `maskloom change`."""
+
+    by: PairedBy = "id"
+    by_date: ByDate = False
+    key: PlaceKey = None
+    warp: Warp = False
+    spread: SpreadClass = None
+    days: Days = None
+    out: ChangeFolder = None
+    workers: Workers = None
+    quiet: QuietFlag = False
 
 
 def audit(
@@ -173,6 +256,50 @@ def compare(image: Image, output: Picture, segmenters: Segmenters = None) -> Non
         ]
         draw(image, sections or None, output, quiet=False, break_off=end_process)
         typer.echo(f"Look at {output}")
+
+
+@takes_flags(ChangeFlags)
+def change(output_a: Earlier, output_b: Later = None, *, flags: ChangeFlags) -> None:
+    """Show what changed between two outputs, or by date inside one. Writes tables of transitions
+    and objects, change masks and a picture; with --spread, how a class such as a fire spread.
+    """
+    from maskloom.flows import change as flow
+    from maskloom.flows.evaluation.options import cluster_of
+
+    with errors_as_messages():
+        if flags.by not in ("id", "place"):
+            raise RecipeError(f"--by: expected id or place; got {flags.by!r}.")
+        if flags.by_date == (output_b is not None):
+            raise RecipeError("expected either a second output or --by-date.")
+        if flags.key is not None and not flags.by_date:
+            raise RecipeError("--key: it is for --by-date.")
+        if flags.days is not None and not flags.days > 0:
+            raise RecipeError(f"--days: expected a number above 0; got {flags.days:g}.")
+        found = flow.change(
+            location_of(output_a),
+            None if output_b is None else location_of(output_b),
+            flow.ChangeRequest(
+                by="place" if flags.by == "place" else "id",
+                key=flags.key,
+                warp=flags.warp,
+                spread=flags.spread,
+                days=flags.days,
+                out=None if flags.out is None else location_of(flags.out),
+                cluster=None if flags.workers is None else cluster_of(flags.workers),
+            ),
+            quiet=flags.quiet,
+        )
+        for note in found.notes:
+            typer.echo(line(note), err=True)
+        for table in (found.table, found.spread_table):
+            if table:
+                typer.echo(escaped(table))
+        typer.echo(
+            f"{found.summary}. Look at {line(found.folder)}/change.png; masks and tables are "
+            "beside it."
+        )
+        if found.failed:
+            raise typer.Exit(SOME_FAILED)
 
 
 def sample(

@@ -24,6 +24,7 @@ from maskloom.segcore.evaluation.boundary import Boundary, halo_of
 from maskloom.segcore.evaluation.labelled_images import ImageInstances, PredictedImage, TruthImage
 from maskloom.segcore.figures.drawing import outlines, photo_of
 from maskloom.segcore.geometry import Grid, Tile, Tiling
+from maskloom.segcore.ground.shifts import largest_shift
 from maskloom.segcore.processes import limits
 from maskloom.segcore.raster.source import Source
 from maskloom.segcore.raster.stored import split_part
@@ -264,60 +265,13 @@ def _checked_fit(image: EvaluatedImage, theirs: RasterSpec, ours: RasterSpec) ->
             f"{fits.elsewhere}. Resample the truth to the grid of {image.mask}; if only its header "
             "is wrong, give it the header of that file."
         )
-    shift = _largest_shift(theirs, ours)
+    shift = largest_shift(theirs.space, ours.space, ours.shape)
     if not shift <= _LARGEST_SHIFT:
         raise TruthMismatch(
             f"{image.truth} lies elsewhere on earth than the mask of {image.image_id}: their "
             f"corners are {shift:.3g} pixels apart. Warp the truth to the grid of {image.mask}."
         )
     return fits
-
-
-def _largest_shift(truth: RasterSpec, mask: RasterSpec) -> float:
-    """Largest distance of the corners of two rasters of one size, in pixels of the mask; 0 if one
-    of them has no place on earth.
-    """
-    there, here = truth.space, mask.space
-    if there.affine is None or here.affine is None:
-        return 0.0
-    rows, columns = mask.shape[-2:]
-    corners = np.array([[0, columns, 0, columns], [0, 0, rows, rows], [1, 1, 1, 1]], np.float64)
-    theirs, ours = (
-        np.array(affine, np.float64).reshape(2, 3) for affine in (there.affine, here.affine)
-    )
-    places = theirs @ corners
-    if there.crs is not None and here.crs is not None and there.crs != here.crs:
-        places = _transformed(places, there.crs, here.crs)
-    shifts = places - ours @ corners
-    if here.crs is not None and (turn := _full_circle(here.crs)) is not None:
-        # The same meridian may be given as 179.9 and as -180.1 degrees.
-        with np.errstate(invalid="ignore"):
-            shifts[0] -= turn * np.rint(shifts[0] / turn)
-    pixels = np.abs(np.linalg.solve(ours[:, :2], shifts))
-    return float(np.nan_to_num(pixels, nan=np.inf, posinf=np.inf).max())
-
-
-def _full_circle(crs: str) -> float | None:
-    """360 degrees in the unit of a geographic reference system; None for others."""
-    from pyproj import CRS
-
-    system = CRS.from_user_input(crs)
-    if not system.is_geographic:
-        return None
-    return float(round(2 * np.pi / system.axis_info[0].unit_conversion_factor, 9))
-
-
-def _transformed(places: NDArray[np.float64], source: str, target: str) -> NDArray[np.float64]:
-    """Places (x and y, place) in another reference system; infinite without a transformation
-    between both.
-    """
-    from pyproj import Transformer
-    from pyproj.exceptions import ProjError
-
-    try:
-        return np.array(Transformer.from_crs(source, target, always_xy=True).transform(*places))
-    except ProjError:
-        return np.full_like(places, np.inf)
 
 
 def _instances(

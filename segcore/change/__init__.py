@@ -1,0 +1,1 @@
+"""What changed between two masks of one place: classes, objects, and how a class spread."""
