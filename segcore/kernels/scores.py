@@ -71,7 +71,7 @@ def quantise(scores, valid, most, nodata, quanta, values):  # type: ignore[no-un
             continue
         entropy, first, second = 0.0, 0.0, 0.0
         for k in range(classes):
-            score = np.float64(scores[i, k])
+            score = float(scores[i, k])
             # NaN, too, becomes 0.
             score = min(score, 1.0) if score > 0.0 else 0.0
             values[k, i] = np.int64(np.floor(score * most + 0.5))
