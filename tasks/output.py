@@ -192,9 +192,9 @@ class Output:
         spec = self.mask_spec(image_id)
         return Layer(spec, open_mask(spec, "index"))
 
-    def scores_spec(self, image_id: str) -> RasterSpec:
-        """The header of an image's scores, one band for each class, or of a volume's array (class,
-        z, y, x). Raises `RecipeError` if the run did not keep them.
+    def scores(self, image_id: str) -> Layer:
+        """Open the scores of an image: whole numbers (`segcore.masks.quantised`), a band for each
+        class. Raises `RecipeError` if the run did not keep them, and `ReadError`.
         """
         row = self.image(image_id)
         name = row.get("scores_uri")
@@ -203,7 +203,8 @@ class Output:
                 f"{self.store.root} has no scores of {image_id!r}. Add `scores: true` to the "
                 "recipe, then run it again."
             )
-        return describe(self.store.uri(name))
+        spec = describe(self.store.uri(name))
+        return Layer(spec, open_image(spec))
 
     def manifests(self) -> list[dict[str, Any]]:
         """What each finished run recorded: settings, versions, digests of files; oldest first.

@@ -68,6 +68,13 @@ def quantised(
     return values.reshape(classes, *valid.shape), found
 
 
+def probabilities(values: NDArray[np.integer]) -> NDArray[np.float32]:
+    """Those of whole numbers of any shape; NaN where there is no data."""
+    found: NDArray[np.float32] = np.divide(values, MOST, dtype=np.float32)
+    found[values == NODATA] = np.nan
+    return found
+
+
 def no_scores(classes: int, shape: tuple[int, ...]) -> tuple[NDArray[np.uint8], Certainty]:
     """As `quantised`, of pixels without data."""
     return np.full((classes, *shape), NODATA, np.uint8), Certainty()

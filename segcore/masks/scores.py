@@ -27,7 +27,8 @@ from maskloom.segcore.masks.ome_zarr import (
     multiscale,
 )
 from maskloom.segcore.masks.protocol import EncodedBlock, PublishedMask
-from maskloom.segcore.masks.quantised import MOST
+from maskloom.segcore.masks.quantised import MOST, NODATA
+from maskloom.segcore.raster.colours import hexadecimal
 
 if TYPE_CHECKING:
     import numpy as np
@@ -114,7 +115,7 @@ class ZarrScores:
             for block in blocks:
                 folder.add(block)
             folder.require(0)
-            for ending, content in _metadata(pyramid, classes.names, spec).items():
+            for ending, content in _metadata(pyramid, classes, spec).items():
                 folder.publish(ending, json.dumps(content, indent=1).encode())
             return PublishedMask(folder.files())
 
@@ -132,7 +133,7 @@ def score_names(image_id: str) -> tuple[str, ...]:
     return tuple(f"{FOLDER}/{image_id}{writer.suffix}" for writer in (_COG, _ZARR))
 
 
-def _metadata(pyramid: Pyramid, names: tuple[str, ...], spec: RasterSpec) -> dict[str, Any]:
+def _metadata(pyramid: Pyramid, classes: ClassTable, spec: RasterSpec) -> dict[str, Any]:
     """The metadata files of the group and its array, by their endings."""
     spatial = Pyramid(pyramid.chunk[1:], pyramid.factors[1:], (spec.shape,))
     image = multiscale(spatial, spec)
@@ -143,15 +144,17 @@ def _metadata(pyramid: Pyramid, names: tuple[str, ...], spec: RasterSpec) -> dic
         {**translation, "translation": [0.0, *translation["translation"]]},
     ]
     image |= {"type": "probability", "axes": [{"name": "c", "type": "channel"}, *image["axes"]]}
+    window = {"min": 0, "max": MOST, "start": 0, "end": MOST}
     channels = [
-        {"label": name, "window": {"min": 0, "max": MOST, "start": 0, "end": MOST}}
-        for name in names
+        {"label": name, "color": hexadecimal(colour)[1:], "active": True, "window": window}
+        for name, colour in zip(classes.names, classes.colours, strict=True)
     ]
     ome = {"version": "0.5", "multiscales": [image], "omero": {"channels": channels}}
     array = {
         **array_3(pyramid.shapes[0], pyramid.chunk, "uint8", spec),
         "dimension_names": ["c", *spec.space.axes],
-        "attributes": {"classes": names, "scale_factor": 1 / MOST},
+        # With the conventions of CF, by which xarray and others read probabilities.
+        "attributes": {"classes": classes.names, "scale_factor": 1 / MOST, "_FillValue": NODATA},
     }
     return {
         "/zarr.json": {"zarr_format": 3, "node_type": "group", "attributes": {"ome": ome}},

@@ -14,6 +14,8 @@ from scipy.stats import entropy
 from sklearn.mixture import GaussianMixture
 from tests_support import assert_same_results, read_scores, read_table
 
+import maskloom as ml
+
 MIXTURE = {"kind": "mixture", "components": 4}
 QUIET = ("--no-prefect", "--quiet")
 
@@ -48,6 +50,10 @@ def test_scores_are_those_of_the_model_under_any_tiling(collection, maskloom):
     of_each = entropy(expected, axis=-1, base=expected.shape[-1])
     assert row["mean_entropy"] == pytest.approx(of_each.mean(), abs=1e-5)
     ordered = np.sort(expected, axis=-1)
+    opened = ml.open(str(whole))["lonlat"].scores(np.s_[50:210, 90:300])
+    part = scores[:, 50:210, 90:300]
+    assert np.array_equal(np.isnan(opened), np.moveaxis(part == 255, 0, -1))
+    assert np.allclose(np.nan_to_num(opened, nan=1.02), np.moveaxis(part / 250, 0, -1))
     assert row["mean_margin"] == pytest.approx((ordered[:, -1] - ordered[:, -2]).mean(), abs=1e-5)
 
 
@@ -103,6 +109,24 @@ def test_an_output_of_an_earlier_version_without_the_columns(collection, maskloo
     recipe = collection.recipe(segmenter=MIXTURE, inputs=["images/p*.png"])
     assert maskloom("run", recipe, *QUIET).exit_code == 0
     assert len(read_table(collection.output, "images")) == 2
+
+
+@pytest.mark.nightly
+def test_scores_of_a_volume_are_the_same_under_any_tiling(collection, maskloom):
+    volume = np.random.default_rng(0).normal(100, 20, (9, 40, 50)).astype(np.float32)
+    np.save(collection.folder / "images/volume.npy", volume)
+    recipe = collection.recipe(
+        segmenter={**MIXTURE, "smoothness": 1}, scores=True, inputs=["images/volume.npy"]
+    )
+    for output, tile in (("whole", "64"), ("tiled", "[4, 16, 32]")):
+        changes = (f"output={output}", f"tiling.tile={tile}")
+        result = maskloom("run", recipe, *QUIET, *(f"--set={each}" for each in changes))
+        assert result.exit_code == 0, result.output
+    assert_same_results(collection.folder / "whole", collection.folder / "tiled")
+    (scores,) = read_scores(collection.folder / "whole").values()
+    assert scores.shape == (4, 9, 40, 50)
+    opened = ml.open(str(collection.folder / "tiled"))["volume"].scores()
+    assert np.allclose(opened, np.moveaxis(scores / 250, 0, -1))
 
 
 @pytest.mark.nightly

@@ -162,7 +162,8 @@ def test_a_missing_block_is_noticed():
 def test_a_volume_becomes_an_ome_zarr_with_a_channel_for_each_class(tmp_path, side):
     shape, space = (9, 40, 70), Space(metric=Metric((2.0, 0.5, 0.5), "mm"), axes=("z", "y", "x"))
     spec = spec_of(shape, space)
-    values, _ = quantised(probabilities(shape, 3), np.ones(shape, bool))
+    valid = np.random.default_rng(2).random(shape) < 0.8
+    values, _ = quantised(probabilities(shape, 3), valid)
     writer, blocks = blocks_of(values, side, spec)
     writer.publish(Store(str(tmp_path)), "s.zarr", blocks, spec, CLASSES, side)
     group = zarr.open_group(tmp_path / "s.zarr", mode="r")
@@ -173,3 +174,8 @@ def test_a_volume_becomes_an_ome_zarr_with_a_channel_for_each_class(tmp_path, si
     assert level["coordinateTransformations"][0]["scale"] == [1.0, 2.0, 0.5, 0.5]
     assert [axis["name"] for axis in ome["multiscales"][0]["axes"]] == list("czyx")
     assert [channel["label"] for channel in ome["omero"]["channels"]] == list(CLASSES.names)
+    pytest.importorskip("ome_zarr_models.v05").Image.from_zarr(group)
+    xarray = pytest.importorskip("xarray")
+    read = xarray.open_zarr(tmp_path / "s.zarr", consolidated=False)["0"]
+    assert np.array_equal(np.isnan(read), values == NODATA)
+    assert np.allclose(read.fillna(1.02), values / MOST)
