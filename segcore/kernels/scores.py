@@ -101,3 +101,20 @@ def halve_means(values, nodata, halved):  # type: ignore[no-untyped-def]
                         total += values[j, i]
                         count += 1
             halved[y, x] = (2 * total + count) // (2 * count) if count else nodata
+
+
+@strict_njit
+def temper(scores, exponent):  # type: ignore[no-untyped-def]
+    """Raise the scores (pixel, class) to a power and divide them by their sum, in place."""
+    pixels, classes = scores.shape
+    for i in range(pixels):
+        greatest = 0.0
+        for k in range(classes):
+            greatest = max(greatest, float(scores[i, k]))
+        if not greatest > 0.0:
+            continue
+        total = 0.0
+        for k in range(classes):
+            total += (float(scores[i, k]) / greatest) ** exponent
+        for k in range(classes):
+            scores[i, k] = (float(scores[i, k]) / greatest) ** exponent / total

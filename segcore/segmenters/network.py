@@ -39,6 +39,7 @@ from maskloom.segcore.errors import ModelMismatch, RecipeError, WeightsError
 from maskloom.segcore.geometry import per_axis, sizes_text
 from maskloom.segcore.ground.space import MILLIMETRES, PixelSize
 from maskloom.segcore.methods.naming import check_names
+from maskloom.segcore.models.calibration import tempered
 from maskloom.segcore.models.planes import (
     PLANAR,
     planes_of,
@@ -586,10 +587,16 @@ class NetworkModel:
         return ids
 
     def _probabilities(self, scores: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return the probabilities of a region for the network's output, at the temperature of the
+        card.
+        """
         if self.card.output == "labels":
             return np.asarray(
                 self._ids(scores)[..., None] == np.arange(len(self.classes)), np.float32
             )
+        return tempered(self._raw_probabilities(scores), self.card.temperature)
+
+    def _raw_probabilities(self, scores: NDArray[np.float32]) -> NDArray[np.float32]:
         if self.card.output == "logits" and scores.shape[-1] == 1:
             scores = np.asarray(1 / (1 + np.exp(-scores)), np.float32)
         if scores.shape[-1] == 1:
