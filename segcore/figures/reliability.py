@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 _FIELD, _SHARES = 380, 76
 """Sides of the field, and height of the chart of shares below, in pixels."""
-_LEFT, _RIGHT, _TOP, _GAP, _BOTTOM = MARGIN + 52, MARGIN + 250, 56, 40, 56
+_LEFT, _RIGHT, _TOP, _GAP, _BOTTOM = MARGIN + 52, MARGIN + 230, 64, 20, 56
 _BAR: Colour = (188, 198, 210)
 
 
@@ -60,7 +60,9 @@ def draw_reliability(lines: Sequence[Line], title: str) -> bytes:
         sheet.text((_LEFT - 8, y), f"{tick:g}", ink=FAINT, size=SMALL, anchor="right")
         sheet.text((x, base + 14), f"{tick:g}", ink=FAINT, size=SMALL, anchor="middle")
     sheet.line([at(0, 0), at(1, 1)], FAINT)
-    sheet.text((MARGIN, _TOP - 12), "accuracy", ink=FAINT, size=SMALL)
+    sheet.text((MARGIN, _TOP - 20), "accuracy", ink=FAINT, size=SMALL)
+    for text, place in (("too unsure", at(0.06, 0.94)), ("too sure", at(0.8, 0.06))):
+        sheet.text(place, text, ink=FAINT, size=SMALL)
     middle = (_LEFT + _FIELD / 2, base + 36)
     sheet.text(middle, "confidence", ink=FAINT, size=SMALL, anchor="middle")
     side = _LEFT + _FIELD + 20
