@@ -10,7 +10,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import rasterio
+from PIL import Image
 from scipy.stats import entropy
+from sklearn.calibration import calibration_curve
 from sklearn.mixture import GaussianMixture
 from tests_support import assert_same_results, read_scores, read_table
 
@@ -32,7 +34,7 @@ def posteriors(row: dict[str, object], pixels: np.ndarray) -> np.ndarray:
 
 
 def test_scores_are_those_of_the_model_under_any_tiling(collection, maskloom):
-    recipe = collection.recipe(segmenter=MIXTURE, scores=True, inputs=["images/scenes/*.tif"])
+    recipe = collection.recipe(segmenter=MIXTURE, scores=True, inputs=["images/scenes/l*.tif"])
     for output, tile in (("whole", 2048), ("tiled", 64)):
         result = maskloom(
             "run", recipe, *QUIET, "--set", f"tiling.tile={tile}", "--set", f"output={output}"
@@ -40,7 +42,7 @@ def test_scores_are_those_of_the_model_under_any_tiling(collection, maskloom):
         assert result.exit_code == 0, result.output
     whole = collection.folder / "whole"
     assert_same_results(whole, collection.folder / "tiled")
-    (row,) = [row for row in read_table(whole, "images") if row["image_id"] == "lonlat"]
+    (row,) = read_table(whole, "images")
     with rasterio.open(collection.folder / "images/scenes/lonlat.tif") as file:
         pixels, valid = np.moveaxis(file.read(), 0, -1), file.dataset_mask() > 0
     scores = read_scores(whole)[row["scores_uri"]]
@@ -55,6 +57,35 @@ def test_scores_are_those_of_the_model_under_any_tiling(collection, maskloom):
     assert np.array_equal(np.isnan(opened), np.moveaxis(part == 255, 0, -1))
     assert np.allclose(np.nan_to_num(opened, nan=1.02), np.moveaxis(part / 250, 0, -1))
     assert row["mean_margin"] == pytest.approx((ordered[:, -1] - ordered[:, -2]).mean(), abs=1e-5)
+
+
+def test_an_evaluation_says_how_far_scores_can_be_believed(collection, maskloom):
+    """Against a truth that differs from the mask by chance."""
+    names = ["a", "b", "a", "c"]  # two components are one class
+    recipe = collection.recipe(
+        segmenter={**MIXTURE, "classes": names}, scores=True, inputs=["images/photo.png"]
+    )
+    assert maskloom("run", recipe, *QUIET).exit_code == 0
+    with rasterio.open(collection.output / "masks/photo.png") as file:
+        mask = file.read(1)
+    rng = np.random.default_rng(0)
+    truth = np.where(rng.random(mask.shape) < 0.3, rng.integers(0, 3, mask.shape), mask)
+    (collection.folder / "truth").mkdir()
+    Image.fromarray(truth.astype(np.uint8)).save(collection.folder / "truth/photo.png")
+    told = maskloom("evaluate", collection.output, "--truth", collection.folder / "truth")
+    assert told.exit_code == 0, told.output
+    (scores,) = read_scores(collection.output).values()
+    confidence = np.take_along_axis(scores, mask[None].astype(int), 0)[0].ravel() / 250
+    accuracy, mean = calibration_curve((mask == truth).ravel(), confidence, n_bins=10)
+    table = pq.read_table(collection.output / "evaluation/reliability.parquet").to_pylist()
+    rows = [row for row in table if row["image_id"] is None and row["pixels"]]
+    assert [row["accuracy"] for row in rows] == pytest.approx(accuracy.tolist())
+    assert [row["confidence"] for row in rows] == pytest.approx(mean.tolist(), abs=1e-6)
+    weights = np.array([row["pixels"] for row in rows]) / mask.size
+    error = float((weights * np.abs(accuracy - mean)).sum())
+    assert f"calibration error {error:.3f}" in told.output
+    with Image.open(collection.output / "evaluation/reliability.png") as picture:
+        picture.load()
 
 
 def test_scores_are_verified_made_again_and_removed_with_the_wish_for_them(collection, maskloom):

@@ -250,8 +250,20 @@ def test_scores_are_probabilities_of_the_labels(unet):
     assert np.array_equal(together[1], scores)
 
 
-def test_tiling_changes_no_bit_of_a_score(unet):
+def test_a_temperature_changes_scores_as_divided_logits_would_and_no_label(unet):
     model = Unet(unet, **EXACTLY).start()
+    cool = replace(model, card=replace(model.card, temperature=2.5))
+    (block,) = PICTURE.blocks(model)
+    labels, scores = cool.segment_and_score(block)
+    assert np.array_equal(labels.values, model.segment(block).values)
+    powers = model.scores(block).astype(float) ** (1 / 2.5)
+    np.testing.assert_allclose(scores, powers / powers.sum(axis=-1, keepdims=True), atol=1e-6)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 1.3])
+def test_tiling_changes_no_bit_of_a_score(unet, temperature):
+    model = Unet(unet, **EXACTLY).start()
+    model = replace(model, card=replace(model.card, temperature=temperature))
     (whole,) = PICTURE.blocks(model)
     scores = model.scores(whole)
     for block in PICTURE.blocks(model, (32, 128)):
