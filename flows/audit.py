@@ -20,7 +20,7 @@ from maskloom.flows.inventory import take_inventory
 from maskloom.flows.progress import ItemProgress, display
 from maskloom.flows.recipes.run import RunRecipe
 from maskloom.flows.recipes.run_file import effective_tile
-from maskloom.flows.signals import stop_on_signals
+from maskloom.flows.stopping import BreakOff, stoppable
 from maskloom.flows.terminal import count
 from maskloom.segcore.errors import RunError
 from maskloom.segcore.figures.differences import draw
@@ -68,16 +68,24 @@ class Audit:
     """Whether an exact segmenter differs."""
 
 
-def audit(recipe: RunRecipe, pixels: int, tile: int | None, *, quiet: bool = True) -> Audit:
+def audit(
+    recipe: RunRecipe,
+    pixels: int,
+    tile: int | None,
+    *,
+    quiet: bool = True,
+    break_off: BreakOff | None = None,
+) -> Audit:
     """Audit the first readable image of a recipe, in this process, or on the recipe's cluster if
-    the region is large.
+    the region is large. `break_off`: see `stoppable`.
 
     Raises `RunError` if no image can be read, `FitError` if it allows no model.
     """
     configure(recipe.storage)
     stop = threading.Event()
     with ExitStack() as stack:
-        stack.enter_context(stop_on_signals(stop))
+        shown_by = stack.enter_context(display(quiet))
+        signals = stack.enter_context(stoppable(stop, shown_by, break_off))
         image = _first_readable(recipe, stop)
         assert image.spec is not None
         require_tiling(recipe.run_settings("audit"), [image])
@@ -86,8 +94,7 @@ def audit(recipe: RunRecipe, pixels: int, tile: int | None, *, quiet: bool = Tru
         side = _tile_side(recipe.tiling.tile(image.spec.shape)[-1], shape, tile)
         cluster = _cluster(recipe, region)
         require_memory(recipe.run_settings("audit"), [image], cluster.worker_memory)
-        fanout = stack.enter_context(_opened(recipe, cluster, stop))
-        shown_by = stack.enter_context(display(quiet))
+        fanout = signals.works_on(stack.enter_context(_opened(recipe, cluster, stop)))
         start = select_engines_on(fanout, recipe.segmenter, region)
         whole, tiled = segment_regions(
             fanout,

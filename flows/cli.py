@@ -13,6 +13,7 @@ from typing import Annotated, NoReturn
 import typer
 
 import maskloom
+from maskloom.flows.commands.alerts import alerts
 from maskloom.flows.commands.checks import doctor
 from maskloom.flows.commands.comparisons import audit, compare, evaluate, sample
 from maskloom.flows.commands.export import export
@@ -59,7 +60,7 @@ for command in (run, segment, plan, demo, audit, compare, train, sample, evaluat
     app.command()(command)
 app.command()(init)
 app.command(name="try")(try_)
-for command in (view, status, report, verify, clean, doctor):
+for command in (view, status, report, alerts, verify, clean, doctor):
     app.command()(command)
 app.command(name="list")(list_)
 app.command()(schema)

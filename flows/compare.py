@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from maskloom.flows.progress import ItemProgress, display
 from maskloom.flows.recipes.schemas import build
-from maskloom.flows.signals import stop_on_signals
+from maskloom.flows.stopping import BreakOff, stoppable
 from maskloom.segcore import formats
 from maskloom.segcore.errors import RecipeError, StoreError
 from maskloom.segcore.figures.comparison import Cell, draw, label_cell, photo, photo_cell
@@ -101,11 +101,12 @@ def compare(
     cluster: Cluster | None = None,
     *,
     quiet: bool = True,
+    break_off: BreakOff | None = None,
 ) -> None:
     """Write a picture of an image and the results of these segmenters (None: all classical ones);
     of a volume, which they segment whole, the picture shows the middle plane.
 
-    They run on `cluster`, one job each. None: in this process.
+    They run on `cluster`, one job each. None: in this process. `break_off`: see `stoppable`.
 
     Raises `RecipeError` for unknown kinds or parameters, `ImageError` if the image cannot be read,
     `FitError` if it allows no model, `ModelMismatch` if it does not suit a segmenter, and
@@ -123,7 +124,7 @@ def compare(
         RegionJob(number, f"segmenter {number + 1} ({section['kind']})", start, region)
         for number, (section, start) in enumerate(zip(sections, starts, strict=True))
     ]
-    results = _results(jobs, cluster or SerialCluster(), quiet)
+    results = _results(jobs, cluster or SerialCluster(), quiet, break_off)
     cells = _cells(image_path, image.shape, region, sections, results)
     try:
         out_png.write_bytes(draw(cells))
@@ -159,13 +160,15 @@ def _cells(
     return cells
 
 
-def _results(jobs: Sequence[RegionJob], cluster: Cluster, quiet: bool) -> list[SegmentedRegion]:
+def _results(
+    jobs: Sequence[RegionJob], cluster: Cluster, quiet: bool, break_off: BreakOff | None
+) -> list[SegmentedRegion]:
     stop = threading.Event()
     prepare = partial(prepare_process, threads=cluster.worker_threads)
     with ExitStack() as stack:
-        stack.enter_context(stop_on_signals(stop))
-        fanout = stack.enter_context(cluster.opened(prepare, stop))
         shown_by = stack.enter_context(display(quiet))
+        signals = stack.enter_context(stoppable(stop, shown_by, break_off))
+        fanout = signals.works_on(stack.enter_context(cluster.opened(prepare, stop)))
         return segment_regions(
             fanout, jobs, ItemProgress(shown_by, "compare", "segmenters", len(jobs))
         )

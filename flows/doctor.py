@@ -306,8 +306,8 @@ def _cluster(cluster: Cluster) -> Iterator[Check]:
         return
     memory = cluster.worker_memory
     each = "" if memory is None else f", {_size(memory)} a worker"
-    started = "" if kind in {"local", "serial"} else "; not tried, since that would start jobs"
-    yield Check("cluster", "ok", f"{kind}{each}{started}")
+    found = cluster.look()
+    yield Check("cluster", "ok", f"{kind}{each}{f': {found}' if found else ''}")
 
 
 def _nothing() -> None:

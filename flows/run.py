@@ -18,11 +18,14 @@ from maskloom.flows.inventory import Inventory, Sharing, inventory_to_write, not
 from maskloom.flows.progress import ItemProgress, Quiet, RunProgress, display
 from maskloom.flows.recipes.run import RunRecipe
 from maskloom.flows.report.write import NAME as REPORT
-from maskloom.flows.report.write import try_to_write
+from maskloom.flows.report.write import try_to_write, write_of_stopped
 from maskloom.flows.segment import Outcome, segment
 from maskloom.flows.signals import stop_on_signals
 from maskloom.flows.stages import Orchestrator, Plain, Stages, Watched
+from maskloom.flows.stopping import Stoppable
 from maskloom.flows.terminal import count
+from maskloom.flows.watching import watch
+from maskloom.segcore.errors import RunError
 from maskloom.segcore.pipeline.worker import prepare_process
 from maskloom.segcore.statistics.zones import Zones
 from maskloom.segcore.storage.addresses import redacted
@@ -32,7 +35,7 @@ from maskloom.tasks.clean import tidy
 from maskloom.tasks.clusters.protocol import Cluster
 from maskloom.tasks.commits.presence import single_writer_note
 from maskloom.tasks.discovery.series import SeriesHeaders
-from maskloom.tasks.fanout.protocol import GRACE_SECONDS, Fanout
+from maskloom.tasks.fanout.protocol import Fanout
 from maskloom.tasks.zones import outside, prepare
 
 log = logging.getLogger("maskloom.run")
@@ -115,6 +118,7 @@ def run(
         for line in noted:
             note(line)
         if inventory.nothing_to_do:
+            _alert(recipe, Stages(), note)
             result = RunResult(recipe.output, inventory, None, time.monotonic() - started)
         else:
             single_writer = single_writer_note(Store(recipe.output))
@@ -132,14 +136,32 @@ def run(
             def body(stages: Stages) -> RunResult:
                 progress = RunProgress(stages.shown_by(shown))
                 outcome = segment(recipe, inventory, stages, fanout, progress, sharing)
+                _alert(recipe, stages, note)
                 return RunResult(recipe.output, inventory, outcome, time.monotonic() - started)
 
-            result = orchestrator.flow(Watched(recipe.name, recipe.output, stop, noted), body)
+            try:
+                result = orchestrator.flow(Watched(recipe.name, recipe.output, stop, noted), body)
+            except RunError as error:
+                report = write_of_stopped(recipe.output, error) if recipe.reports else None
+                if report is not None:
+                    note(f"Report of what is done: {redacted(report)}")
+                raise
     for line in _zones_outside(recipe) if result.outcome is not None else ():
         note(line)
     result = replace(result, report=_report(recipe, changed=result.outcome is not None))
     tidy(recipe.output)
     return result
+
+
+def _alert(recipe: RunRecipe, stages: Stages, note: Callable[[str], None]) -> None:
+    """Find and send the alerts, as a stage of the run."""
+    if recipe.alerts:
+        watched = (recipe.output, recipe.alerts, recipe.notify, stages)
+        found = stages.stage(
+            "alerts", watch, *watched, said=lambda each: count(len(each.events), "new alert")
+        )
+        for line in found.lines:
+            note(line)
 
 
 def _prepared_zones(recipe: RunRecipe) -> list[str]:
@@ -203,6 +225,7 @@ class _Workers:
     ) -> None:
         self._recipe, self._stack = recipe, stack
         self._shown, self._break_off = shown, break_off
+        self._stoppable = Stoppable(shown)
         self._stop = threading.Event()
         self._hears = self._listens = False
         self._fanout: Fanout | None = None
@@ -230,7 +253,8 @@ class _Workers:
                 prepare_process, self._recipe.storage, cluster.worker_threads, self._recipe.limits
             )
             self.listen()
-            self._fanout = self._stack.enter_context(cluster.opened(prepare, self._stop))
+            fanout = self._stack.enter_context(cluster.opened(prepare, self._stop))
+            self._fanout = self._stoppable.works_on(fanout)
         return self._fanout
 
     def _answer(self, number: signal.Signals) -> None:
@@ -238,11 +262,7 @@ class _Workers:
             # Nothing has begun that would have to be finished.
             self._break_off()
             return
-        again = "Ctrl-C again stops at once" if number == signal.SIGINT else "Ctrl-C stops at once"
-        busy = self._fanout.busy if self._fanout is not None else 0
-        jobs = count(busy, "job is", "jobs are")
-        doing = f": {jobs} being finished, for at most {GRACE_SECONDS:.0f} s" if busy else ""
-        self._shown.notice(f"Stopping{doing}. {again}; nothing is lost.")
+        self._stoppable.answer(number)
 
     def _asked_to_stop(self, reason: str) -> None:
         if not self._stop.is_set():

@@ -14,7 +14,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from maskloom.flows.progress import Quiet
 
@@ -38,6 +38,9 @@ class Stages:
     ) -> T:
         """The function's result, which `said` puts into words for a record. Raises its error."""
         return function(*args)
+
+    def emit(self, event: str, name: str, payload: Mapping[str, Any]) -> None:
+        """Tell a record of an event that concerns the thing with this name."""
 
     def shown_by(self, display: Quiet) -> Quiet:
         """The display of a run whose stages these are."""

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from maskloom.flows.progress import TrainingProgress, display
 from maskloom.flows.recipes.training import TrainingRun
-from maskloom.flows.signals import stop_on_signals
+from maskloom.flows.stopping import BreakOff, stoppable
 from maskloom.segcore import formats
 from maskloom.segcore.deep.inference.runtime import import_keras
 from maskloom.segcore.errors import ImageError, RecipeError
@@ -25,13 +25,16 @@ from maskloom.tasks.discovery.vectors import find_vectors
 log = logging.getLogger(__name__)
 
 
-def run(training: TrainingRun, quiet: bool) -> TrainingResult:
-    """Train a network, or continue a training. Raises `RecipeError`, `RunError`, `Stopped`."""
+def run(training: TrainingRun, quiet: bool, *, break_off: BreakOff | None = None) -> TrainingResult:
+    """Train a network, or continue a training. `break_off`: see `stoppable`.
+
+    Raises `RecipeError`, `RunError`, `Stopped`.
+    """
     configure(training.storage)
     # Imported through the runtime, which silences TensorFlow's notices.
     import_keras()
     stop = threading.Event()
-    with stop_on_signals(stop), display(quiet) as shown_by:
+    with display(quiet) as shown_by, stoppable(stop, shown_by, break_off):
         monitor = TrainingProgress(shown_by)
         return train(
             prepare(

@@ -10,7 +10,8 @@
     power       atom ("**" signed)?
     atom        number unit? | name | name "(" formula ("," formula)* ")" | "(" formula ")"
 
-The bounds on length and nesting keep hostile formulas harmless.
+Names with other characters stand in backquotes: `bare soil`.area. The bounds on length and nesting
+keep hostile formulas harmless.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ DEEPEST = 50
 
 _TOKEN = re.compile(
     r"\s*(?:(?P<number>(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)"
-    r"|(?P<name>[^\W\d]\w*(?:\.[^\W\d]\w*)*)"
+    r"|(?P<name>(?:`[^`]+`|[^\W\d]\w*)(?:\.[^\W\d]\w*)*)"
     r"|(?P<sign>\*\*|<=|>=|==|!=|[-+*/(),<>]))"
 )
 _COMPARISONS = ("<", "<=", ">", ">=", "==", "!=")
@@ -47,7 +48,7 @@ class Number:
 
 @dataclass(frozen=True, slots=True)
 class Name:
-    """A name, which may have parts: `burned.area`."""
+    """A name, which may have parts: `burned.area`; see `parts_of`."""
 
     text: str
 
@@ -92,6 +93,18 @@ def parse(text: str, units: Collection[str] = ()) -> Formula:
     if len(text) > LONGEST:
         raise FormulaError(f"expected at most {LONGEST} characters; got {len(text)}")
     return _Parser(text, frozenset(units)).whole()
+
+
+def parts_of(name: str) -> tuple[str, ...]:
+    """The parts of a name, without backquotes.
+
+    >>> parts_of("burned.area"), parts_of("`bare soil`.area"), parts_of("water")
+    (('burned', 'area'), ('bare soil', 'area'), ('water',))
+    """
+    if not name.startswith("`"):
+        return tuple(name.split("."))
+    quoted, _, rest = name[1:].partition("`")
+    return (quoted, *rest.removeprefix(".").split(".")) if rest else (quoted,)
 
 
 def names_in(formula: Formula) -> Iterator[str]:
@@ -259,7 +272,7 @@ class _Parser:
         words = [token.text for token in self.tokens[self.place : self.place + 3]]
         for count in (3, 1):
             unit = "".join(words[:count])
-            if unit in self.units:
+            if unit in self.units and all(words[:count]):
                 self.place += count
                 return unit
         return ""

@@ -140,13 +140,10 @@ def orphans(
     }
 
 
-def results_listed(store: Store) -> dict[str, Listed]:
-    """The masks, scores and previews of an output."""
-    return {
-        name: found
-        for folder in ("masks", SCORES, "previews")
-        for name, found in store.listed(folder).items()
-    }
+def results_scanned(store: Store) -> Iterator[tuple[str, Listed]]:
+    """The masks, scores and previews of an output, one after the other."""
+    for folder in ("masks", SCORES, "previews"):
+        yield from store.scanned(folder)
 
 
 def results_of(row: Mapping[str, str | None]) -> tuple[str, ...]:
@@ -163,7 +160,7 @@ def leftovers(output: str, idle_hours: float = IDLE_HOURS) -> list[Leftover]:
     ages = _Ages(store, idle_hours)
     # Files are listed before plans and tables are read, so a file of a run that begins meanwhile is
     # not taken for a leftover.
-    listed = results_listed(store)
+    listed = dict(results_scanned(store))
     staged = store.listed(STAGING)
     overtaken = _Overtaken.find(store, listed, staged, ages)
     return [

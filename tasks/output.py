@@ -21,9 +21,11 @@ from maskloom.segcore.errors import RecipeError
 from maskloom.segcore.features.reader import source_of
 from maskloom.segcore.formats import describe, open_image
 from maskloom.segcore.geometry import Box
-from maskloom.segcore.storage.records import read_json, read_table
+from maskloom.segcore.raster.source import version_now
+from maskloom.segcore.storage.parquet import Condition, matching_rows
+from maskloom.segcore.storage.records import read_json, read_table, record_errors
 from maskloom.segcore.storage.store import Store
-from maskloom.tasks.clean import require_output
+from maskloom.tasks.clean import read_unfinished, require_output, runs_without_manifest
 from maskloom.tasks.plan import PlanFile
 
 if TYPE_CHECKING:
@@ -36,6 +38,7 @@ _STRIP = 2**22
 """Pixels that are read together for a reduced window."""
 _TRIES = 3
 _PLANS_OPEN = 4
+_FILES_KNOWN = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +88,8 @@ class Output:
     """An output of runs. Every call reads its tables as they are at that moment."""
 
     store: Store
+    _files: dict[str, str] = field(default_factory=dict, repr=False, compare=False)
+    """File of the table `images` with an image, of the last ones that were asked for."""
     _plans: dict[str, PlanFile | None] = field(default_factory=dict, repr=False, compare=False)
     _lock: Any = field(default_factory=threading.Lock, repr=False, compare=False)
 
@@ -117,6 +122,65 @@ class Output:
         `tables`.
         """
         return self._rows("objects", columns, of)
+
+    def objects_of(
+        self,
+        image_id: str,
+        columns: Sequence[str] | None = None,
+        filter: Sequence[Condition] = (),  # noqa: A002  as in PyArrow
+    ) -> pa.Table:
+        """The objects of one image that fulfil all conditions, such as `("object_id", "==", 7)`;
+        without a column where the run makes none. Of the table, the one file with this image is
+        read, and of it the row groups that have such rows. Columns that it lacks are left out; a
+        condition on one is not fulfilled. Raises as `images`.
+        """
+        for _ in range(_TRIES):
+            file = self._file_of(image_id)
+            if file is None or not self.store.exists(f"tables/objects/{file}"):
+                break
+            conditions = (("image_id", "==", image_id), *filter)
+            name = f"tables/objects/{file}"
+            try:
+                with record_errors(self.store, name), self.store.open(name) as opened:
+                    return matching_rows(opened, conditions, columns)
+            except FileNotFoundError:
+                # A run has replaced it a moment ago.
+                continue
+        return pa.table({})
+
+    def _file_of(self, image_id: str) -> str | None:
+        """Name of the files of tables with an image; all tables have the same names of files."""
+        folder = "tables/images"
+        known = self._files.get(image_id)
+        names = self.store.names(folder, ".parquet")
+        for name in sorted(names, key=lambda name: name != known):
+            try:
+                ids = read_table(self.store, name, ("image_id",))["image_id"]
+            except FileNotFoundError:
+                continue
+            if pc.index(ids, image_id).as_py() >= 0:
+                while len(self._files) >= _FILES_KNOWN:
+                    self._files.pop(next(iter(self._files)), None)
+                self._files[image_id] = name
+                return name.rpartition("/")[2]
+        return None
+
+    def unprocessed(self) -> dict[str, str]:
+        """The images that runs planned and have not committed, each with the run: runs that were
+        interrupted, or are at work. Raises as `images`.
+        """
+        runs = runs_without_manifest(self.store)
+        if not runs:
+            return {}
+        found = {
+            image_id: run
+            for run in runs
+            for image_id, *_ in read_unfinished(self.store, run).images
+        }
+        done = self.images(("image_id",))
+        for image_id in done["image_id"].to_pylist() if done.num_columns else ():
+            found.pop(image_id, None)
+        return found
 
     def tables(self, name: str, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
         """The table `images`, `areas` or `objects` file by file, with at most a few thousand images
@@ -172,6 +236,17 @@ class Output:
         if planned is None or planned.spec is None:
             return describe(row["uri"])
         return planned.spec if planned.spec.features is None else source_of(planned.spec)
+
+    def source_has_changed(self, image_id: str) -> bool:
+        """Whether an image has another version now than the run read; False where that is not known
+        any more. Raises as `source_spec`, and `StoreError`.
+        """
+        row = self.image(image_id)
+        plan = self._plan(row["run_id"])
+        planned = plan.find(image_id) if plan is not None else None
+        if planned is None or planned.spec is None:
+            return False
+        return version_now(planned.source) != planned.spec.version
 
     def source(self, image_id: str) -> Layer:
         """Open the image that was segmented. Raises as `source_spec`, and `ReadError`."""

@@ -6,7 +6,7 @@ Every drawing stands on paper of its own, so that it can be read on a dark page 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 FOLDER = Path(__file__).parent
@@ -26,7 +26,8 @@ class Drawing:
             'font-family="Helvetica, Arial, sans-serif" font-size="14">',
             f"<title>{title}</title>",
             '<defs><marker id="tip" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" '
-            f'markerHeight="7" orient="auto"><path d="M0 0L8 4L0 8z" fill="{INK}"/></marker></defs>',
+            'markerHeight="7" orient="auto">'
+            f'<path d="M0 0L8 4L0 8z" fill="{INK}"/></marker></defs>',
             f'<rect width="{width}" height="{height}" rx="6" fill="{PAPER}"/>',
         ]
 
@@ -139,55 +140,66 @@ def fit() -> None:
     d.save("fit")
 
 
+def lumps(d: Drawing, number: int, x: float, y: float, side: float, fills: Sequence[str]) -> None:
+    """A large lump over four tiles, a fill for the part in each, and a small one in the last."""
+    half = side / 2
+    for place, fill in enumerate(fills):
+        left, top = x + (place % 2) * half, y + (place // 2) * half
+        d.parts.append(
+            f'<clipPath id="q{number}{place}"><rect x="{left:g}" y="{top:g}" '
+            f'width="{half:g}" height="{half:g}"/></clipPath>'
+            f'<path clip-path="url(#q{number}{place})" d="{blob(x + 100, y + 100, 58)}" '
+            f'fill="{fill}" stroke="{INK}" stroke-width="1.4"/>'
+        )
+    d.path(blob(x + 172, y + 172, 22, 0.1), LIGHT_ORANGE if number == 2 else fills[3])
+    dash = "" if number < 2 else "3 5"
+    for x0, y0, x1, y1 in ((x + half, y, x + half, y + side), (x, y + half, x + side, y + half)):
+        d.parts.append(
+            f'<line x1="{x0:g}" y1="{y0:g}" x2="{x1:g}" y2="{y1:g}" stroke="{GREY}" '
+            f'stroke-width="1" stroke-dasharray="{dash}"/>'
+        )
+
+
+def fragments(d: Drawing, x: float, y: float) -> None:
+    """What each tile knows."""
+    for right, down, name in ((-25, -18, "a"), (24, -18, "b"), (-25, 34, "c"), (24, 34, "d")):
+        d.text(x + 102 + right, y + 98 + down, name, bold=True)
+    d.text(x + 172, y + 177, "e", bold=True)
+    d.text(x + 105, y + 238, "a tile knows its parts only", GREY)
+
+
+def joined(d: Drawing, x: float, y: float) -> None:
+    """Where fragments meet."""
+    for right, down in ((5, -30), (5, 30), (-30, 5), (30, 5)):
+        d.parts.append(
+            f'<circle cx="{x + 100 + right}" cy="{y + 100 + down}" r="11" fill="none" '
+            f'stroke="{ORANGE}" stroke-width="2.2"/>'
+        )
+    d.text(x + 105, y + 238, "a = b = c = d,  e alone", ORANGE)
+
+
+def numbered(d: Drawing, x: float, y: float) -> None:
+    """The final ids."""
+    d.text(x + 90, y + 90, "1", BLUE, size=24, bold=True)
+    d.text(x + 172, y + 180, "2", ORANGE, size=20, bold=True)
+    d.text(x + 105, y + 238, "numbered by first pixel", GREY)
+
+
 def objects() -> None:
     """An object over four tiles: fragments, borders, final ids."""
     d = Drawing(760, 300, "Objects across tiles: fragments, joined borders, final ids")
+    parts = (LIGHT_BLUE, LIGHT_ORANGE, LIGHT_GREEN, "#e4d6ee")
     steps = (
-        ("1  fragments of each tile", (LIGHT_BLUE, LIGHT_ORANGE, LIGHT_GREEN, "#e4d6ee")),
-        ("2  borders are joined", ("#e8e4da",) * 4),
-        ("3  final ids", (LIGHT_BLUE,) * 4),
+        ("1  fragments of each tile", parts, fragments),
+        ("2  borders are joined", ("#e8e4da",) * 4, joined),
+        ("3  final ids", (LIGHT_BLUE,) * 4, numbered),
     )
-    for number, (words, fills) in enumerate(steps):
-        x, y, side = 30 + 245 * number, 50, 210
-        d.parts.append(
-            f'<clipPath id="c{number}"><rect x="{x}" y="{y}" width="{side}" height="{side}"/>'
-            "</clipPath>"
-        )
-        big, small = blob(x + 100, y + 100, 58), blob(x + 172, y + 172, 22, 0.1)
+    side = 210
+    for number, (words, fills, draw) in enumerate(steps):
+        x, y = 30 + 245 * number, 50
         d.box(x, y, side, side, "#f6f3ec", LINE)
-        for place, fill in enumerate(fills):
-            left, top = x + (place % 2) * side / 2, y + (place // 2) * side / 2
-            d.parts.append(
-                f'<clipPath id="q{number}{place}"><rect x="{left:g}" y="{top:g}" '
-                f'width="{side / 2}" height="{side / 2}"/></clipPath>'
-                f'<path clip-path="url(#q{number}{place})" d="{big}" fill="{fill}" '
-                f'stroke="{INK}" stroke-width="1.4"/>'
-            )
-        d.path(small, LIGHT_ORANGE if number == 2 else fills[3])
-        dash = "" if number < 2 else "3 5"
-        for line in ((x + side / 2, y, x + side / 2, y + side),
-                     (x, y + side / 2, x + side, y + side / 2)):  # fmt: skip
-            d.parts.append(
-                '<line x1="{:g}" y1="{:g}" x2="{:g}" y2="{:g}" stroke="{}" stroke-width="1" '
-                'stroke-dasharray="{}"/>'.format(*line, GREY, dash)
-            )
-        if number == 0:
-            for a, b, name in ((-25, -18, "a"), (24, -18, "b"), (-25, 34, "c"), (24, 34, "d")):
-                d.text(x + 102 + a, y + 98 + b, name, bold=True)
-            d.text(x + 172, y + 177, "e", bold=True)
-        elif number == 1:
-            for a, b in ((5, -30), (5, 30), (-30, 5), (30, 5)):
-                d.parts.append(
-                    f'<circle cx="{x + 100 + a}" cy="{y + 100 + b}" r="11" fill="none" '
-                    f'stroke="{ORANGE}" stroke-width="2.2"/>'
-                )
-            d.text(x + 105, y + 238, "a = b = c = d,  e alone", ORANGE)
-        else:
-            d.text(x + 90, y + 90, "1", BLUE, size=24, bold=True)
-            d.text(x + 172, y + 180, "2", ORANGE, size=20, bold=True)
-            d.text(x + 105, y + 238, "numbered by first pixel", GREY)
-        if number == 0:
-            d.text(x + 105, y + 238, "a tile knows its parts only", GREY)
+        lumps(d, number, x, y, side, fills)
+        draw(d, x, y)
         d.text(x + 105, 34, words, bold=True)
         if number < 2:
             d.arrow((x + side + 6, y + side / 2), (x + side + 30, y + side / 2))
@@ -242,84 +254,102 @@ def commits() -> None:
             LIGHT_GREEN, GREEN, 86)  # fmt: skip
     d.arrow((626, 147), (656, 147))
     d.label(658, 104, 84, "the output,\nwhole before\nand after", LIGHT_GREEN, GREEN, 86)
-    d.text(600, 226, "A process that dies before the claim\nhas changed nothing. After it, the next\n"
-           "run of anybody carries the record out.", GREY, size=13)  # fmt: skip
+    told = (
+        "A process that dies before the claim\nhas changed nothing. After it, the next\n"
+        "run carries the record out."
+    )
+    d.text(600, 226, told, GREY, size=13)
     d.save("commits")
+
+
+BAR = 22
+"""Width of a bar: a map of a network."""
+LEVELS = (96, 62, 40, 26, 16)
+"""Heights of bars: maps of 1, 1/2, 1/4 … of the pixels."""
+PALE = "#f1eee7"
+
+
+def bar(d: Drawing, x: float, middle: float, height: float, fill: str, line: str) -> None:
+    """A map of a network."""
+    d.box(x, middle - height / 2, BAR, height, fill, line)
+
+
+def going_down(d: Drawing, middle: float, heights: Sequence[float]) -> float:
+    """Maps that become coarser, from left to right; where the last ends."""
+    step = 46
+    for number, height in enumerate(heights):
+        x = 20 + step * number
+        bar(d, x, middle, height, PALE, INK)
+        if number:
+            d.arrow((x - step + BAR + 2, middle), (x - 2, middle))
+    return 20 + step * (len(heights) - 1) + BAR
+
+
+def fcn(d: Drawing, middle: float) -> None:
+    """Scores of coarse maps, enlarged; those of finer maps are added."""
+    end = going_down(d, middle, (*LEVELS, 11))
+    for start, x, height in ((end, 330, 16), (352, 410, 26), (432, 560, 96)):
+        bar(d, x, middle, height, LIGHT_ORANGE, ORANGE)
+        d.arrow((start, middle), (x - 2, middle))
+    for x, height, target in ((215, 16, 341), (169, 26, 421)):
+        low = middle + 40
+        end_of_arrow = (target, middle + height / 2 + 2)
+        d.arrow((x, middle + height / 2), (x, low), (target, low), end_of_arrow, line=ORANGE)
+    for x, words in ((302, "x 2"), (381, "x 2"), (496, "x 8")):
+        d.text(x, middle - 8, words, ORANGE, size=12)
+    d.text(620, middle - 2, "scores added", ORANGE, "start", 13)
+
+
+def unet(d: Drawing, middle: float) -> None:
+    """Maps doubled step by step, beside those of the same size."""
+    end = going_down(d, middle, LEVELS)
+    for number, height in enumerate(LEVELS[3::-1]):
+        x = 290 + 62 * number
+        bar(d, x, middle, height, PALE, INK)
+        bar(d, x + BAR, middle, height, LIGHT_BLUE, BLUE)
+        d.arrow((end if number == 0 else x - 18, middle), (x - 2, middle))
+        d.text(x - 10, middle - 8, "x 2", BLUE, size=12)
+    for number, height in enumerate(LEVELS[:3]):
+        x, target, top = 31 + 46 * number, 301 + 62 * (3 - number), middle - height / 2
+        lift = middle - 50 - 3 * (3 - number)
+        d.arrow((x, top), (x, lift), (target, lift), (target, top - 2), line=BLUE)
+    d.text(620, middle - 2, "maps put side by side,\nthen convolved", BLUE, "start", 13)
+
+
+def deeplab(d: Drawing, middle: float) -> None:
+    """A map seen at several distances, and two enlargements."""
+    going_down(d, middle, LEVELS[:4])
+    for number, words in enumerate(("1 x 1", "rate 6", "rate 12", "rate 18")):
+        y = middle - 43 + 23 * number
+        d.box(224, y, 62, 18, LIGHT_GREEN, GREEN)
+        d.text(255, y + 13, words, GREEN, size=12)
+        d.arrow((182, middle), (222, y + 9), line=GREY)
+        d.arrow((287, y + 9), (322, middle), line=GREY)
+    bar(d, 326, middle, 26, LIGHT_GREEN, GREEN)
+    d.arrow((350, middle), (398, middle))
+    bar(d, 400, middle, 40, PALE, INK)
+    bar(d, 422, middle, 40, LIGHT_BLUE, BLUE)
+    d.arrow((446, middle), (538, middle))
+    bar(d, 540, middle, 96, LIGHT_ORANGE, ORANGE)
+    d.text(374, middle - 8, "x 4", BLUE, size=12)
+    d.text(492, middle - 8, "x 4", ORANGE, size=12)
+    low = middle + 56
+    d.arrow((123, middle + 20), (123, low), (411, low), (411, middle + 22), line=BLUE)
+    d.text(620, middle - 2, "several distances\nat once", GREEN, "start", 13)
 
 
 def upsampling() -> None:
     """How FCN, U-Net and DeepLab come back from coarse maps to pixels."""
     d = Drawing(760, 470, "From coarse maps back to pixels: FCN, U-Net and DeepLab v3+")
-    levels = (96, 62, 40, 26, 16)
     rows = (
-        (30, "FCN-8s", "scores are enlarged, and the scores of finer maps are added"),
-        (180, "U-Net", "maps are doubled step by step, beside those of the same size"),
-        (330, "DeepLab v3+", "maps stay at 1/16 and look wide; two enlargements by 4"),
+        (30, "FCN-8s", "scores are enlarged, and the scores of finer maps are added", fcn),
+        (180, "U-Net", "maps are doubled step by step, beside those of the same size", unet),
+        (330, "DeepLab v3+", "maps stay at 1/16 and look wide; two enlargements by 4", deeplab),
     )
-    for top, name, words in rows:
+    for top, name, words, draw in rows:
         d.text(20, top, name, anchor="start", bold=True, size=16)
         d.text(140, top, words, GREY, "start", 13)
-        middle = top + 68
-
-        def bar(x: float, height: float, fill: str, line: str, middle: float = middle) -> None:
-            d.box(x, middle - height / 2, 22, height, fill, line)
-
-        def bars(
-            x: float, heights: Sequence[float], fill: str, line: str,
-            bar: Callable[..., None] = bar, middle: float = middle,
-        ) -> float:  # fmt: skip
-            for number, height in enumerate(heights):
-                bar(x + 46 * number, height, fill, line)
-                if number:
-                    d.arrow((x + 46 * number - 22, middle), (x + 46 * number - 2, middle))
-            return x + 46 * (len(heights) - 1) + 22
-
-        if name == "FCN-8s":
-            end = bars(20, (*levels, 11), "#f1eee7", INK)
-            for number, (height, x) in enumerate(((16, 330), (26, 410), (96, 560))):
-                bar(x, height, LIGHT_ORANGE, ORANGE)
-                start = end if number == 0 else (352, 432)[number - 1]
-                d.arrow((start, middle), (x - 2, middle))
-            for x, level, target in ((215, 16, 341), (169, 26, 421)):
-                down = middle + 40
-                d.arrow((x, middle + level / 2), (x, down), (target, down),
-                        (target, middle + level / 2 + 2), line=ORANGE)  # fmt: skip
-            for x, words in ((302, "x 2"), (381, "x 2"), (496, "x 8")):
-                d.text(x, middle - 8, words, ORANGE, size=12)
-            d.text(620, middle - 2, "scores added", ORANGE, "start", 13)
-        elif name == "U-Net":
-            end = bars(20, levels, "#f1eee7", INK)
-            for number, height in enumerate(levels[3::-1]):
-                x = 290 + 62 * number
-                bar(x, height, "#f1eee7", INK)
-                bar(x + 22, height, LIGHT_BLUE, BLUE)
-                d.arrow((end if number == 0 else x - 18, middle), (x - 2, middle))
-                d.text(x - 10, middle - 8, "x 2", BLUE, size=12)
-            for number, height in enumerate(levels[:4]):
-                x, target, down = 31 + 46 * number, 301 + 62 * (3 - number), middle - height / 2
-                lift = middle - 50 - 3 * (3 - number)
-                if number < 3:
-                    d.arrow((x, down), (x, lift), (target, lift), (target, down - 2), line=BLUE)
-            d.text(620, middle - 2, "maps put side by side,\nthen convolved", BLUE, "start", 13)
-        else:
-            bars(20, (96, 62, 40, 26), "#f1eee7", INK)
-            for number, words in enumerate(("1 x 1", "rate 6", "rate 12", "rate 18")):
-                y = middle - 43 + 23 * number
-                d.box(224, y, 62, 18, LIGHT_GREEN, GREEN)
-                d.text(255, y + 13, words, GREEN, size=12)
-                d.arrow((182, middle), (222, y + 9), line=GREY)
-                d.arrow((287, y + 9), (322, middle), line=GREY)
-            bar(326, 26, LIGHT_GREEN, GREEN)
-            d.arrow((350, middle), (398, middle))
-            bar(400, 40, "#f1eee7", INK)
-            bar(422, 40, LIGHT_BLUE, BLUE)
-            d.arrow((446, middle), (538, middle))
-            bar(540, 96, LIGHT_ORANGE, ORANGE)
-            d.text(374, middle - 8, "x 4", BLUE, size=12)
-            d.text(492, middle - 8, "x 4", ORANGE, size=12)
-            d.arrow((123, middle + 20), (123, middle + 56), (411, middle + 56), (411, middle + 22),
-                    line=BLUE)  # fmt: skip
-            d.text(620, middle - 2, "several distances\nat once", GREEN, "start", 13)
+        draw(d, top + 68)
     d.save("upsampling")
 
 
@@ -342,7 +372,8 @@ def mask_rcnn() -> None:
     d.box(448, 74, 60, 60, "#f1eee7", BLUE)
     for step in (1, 2, 3):
         d.parts.append(
-            f'<path d="M{448 + 15 * step} 74v60M448 {74 + 15 * step}h60" stroke="{LINE}" fill="none"/>'
+            f'<path d="M{448 + 15 * step} 74v60M448 {74 + 15 * step}h60" stroke="{LINE}" '
+            'fill="none"/>'
         )
     d.text(478, 180, "each box as a grid\nof one size", GREY, size=13)
     for y, words, fill, line in ((44, "class, score", LIGHT_ORANGE, ORANGE),

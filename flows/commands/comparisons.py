@@ -23,6 +23,7 @@ from maskloom.flows.commands.options import (
     segmenter_kinds,
     takes_flags,
 )
+from maskloom.flows.signals import end_process
 from maskloom.flows.terminal import escaped, line
 from maskloom.segcore.errors import RecipeError
 
@@ -146,7 +147,8 @@ def audit(
     from maskloom.flows.recipes import run as recipes
 
     with errors_as_messages():
-        found = run_audit(recipes.load(recipe, changes or []), pixels, tile, quiet=False)
+        loaded = recipes.load(recipe, changes or [])
+        found = run_audit(loaded, pixels, tile, quiet=False, break_off=end_process)
         for each in found.lines:
             typer.echo(line(each))
         if found.broken:
@@ -169,7 +171,7 @@ def compare(image: Image, output: Picture, segmenters: Segmenters = None) -> Non
         sections = [
             yaml_files.read_value(text, f"-s {yaml_files.shown(text)}") for text in segmenters or []
         ]
-        draw(image, sections or None, output, quiet=False)
+        draw(image, sections or None, output, quiet=False, break_off=end_process)
         typer.echo(f"Look at {output}")
 
 
@@ -257,7 +259,8 @@ def _evaluate_masks(output: str, request: EvaluationRequest, flags: EvaluationFl
     from maskloom.flows.evaluation import evaluate as flow
     from maskloom.flows.report.write import try_to_write, write_reports
 
-    found = flow.evaluate(location_of(output), request, quiet=flags.quiet)
+    place = location_of(output)
+    found = flow.evaluate(place, request, quiet=flags.quiet, break_off=end_process)
     for note in found.notes:
         typer.echo(line(note), err=True)
     typer.echo(escaped(found.table))

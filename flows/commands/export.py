@@ -15,8 +15,8 @@ Wanted = Annotated[
     typer.Option(
         "--to",
         metavar="KIND",
-        help="geojson (longitude and latitude, or pixels), qupath (a file per image), coco, or "
-        "stac (a static catalog of the masks).",
+        help="geojson (longitude and latitude, or pixels), gpkg or geoparquet (CRS of the image), "
+        "qupath (a file per image), coco, or stac (a static catalog of the masks).",
     ),
 ]
 Target = Annotated[
@@ -30,25 +30,22 @@ Target = Annotated[
 ]
 
 
-def export(output: Output, to: Wanted, target: Target = None) -> None:
-    """Write class masks as outlines for other programs: GeoJSON, QuPath, COCO. Polygons follow the
-    edges of pixels exactly, so that drawing them gives the mask again.
+PerImage = Annotated[bool, typer.Option("--per-image", help="A file per image.")]
+
+
+def export(output: Output, to: Wanted, target: Target = None, per_image: PerImage = False) -> None:
+    """Write masks of classes and objects as outlines for other programs. They follow the edges of
+    pixels exactly, so that drawing them gives the mask again.
     """
-    from maskloom.segcore.errors import RecipeError
-    from maskloom.tasks.export import KINDS
-    from maskloom.tasks.export import export as write
+    from maskloom.tasks.export.request import export as write
     from maskloom.tasks.output import Output as Read
 
     with errors_as_messages():
+        folder = None if target is None else location_of(target)
         if to == "stac":
-            _write_stac(location_of(output), None if target is None else location_of(target))
+            _write_stac(location_of(output), folder)
             return
-        kind = next((each for each in KINDS if each == to), None)
-        if kind is None:
-            raise RecipeError(f"--to: expected {', '.join(KINDS)} or stac; got {to!r}.")
-        done = write(
-            Read.open(location_of(output)), kind, None if target is None else location_of(target)
-        )
+        done = write(Read.open(location_of(output)), to, folder, per_image=per_image)
         if done.passed_over:
             some = ", ".join(done.passed_over[:5])
             typer.echo(line(f"{len(done.passed_over)} images left out: {some}."), err=True)

@@ -125,14 +125,15 @@ def demo(
     no_prefect: NoPrefect = False,
     quiet: QuietFlag = False,
 ) -> None:
-    """Show what maskloom does, in a minute. Counts coins, and maps the land cover of a satellite
-    scene in km2 and that of a mosaic of 268 megapixels without seams, in a run recorded by Prefect.
+    """Show what maskloom does, in a minute. Counts nuclei in fluorescence, and maps the land cover
+    of a satellite scene in km2 and that of a mosaic of 268 megapixels without seams, in a run
+    recorded by Prefect.
 
     Nothing is downloaded. The last lines name the files to look at, and what to type next.
     """
     with errors_as_messages():
         first_line(f"Making the demo in {output}", quiet)
-        from maskloom.flows.demo import demo as show
+        from maskloom.flows.demo.demonstrate import demo as show
         from maskloom.flows.orchestration.prefect import Prefect
         from maskloom.flows.run import RunOptions
         from maskloom.flows.signals import end_process

@@ -6,6 +6,7 @@ import typer
 
 from maskloom.flows.commands.messages import errors_as_messages
 from maskloom.flows.commands.options import Changes, LogFile, QuietFlag, TrainingPath
+from maskloom.flows.signals import end_process
 
 
 def train(
@@ -27,7 +28,7 @@ def train(
 
     with errors_as_messages(), written_to(log_file, f"train {recipe}"):
         training_run = training.load(recipe, changes or [])
-        result = flow.run(training_run, quiet)
+        result = flow.run(training_run, quiet, break_off=end_process)
         typer.echo(
             f"{'Nothing to do: already trained. ' if result.before else ''}{result.model}: "
             f"{result.score[0]} {result.score[1]:.4f} at epoch {result.epoch}, the best of "

@@ -45,9 +45,10 @@ def _view(location: str, image_id: str | None, port: int, *, open_browser: bool)
     from maskloom.tasks.output import Output as StoredOutput
 
     gallery = Gallery(StoredOutput.open(location))
-    if not len(gallery.images):
+    if not len(gallery.listing):
         raise RecipeError(f"{location} holds no image yet. Run the recipe first.")
-    if image_id is not None:
+    if image_id is not None and image_id not in gallery.listing:
+        # Says which ids are near.
         gallery.output.image(image_id)
     try:
         at = listening(port)
@@ -66,4 +67,8 @@ def _view(location: str, image_id: str | None, port: int, *, open_browser: bool)
             webbrowser.open(address)
 
     with at:
-        serve(gallery, token, at, started)
+        try:
+            serve(gallery, token, at, started)
+        except KeyboardInterrupt:
+            # The usual end. Whoever asks for the page again gets a new address.
+            typer.echo("The page is closed.", err=True)

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from maskloom.flows.evaluation.options import EvaluationRequest, find_truths
 from maskloom.flows.evaluation.report import Comparison, Evaluation, draw_picture, notes
 from maskloom.flows.progress import ItemProgress, display
-from maskloom.flows.signals import stop_on_signals
+from maskloom.flows.stopping import BreakOff, stoppable
 from maskloom.flows.terminal import count
 from maskloom.segcore import formats
 from maskloom.segcore.annotations.label_mapping import VOID
@@ -61,11 +61,17 @@ _PIXELS_IN_PROCESS = 50_000_000
 """Worker processes take seconds to start, so they are worth it only above this number."""
 
 
-def evaluate(location: str, request: EvaluationRequest, *, quiet: bool = True) -> Evaluation:
+def evaluate(
+    location: str,
+    request: EvaluationRequest,
+    *,
+    quiet: bool = True,
+    break_off: BreakOff | None = None,
+) -> Evaluation:
     """Compare the masks of an output with truth masks; write the tables and the picture.
 
     If the run is not finished, the masks that exist are compared; each of them is complete, and a
-    note reports it. Images with broken files do not stop the others.
+    note reports it. Images with broken files do not stop the others. `break_off`: see `stoppable`.
 
     Raises `RecipeError` if there is no mask or no truth, no truth belongs to an image, all images
     failed, or the truth has values without a meaning; `StoreError` if a store fails.
@@ -86,7 +92,7 @@ def evaluate(location: str, request: EvaluationRequest, *, quiet: bool = True) -
         truths, passed_over = find_truths(request.truth, location)
         pairs = pair({mask.uri: mask.image_id for mask in output.masks}, truths, request.suffixes)
         drawn, extra = {}, ()
-    compared = _compare(output, pairs, drawn, request, quiet)
+    compared = _compare(output, pairs, drawn, request, quiet, break_off)
     store, folder = (
         (Store(location), f"{FOLDER}/") if request.out is None else (Store(request.out), "")
     )
@@ -137,6 +143,7 @@ def _compare(
     polygons: Mapping[str, PolygonMask],
     request: EvaluationRequest,
     quiet: bool,
+    break_off: BreakOff | None,
 ) -> Comparison:
     """Compare all pairs, on a cluster or in this process. `polygons`: truth that is no mask, by
     URI of the image.
@@ -147,12 +154,11 @@ def _compare(
     with _errors_for_users(), ExitStack() as stack:
         first = formats.describe(output.store.uri(masks[0].mask_uri))
         options = request.job_options(output, holds_object_ids(first), polygons=bool(polygons))
-        stack.enter_context(stop_on_signals(stop))
+        shown_by = stack.enter_context(display(quiet))
+        signals = stack.enter_context(stoppable(stop, shown_by, break_off))
         prepare = partial(prepare_process, threads=cluster.worker_threads)
-        fanout = stack.enter_context(cluster.opened(prepare, stop))
-        progress = ItemProgress(
-            stack.enter_context(display(quiet)), "evaluate", "images", len(masks)
-        )
+        fanout = signals.works_on(stack.enter_context(cluster.opened(prepare, stop)))
+        progress = ItemProgress(shown_by, "evaluate", "images", len(masks))
         images = _with_polygons(_images(output, masks, pairs, options), polygons)
         scored = score_images(fanout, images, options, progress)
         _require_valid(scored.failures, all_failed=not scored.scores)

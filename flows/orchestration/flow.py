@@ -34,7 +34,7 @@ from maskloom.segcore.errors import MaskloomError, RecipeError, RunError, Stoppe
 from maskloom.tasks.fanout.protocol import stopped
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from maskloom.flows.progress import Quiet
 
@@ -160,6 +160,13 @@ class RecordedStages(Stages):
             )
         finally:
             self._ended.append(name)
+
+    def emit(self, event: str, name: str, payload: Mapping[str, Any]) -> None:
+        """Send an event to the server, where automations can react to it."""
+        from prefect.events import emit_event
+
+        resource = {"prefect.resource.id": f"{event}.{name}", "prefect.resource.name": name}
+        emit_event(event=event, resource=resource, payload=dict(payload))
 
     def shown_by(self, display: Quiet) -> Quiet:
         """The display, and the record as another one."""

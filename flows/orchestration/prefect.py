@@ -164,8 +164,12 @@ class Prefect:
         from prefect.logging.handlers import APILogWorker
 
         deadline = time.monotonic() + _RECORDING_SECONDS
-        for worker in (EventsWorker, APILogWorker):
-            worker.drain_all(timeout=max(0.0, deadline - time.monotonic()))
+        # In a thread of its own: where an event loop runs, as in a notebook, these would only
+        # return coroutines.
+        with ThreadPoolExecutor(1) as aside:
+            for worker in (EventsWorker, APILogWorker):
+                left = max(0.0, deadline - time.monotonic())
+                aside.submit(worker.drain_all, timeout=left).result()
         if self.flow_run_id is None:
             return
         ended = {

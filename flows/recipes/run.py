@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import maskloom
+from maskloom.flows.alerting.delivery import Channel
+from maskloom.flows.alerting.rules import Rule
 from maskloom.flows.recipes.fingerprints import json_values
-from maskloom.flows.recipes.run_file import ReportOptions, RunFile, Schedule, checked
+from maskloom.flows.recipes.run_file import AlertOptions, ReportOptions, RunFile, Schedule, checked
 from maskloom.flows.recipes.schemas import (
     build,
     did_you_mean,
@@ -89,6 +91,10 @@ class RunRecipe:
     """Whether the scores of the classes are kept."""
     zones: ZonesFile | None = None
     """Polygons of the table `zones`, as the user gave them."""
+    alerts: tuple[Rule, ...] = ()
+    """Conditions that are looked at when a run ends."""
+    notify: tuple[Channel, ...] = ()
+    """Where alerts are sent."""
     schedule: Schedule | None = None
     """When a server starts the recipe. None: only by hand."""
     reports: bool = True
@@ -158,6 +164,9 @@ def as_written(document: Mapping[str, Any], folder: Path, changes: Sequence[str]
     """The recipe as its user wrote it: without the values of variables, with signatures of
     addresses masked, and with the first of many inputs.
     """
+    if document.get("notify"):
+        # The path of a webhook is its secret.
+        document = {**document, "notify": "***"}
     inputs = document.get("inputs")
     if isinstance(inputs, list) and len(inputs) > _INPUTS_WRITTEN:
         more = f"... and {len(inputs) - _INPUTS_WRITTEN} more"
@@ -212,6 +221,8 @@ def make(
         masks=file.masks,
         scores=file.scores,
         zones=zones,
+        alerts=tuple(_rule(name, wanted) for name, wanted in file.alerts.items()),
+        notify=tuple(Channel(each.webhook, each.block) for each in file.notify),
         colours={name: parse_colour(text) for name, text in file.colours.items()},
         schedule=file.schedule,
         reports=file.report is not False,
@@ -224,6 +235,7 @@ def make(
     _refuse_unknown_classes(recipe)
     _refuse_unknown_coloured(recipe)
     _refuse_unknown_features(recipe.options)
+    _refuse_false_alerts(recipe)
     _refuse_unknown_stores(recipe)
     _refuse_memory_on_processes(recipe)
     return recipe
@@ -335,6 +347,27 @@ def _refuse_unknown_coloured(recipe: RunRecipe) -> None:
             raise RecipeError(
                 f"colours: the mask has no class {name!r}.{did_you_mean(name, known)} Its classes "
                 f"are {', '.join(known)}."
+            )
+
+
+def _rule(name: str, wanted: str | AlertOptions) -> Rule:
+    if isinstance(wanted, str):
+        return Rule(name, wanted)
+    return Rule(name, wanted.when, wanted.until, wanted.of)
+
+
+def _refuse_false_alerts(recipe: RunRecipe) -> None:
+    model = recipe.segmenter
+    classes = model.expected_classes if isinstance(model, Fitter) else model.classes
+    for rule in recipe.alerts:
+        rule.check(classes)
+        if rule.of == "zone" and recipe.zones is None:
+            raise RecipeError(f"alerts.{rule.name}: of: zone needs `zones` in the recipe.")
+        measures = {measure for _, measure in rule.needs()}
+        if recipe.objects is None and measures & {"objects", "largest"}:
+            raise RecipeError(
+                f"alerts.{rule.name}: objects are counted where the recipe has statistics: "
+                "[objects]."
             )
 
 

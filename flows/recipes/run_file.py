@@ -204,6 +204,38 @@ class Schedule(pydantic.BaseModel):
         return value
 
 
+class AlertOptions(pydantic.BaseModel):
+    """A condition on classes."""
+
+    model_config = pydantic.ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+    when: str
+    """The condition that raises the alert, e.g. burned.area > 5 ha and burned.growth > 1 ha/day."""
+    until: str = ""
+    """The condition that ends it. Default: that `when` does not hold."""
+    of: Literal["image", "zone", "collection"] = "image"
+    """What it is about: each image, each zone, or all images together."""
+
+
+class ChannelOptions(pydantic.BaseModel):
+    """Where alerts are sent: one of both keys."""
+
+    model_config = pydantic.ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+    webhook: str = ""
+    """Address that gets a POST with the event as JSON; take it from the environment: ${HOOK}."""
+    block: str = ""
+    """Notification block of Prefect, e.g. slack-webhook/fire."""
+
+    @pydantic.model_validator(mode="after")
+    def _is_one(self) -> ChannelOptions:
+        if bool(self.webhook) == bool(self.block):
+            raise ValueError("expected either webhook or block")
+        if self.webhook and not self.webhook.startswith(("http://", "https://")):
+            raise ValueError("expected an address that begins with https:// or http://")
+        return self
+
+
 class ZonesOptions(pydantic.BaseModel):
     """Polygons whose areas by class are wanted."""
 
@@ -268,6 +300,12 @@ class RunFile(pydantic.BaseModel):
     """Polygons whose areas by class are wanted, such as parcels: GeoJSON, GeoPackage, GeoParquet
     and others, in any CRS. Fills the table `zones`.
     """
+    alerts: dict[str, str | AlertOptions] = {}
+    """Conditions on classes, by name: {weeds: weed / (weed + crop) > 0.3}. Those that come true are
+    rows of the table `alerts`, and sent to `notify`.
+    """
+    notify: list[ChannelOptions] = []
+    """Where alerts are sent, besides the Prefect server of the run."""
     cluster: dict[str, Any] | str = "local"
     """Where jobs run: local (worker processes on this machine), serial (this process), address (an
     existing Dask cluster), slurm (jobs of SLURM), kubernetes (pods).

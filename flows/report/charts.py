@@ -15,8 +15,8 @@ from markupsafe import Markup
 
 from maskloom.flows.report.collect import STEPS_PER_DECADE
 from maskloom.segcore.ground.amounts import amount
-from maskloom.segcore.raster.classes import ClassTable
-from maskloom.segcore.raster.colours import Colour
+from maskloom.segcore.raster.classes import BACKGROUND_NAMES, ClassTable
+from maskloom.segcore.raster.colours import BACKGROUND, PALETTE, Colour, hexadecimal
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -24,15 +24,34 @@ if TYPE_CHECKING:
 _WIDTH, _LEFT, _BOTTOM = 960, 44, 28
 _MOST_COLUMNS = 240
 _MOST_BINS = 30
+_BARS = 96
 
 
-def hexadecimal(colour: Colour) -> str:
-    """A colour as CSS writes it.
+OTHER = "#888888"
+"""For a class without a colour."""
 
-    >>> hexadecimal((33, 102, 172))
-    '#2166ac'
-    """
-    return "#{:02x}{:02x}{:02x}".format(*colour)
+
+def css(number: int) -> str:
+    """The colour of a class by its place in the table, which the reader can switch."""
+    return f"var(--c{number})"
+
+
+def safe(classes: ClassTable) -> tuple[Colour, ...]:
+    """Colours that people without one kind of cones tell apart too, as far as the palette goes."""
+    free = iter(PALETTE)
+    return tuple(
+        BACKGROUND if name.lower() in BACKGROUND_NAMES else next(free, colour)
+        for name, colour in zip(classes.names, classes.colours, strict=True)
+    )
+
+
+def palette(classes: ClassTable) -> str:
+    """Style that defines the colours of the classes, and those that the reader can switch to."""
+    sets = ((":root", classes.colours), (":root.safe", safe(classes)))
+    return "".join(
+        f"{where}{{{';'.join(f'--c{i}:{hexadecimal(c)}' for i, c in enumerate(colours))}}}"
+        for where, colours in sets
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +84,7 @@ def stacked_shares(
             points += _steps(below, width, plot, forward=False)
             paths.append(
                 Markup('<path d="M{}Z" fill="{}"><title>{}</title></path>').format(
-                    "L".join(points), hexadecimal(classes.colours[number]), name
+                    "L".join(points), css(number), name
                 )
             )
         below = above
@@ -106,7 +125,7 @@ def histogram(
                     y,
                     max(width - 1, 0.5),
                     share,
-                    hexadecimal(classes.colours[number]),
+                    css(number),
                     classes.names[number],
                     counts[column, number],
                     low,
@@ -167,6 +186,40 @@ def lines(series: Sequence[Series], label: str, *, best: int | None = None) -> M
     for epoch in sorted({1, *range(0, epochs + 1, max(1, round(epochs / 8))), epochs} - {0}):
         anchor = "end" if epoch == epochs and epochs > 1 else "middle"
         parts.append(_text(_LEFT + (epoch - 1) * step, height - 8, str(epoch), anchor))
+    return _svg(label, height, parts)
+
+
+def values(found: NDArray[np.float64], thresholds: Sequence[float], label: str) -> Markup:
+    """A histogram of values with thresholds as lines. Its axis leaves out the outermost 0.1 % of
+    the values on each side, unless a threshold is there.
+    """
+    low, high = np.percentile(found, (0.1, 99.9))
+    low, high = min(low, *thresholds), max(high, *thresholds)
+    high = high if high > low else low + 1
+    step = (high - low) / _BARS
+    if (found == np.rint(found)).all():
+        # Bars that hold different numbers of whole numbers would look like a comb.
+        step, low = math.ceil(step), math.floor(low) - 0.5
+    counts, edges = np.histogram(found, np.arange(low, high + 1.5 * step, step))
+    height = 220
+    plot, width = height - _BOTTOM, (_WIDTH - _LEFT) / len(counts)
+    most = int(counts.max())
+    parts = [_count_axis(most, plot)]
+    for number in np.flatnonzero(counts).tolist():
+        tall = counts[number] / most * (plot - 12)
+        parts.append(
+            Markup(
+                '<rect class="bar" x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}"/>'
+            ).format(_LEFT + number * width, plot - tall, max(width - 1, 0.5), tall)
+        )
+    scale = (_WIDTH - _LEFT) / (edges[-1] - edges[0])
+    for threshold in thresholds:
+        x = _LEFT + (threshold - edges[0]) * scale
+        parts.append(Markup('<path class="mark" d="M{:.1f} 14V{}"/>').format(x, plot))
+        parts.append(_text(min(max(x, _LEFT + 30), _WIDTH - 30), 11, f"{threshold:.5g}", "middle"))
+    for part, anchor in ((0, "start"), (0.5, "middle"), (1, "end")):
+        at = edges[0] + part * (edges[-1] - edges[0])
+        parts.append(_text(_LEFT + part * (_WIDTH - _LEFT), height - 8, f"{at:.4g}", anchor))
     return _svg(label, height, parts)
 
 
@@ -253,5 +306,6 @@ def _text(x: float, y: float, text: str, anchor: str) -> Markup:
 
 def _svg(label: str, height: int, parts: Sequence[Markup]) -> Markup:
     return Markup(
-        '<svg class="chart" viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg>'
+        '<div class="wide drawn" tabindex="0"><svg class="chart" viewBox="0 0 {} {}" role="img" '
+        'aria-label="{}">{}</svg></div>'
     ).format(_WIDTH, height, label, Markup("").join(parts))

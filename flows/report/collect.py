@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from maskloom.segcore.raster.classes import ClassTable
+from maskloom.segcore.storage.records import read_json
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -35,7 +36,7 @@ _AREA_COLUMNS = (
     "colour",
 )
 _OBJECT_COLUMNS = (
-    *("image_id", "object_id", "class_name", "area", "area_unit", "score"),
+    *("image_id", "object_id", "class_id", "class_name", "area", "area_unit", "score"),
     *("bbox_x0", "bbox_y0", "bbox_x1", "bbox_y1"),
 )
 _DATES = ("acquired", "datetime")
@@ -82,8 +83,10 @@ class LargeObject:
     image_id: str
     object_id: int
     class_name: str
+    class_id: int
     area: float
     unit: str
+    score: float | None
     box: tuple[int, int, int, int]
     """x0, y0, x1, y1 in pixels."""
 
@@ -117,10 +120,15 @@ class Collected:
     fits: Mapping[str, Sequence[float]]
     """Numbers that were fitted or chosen for each image, by name, where each image has its own."""
     manifests: Sequence[Mapping[str, Any]]
+    """What each finished run recorded, oldest first."""
+    planned: Mapping[str, Any]
+    """What an unfinished run planned. Empty: there is none."""
 
 
-def collect(output: Output) -> Collected:
-    """Read an output. Raises `DamagedRecord` and `StoreError`."""
+def collect(output: Output, open_runs: Sequence[str] = ()) -> Collected:
+    """Read an output, of which `open_runs` have not finished. Raises `DamagedRecord` and
+    `StoreError`.
+    """
     manifests = output.manifests()
     rows = _concatenated(output.tables("images", [*_IMAGE_COLUMNS, *_DATES]))
     ids: list[str] = rows["image_id"].to_pylist()
@@ -142,7 +150,15 @@ def collect(output: Output) -> Collected:
         _objects(output, done),
         fits,
         manifests,
+        _planned(output, open_runs),
     )
+
+
+def _planned(output: Output, runs: Sequence[str]) -> Mapping[str, Any]:
+    for run in runs[-1:]:
+        found: Mapping[str, Any] = read_json(output.store, f"runs/{run}/plan.json", dict)
+        return found
+    return {}
 
 
 def _concatenated(tables: Any) -> pa.Table:
@@ -262,8 +278,10 @@ def _objects(output: Output, done: Mapping[str, int]) -> ObjectSums:
                 row["image_id"],
                 row["object_id"],
                 row["class_name"],
+                row["class_id"],
                 row["area"],
                 row["area_unit"],
+                row.get("score"),
                 (row["bbox_x0"], row["bbox_y0"], row["bbox_x1"], row["bbox_y1"]),
             )
             for row in table.take(np.argsort(-size, kind="stable")[:_LARGEST]).to_pylist()

@@ -5,18 +5,18 @@ from __future__ import annotations
 import datetime as dt
 import logging
 from collections.abc import Callable
+from functools import partial
 
-from maskloom.flows.report.accuracy import (
-    evaluation_page,
-    is_evaluation,
-    is_training,
-    training_page,
-)
 from maskloom.flows.report.collect import collect
+from maskloom.flows.report.evaluation import evaluation_page, is_evaluation
 from maskloom.flows.report.notable import find
 from maskloom.flows.report.page import page
-from maskloom.flows.terminal import told
+from maskloom.flows.report.subject import Ending, RunSubject
+from maskloom.flows.report.training import is_training, training_page
+from maskloom.flows.terminal import recordable, told
+from maskloom.segcore.errors import MaskloomError, RecipeError, StoreError
 from maskloom.segcore.storage.store import STAGING, Store
+from maskloom.tasks.clean import require_output
 from maskloom.tasks.inspect import status
 from maskloom.tasks.output import Output
 
@@ -53,13 +53,28 @@ def write_of_training(location: str) -> str:
     return written
 
 
-def write_report(location: str) -> str:
-    """Write the report of an output of masks; return its location. Raises as `write_reports`."""
+def write_report(location: str, why: str = "") -> str:
+    """Write the report of an output of masks; return its location. `why`: why the run stopped that
+    has just ended; empty if it did not. Raises as `write_reports`.
+    """
     output = Output.open(location)
-    collected = collect(output)
-    left = status(location).left
-    content = page(output, collected, find(collected), left, _finished(output.store))
+    found = status(location)
+    collected = collect(output, found.open_runs)
+    at_work = not why and bool({each.run_id for each in found.processes} & {*found.open_runs})
+    ending = Ending(found.left, at_work, why, _finished(output.store))
+    content = page(RunSubject(output, collected, find(collected), ending))
     return _published(output.store, NAME, content)
+
+
+def write_of_stopped(location: str, error: MaskloomError) -> str | None:
+    """Write the report of an output whose run an error has stopped; return its location. None: the
+    run had not planned its images yet, or the report could not be written.
+    """
+    try:
+        require_output(Store(location))
+    except (RecipeError, StoreError):
+        return None
+    return try_to_write(location, partial(write_report, why=recordable(str(error))))
 
 
 def try_to_write(

@@ -218,6 +218,8 @@ def _grey(_: Sequence[Seen]) -> Iterator[Line]:
 _NAMING = (
     "Once you have seen which cluster is which (they come in the order of brightness), name them:",
     "  segmenter: {kind: kmeans, classes: [water, forest, crop, soil, urban]}",
+    "Usual names have usual colours; other ones, by name or #rrggbb:",
+    "  colours: {water: steelblue, crop: gold}",
 )
 _FAMILIES: Mapping[Family, Callable[[Sequence[Seen]], Iterator[Line]]] = {
     "slide": _slide,

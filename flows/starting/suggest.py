@@ -3,15 +3,16 @@ suits it.
 
 At most 50 headers are read, spread over all inputs, and of a dozen images one window of at most
 512 x 512 pixels. The rules are short and stand in the recipe as comments, with what was not chosen
-commented out, so that whoever knows better need only move a `#`.
+commented out: to choose it, move the `#`.
 """
 
 from __future__ import annotations
 
 import os
 import re
+import shlex
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +21,7 @@ import yaml
 
 from maskloom.flows.recipes import run as recipes
 from maskloom.flows.recipes.yaml_files import change_keys
+from maskloom.flows.starting.labels import without_labels
 from maskloom.flows.starting.looking import FAMILY_NAMES, Family, Seen, look, notes_of, table_of
 from maskloom.flows.starting.recipe_text import text_of
 from maskloom.flows.starting.rules import lines_of
@@ -57,22 +59,33 @@ def suggest(
         raise RecipeError(f"{target} exists and stays as it is. Name another file with -o.")
     if not folder.is_dir():
         raise RecipeError(f"The folder {folder} does not exist. Make it, or name another with -o.")
-    found = discover([_absolute(entry) for entry in inputs], "", {}).sources
+    places = [_absolute(entry) for entry in inputs]
+    found = discover(places, "", {}).sources
+    places, labels = without_labels(places, found)
+    found = [each for each in found if not each.uri.startswith(tuple(f"{x}/" for x in labels))]
     seen, failures = look(found, report)
     if not seen:
         raise RecipeError(f"None of the {len(failures)} headers read is readable. {failures[0]}")
     common = Counter(each.family for each in seen).most_common(1)[0][0]
     chosen = [each for each in seen if each.family == common]
     name = _name(target, inputs)
-    lines = list(lines_of(name, _relative(inputs, folder), found, chosen, seen))
+    lines = list(lines_of(name, _relative(places, folder), found, chosen, seen))
     document = {each.key: each.value for each in lines}
     change_keys(document, changes)
     text = text_of(_head(target, common, seen, found), lines, document)
     recipes.make(yaml.safe_load(text), folder)
     _write(target, text)
-    return Suggestion(
-        tuple(table_of(seen, found)), text, tuple(notes_of(common, seen, failures, found))
-    )
+    notes = [*_labels_note(labels), *notes_of(common, seen, failures, found)]
+    return Suggestion(tuple(table_of(seen, found)), text, tuple(notes))
+
+
+def _labels_note(labels: Sequence[str]) -> Iterator[str]:
+    if labels:
+        yield (
+            f"Left out, by their names: {', '.join(Path(each).name for each in labels)}. They are "
+            "taken for labels of the images. To compare masks with them: maskloom evaluate OUTPUT "
+            f"--truth {shlex.quote(labels[0])}"
+        )
 
 
 def _write(target: Path, text: str) -> None:
@@ -95,15 +108,14 @@ def _absolute(entry: str) -> str:
 
 
 def _relative(inputs: Sequence[str], folder: Path) -> list[str]:
-    """The inputs as the recipe in this folder names them."""
+    """The inputs, which are absolute, as the recipe in this folder names them."""
     named = []
     for entry in inputs:
         if "://" in entry:
             named.append(entry)
             continue
-        place = _absolute(entry)
-        below = os.path.relpath(place, folder)
-        named.append(place if below.startswith("..") else below)
+        below = os.path.relpath(entry, folder)
+        named.append(entry if below.startswith("..") else below)
     return named
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +30,7 @@ from maskloom.segcore.formats import open_image
 from maskloom.segcore.geometry import Box, Tile
 from maskloom.segcore.models.protocols import Fitter, ObjectSegmenter
 from maskloom.segcore.pipeline.in_memory import Region, fit_to, segment_source
+from maskloom.segcore.pipeline.reading import placed
 from maskloom.segcore.pipeline.worker import prepare_process
 from maskloom.segcore.storage.filesystems import configure
 from maskloom.tasks.clusters.serial import SerialCluster
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from maskloom.segcore.geometry import Shape
     from maskloom.segcore.pipeline.in_memory import Mask
     from maskloom.segcore.raster.spec import Block, RasterSpec, Reader
+    from maskloom.segcore.raster.stored import ReadOptions
 
 SIDE = 1024
 """Side of the part in pixels."""
@@ -52,8 +54,8 @@ _SAMPLED = 4
 """Every so many rows and columns of a place are compared."""
 _BINS = 64
 _NUMBERS_OF_CLASSES = ("clusters", "components", "levels")
-_OF_THE_IMAGE = ("level", "nodata", "pixel_size", "axes")
-"""Keys of a recipe, other than the segmenter, that change what is segmented."""
+_OF_PIXELS = ("nodata", "features", "values")
+"""Keys of a recipe, other than the segmenter, that change which pixels a panel segments."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,17 +92,18 @@ def try_out(request: TryRequest, picture: Path, *, quiet: bool = True) -> list[s
     prepare_process(first.storage, SerialCluster().worker_threads, first.limits)
     configure(first.storage)
     spec = _header(first, request.image)
-    box = _box(spec, request.crop)
-    region = _Part(Region(spec, box))
-    block = region.block(Tile.whole(box.shape), region.spec)
+    box = _box(placed(spec, _without_features(first.options)), request.crop)
+    block = Region(spec, box).block(Tile.whole(box.shape), replace(spec, shape=box.shape))
     plane = tuple(n // 2 for n in box.shape[:-2])
     shown_pixels = photo(block.pixels[plane], block.valid[plane], rgb=spec.interpretation == "rgb")
     name = spec.location.rstrip("/").rsplit("/", 1)[-1]
     cells = [photo_cell(name, _part_text(spec, box), shown_pixels, pixel_length(spec))]
-    lines = []
+    lines, parts = [], dict[str, _Part]()
     with display(quiet) as display_shown:
         progress = ItemProgress(display_shown, "try", "panels", len(panels))
         for number, panel in enumerate(panels, 1):
+            wanted = placed(spec, panel.recipe.options)
+            region = parts.setdefault(str(wanted), _Part(Region(wanted, box)))
             cell, text = _cell(panel, region, shown_pixels, plane)
             cells.append(cell)
             lines.append(text)
@@ -174,12 +177,13 @@ def _varied(text: str) -> tuple[str, list[Any]]:
     if not equals or not key or not values.strip():
         raise RecipeError(f"--vary {shown(text)}: expected KEY=A,B,C, e.g. clusters=3,5,8.")
     top = key.partition(".")[0]
-    if top in RunFile.model_fields and top not in ("segmenter", *_OF_THE_IMAGE):
+    if top in RunFile.model_fields and top not in ("segmenter", *_OF_PIXELS):
         raise RecipeError(
-            f"--vary {shown(text)}: {top} changes no result on one part of an image. Vary a "
-            "parameter of the segmenter, e.g. clusters=3,5,8."
+            f"--vary {shown(text)}: all panels show the same part of one image, and {top} changes "
+            "none of them. Vary a parameter of the segmenter, e.g. clusters=3,5,8, or "
+            f"{', '.join(_OF_PIXELS)}."
         )
-    if top not in ("segmenter", *_OF_THE_IMAGE):
+    if top not in ("segmenter", *_OF_PIXELS):
         key = f"segmenter.{key}"
     found = read_value(f"[{values}]", f"--vary {shown(text)}")
     return key, list(found)
@@ -251,6 +255,11 @@ def _header(recipe: RunRecipe, image: str | None) -> RasterSpec:
         except (ImageError, RecipeError) as error:
             reason = reason or error
     raise RecipeError(f"None of {count(len(found), 'image')} can be read. {reason}")
+
+
+def _without_features(options: ReadOptions) -> ReadOptions:
+    """Options that give the bands of the file: the liveliest place is that of the picture."""
+    return replace(options, features=(), values="stored")
 
 
 def _box(spec: RasterSpec, crop: str) -> Box:

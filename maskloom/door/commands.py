@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,6 +64,7 @@ def run(
     from maskloom.flows.run import RunOptions
     from maskloom.flows.run import run as run_flow
     from maskloom.flows.stages import Plain
+    from maskloom.tasks.clusters.serial import SerialCluster
 
     wanted = _changes({**(changes or {}), **_of_workers(workers)})
     loaded = _loaded(recipe, wanted, recipes.load, recipes.make)
@@ -73,6 +75,8 @@ def run(
 
         shown = dict(recipe) if isinstance(recipe, Mapping) else str(Path(recipe).resolve())
         orchestrator = Prefect({"recipe": recordable(shown), "changes": recordable(wanted)})
+    if not isinstance(loaded.cluster, SerialCluster):
+        _import_whole("distributed")
     with _main_hidden():
         result = run_flow(loaded, RunOptions(quiet=quiet), orchestrator)
     output = outputs.open(loaded.output)
@@ -263,6 +267,19 @@ def _of_workers(workers: int | None) -> dict[str, Any]:
 def _absolute(location: str) -> str:
     plain = "://" not in location
     return str(Path(location).expanduser().resolve()) if plain else location.rstrip("/")
+
+
+def _import_whole(name: str) -> None:
+    """Import a package, and only then answer Ctrl-C: an import that is cut short leaves parts of
+    the package behind, with which no later run of this process, such as a kernel, would work.
+    """
+    from maskloom.flows.signals import stop_on_signals
+
+    stop = threading.Event()
+    with stop_on_signals(stop):
+        import_module(name)
+    if stop.is_set():
+        raise KeyboardInterrupt
 
 
 _hiding = threading.Lock()

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from maskloom.door.frames import frame, object_frame
+from maskloom.flows.terminal import count
 from maskloom.segcore.errors import RecipeError
 from maskloom.segcore.geometry import Box
 from maskloom.segcore.raster.classes import ClassTable
@@ -82,11 +83,13 @@ class Output(Mapping[str, "Image"]):
 
     @property
     def report(self) -> str:
-        """Where its report is. Raises `RecipeError` if there is none."""
+        """Where its report is. A missing one is made; raises `StoreError` if it cannot be
+        written.
+        """
         if not self._stored.store.exists("report.html"):
-            raise RecipeError(
-                f"{self.location} has no report.html. Make it: maskloom report {self.location}"
-            )
+            from maskloom.flows.report.write import write_report
+
+            return write_report(self.location)
         return self._stored.store.uri("report.html")
 
     def evaluate(self, truth: str | Sequence[str], **options: Any) -> Evaluation:
@@ -174,7 +177,7 @@ class Output(Mapping[str, "Image"]):
 
     @property
     def _counts(self) -> str:
-        return f"{len(self):,} images done, {len(self.failed):,} failed"
+        return f"{count(len(self), 'image')} done, {len(self.failed):,} failed"
 
 
 @dataclass(frozen=True, eq=False)

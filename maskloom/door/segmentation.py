@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -58,8 +58,8 @@ class Segmentation:
 
     @property
     def labels(self) -> NDArray[np.unsignedinteger]:
-        """What the mask of a run holds: (y, x), or (z, y, x) of a volume. Class ids with `nodata`
-        where there is none; or ids of objects as uint32, with 0 for the background.
+        """What the mask of a run holds: (y, x), or (z, y, x) of a volume. Class ids, and `nodata`
+        in pixels without a class; or ids of objects as uint32, with 0 for the background.
         """
         return self._found.labels
 
@@ -191,27 +191,17 @@ class Segmentation:
         return pair_of_previews(self._found)
 
 
-def segment(  # noqa: PLR0913  what a recipe says of one image
+def segment(
     image: str | os.PathLike[str] | NDArray[Any] | Any,
     segmenter: str | Mapping[str, Any] | Sequence[Any] | Model | Segmentation,
     *,
     statistics: Sequence[str | Mapping[str, Any]] | str | Mapping[str, Any] | None = None,
     pixel_size: str | float | tuple[Any, ...] | None = None,
-    nodata: float | None = None,
-    axes: str | None = None,
-    level: int | str = 0,
-    format: str | None = None,  # noqa: A002  the recipe calls it so
-    valid: NDArray[np.bool_] | None = None,
-    crs: Any = None,
-    transform: Sequence[float] | None = None,
-    rgb: bool | None = None,
-    tile: int | Sequence[int] = 2048,
     **parameters: Any,
 ) -> Segmentation:
     """Segment one image in this process: labels, areas and objects, as a run gives them.
 
-    Nothing is written. The parameters of the segmenter (`clusters=5`, `bands=[1, 2]`, `classes=…`)
-    have the names of the command line; so have the sections of a recipe.
+    Nothing is written.
 
     Parameters
     ----------
@@ -227,24 +217,17 @@ def segment(  # noqa: PLR0913  what a recipe says of one image
     pixel_size
         `(0.5, "um")`, `(2.5, 0.7, 0.7, "mm")` for z, y, x, or the text of a recipe, `"0.5 um"`.
         None: as the image says.
-    nodata
-        A value that means "no data".
-    axes
-        Of an array: `"yxb"` (the usual order), `"byx"` (bands first, as rasterio reads), `"zyx"`,
-        `"zyxb"`. Of a file: see the recipe.
-    level
-        Of a pyramid, as in a recipe.
-    format
-        Of a file whose name does not tell.
-    valid
-        Of an array: booleans, True where there is data. NaN and masked pixels never are.
-    crs, transform
-        Of an array: coordinate reference system (`"EPSG:32633"`) and the six numbers of the affine.
-    rgb
-        Of an array: whether its first bands are red, green and blue. None: if it has three of
-        uint8.
-    tile
-        Side of the tiles; it changes memory and speed, and no result of an exact segmenter.
+    **parameters
+        Of the segmenter, by their names on the command line: `clusters=5`, `bands=[1, 2]`,
+        `classes=…`. Keys of a recipe that say something on one image: `nodata`, `level`, `format`,
+        `axes`, `colours`, `features`, and so on; `tile`, the side of the tiles (2048), which
+        changes memory and speed and no result of an exact segmenter.
+
+        Of an array, what a file would say: `axes`, `"yxb"` (the usual order), `"byx"` (bands
+        first, as rasterio reads), `"zyx"` or `"zyxb"`; `valid`, booleans that are True where there
+        is data (NaN and masked pixels never are); `crs` (`"EPSG:32633"`) and `transform`, the six
+        numbers of the affine; `rgb`, whether the first bands are red, green and blue (by default,
+        if there are three of uint8).
 
     Raises
     ------
@@ -257,45 +240,43 @@ def segment(  # noqa: PLR0913  what a recipe says of one image
     """
     from maskloom.segcore.pipeline.one_image import segment_in_memory
 
-    options = {
-        "statistics": statistics,
-        "pixel_size": _size(pixel_size),
-        "nodata": nodata,
-        "axes": axes if is_path(image) else None,
-        "level": level or None,
-        "format": format,
-    }
-    recipe = _recipe(segmenter, parameters, options, tile)
-    given = Given(None if is_path(image) else axes, valid, crs, transform, rgb)
-    opened = image_of(image, given, recipe.options, recipe.format)
+    of_arrays = set() if is_path(image) else {"axes"}
+    given, stated = _taken(parameters, {"valid", "crs", "transform", "rgb"} | of_arrays)
+    stated |= {"statistics": statistics, "pixel_size": _size(pixel_size)}
+    recipe = _recipe(segmenter, stated)
+    opened = image_of(image, Given(**given), recipe.options, recipe.format)
     _use_all_cores()
     found = segment_in_memory(recipe.run_settings("in-memory"), opened)
     is_xarray = type(image).__module__.partition(".")[0] == "xarray"
     return Segmentation(recipe.kind, found, _name(image), image if is_xarray else None)
 
 
-def _recipe(
-    segmenter: Any, parameters: Mapping[str, Any], options: Mapping[str, Any], tile: Any
-) -> RunRecipe:
+def _taken(parameters: Mapping[str, Any], names: Set[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The parameters of these names, and the others."""
+    inside = {name: value for name, value in parameters.items() if name in names}
+    return inside, {name: parameters[name] for name in parameters.keys() - names}
+
+
+def _recipe(segmenter: Any, stated: Mapping[str, Any]) -> RunRecipe:
     """The recipe of this call, checked as that of a run is. Raises `RecipeError`."""
     from maskloom.flows.recipes.run import make
     from maskloom.flows.recipes.run_file import RunFile
 
-    known = set(RunFile.model_fields) - _NOT_OF_AN_IMAGE - set(options)
-    sections = {name: value for name, value in parameters.items() if name in known}
-    own = {name: value for name, value in parameters.items() if name not in known}
+    known = set(RunFile.model_fields) - _NOT_OF_AN_IMAGE
+    sections, own = _taken(stated, known | {"tile"})
+    tile = sections.pop("tile", None)
     section, started = _started(segmenter, own)
     document = {
         "inputs": "image",
         "output": "nothing",
         "cluster": "serial",
         "segmenter": section,
-        "tiling": {"tile": list(tile) if isinstance(tile, tuple) else tile},
-        **{name: _plain(value) for name, value in {**options, **sections}.items()},
+        **{name: _plain(value) for name, value in sections.items() if value is not None},
     }
-    stated = {name: value for name, value in document.items() if value is not None}
+    if tile is not None:
+        document["tiling"] = {"tile": _plain(tile)}
     try:
-        return make(stated, Path.cwd(), started=started)
+        return make(document, Path.cwd(), started=started)
     except RecipeError as error:
         raise type(error)(_in_python(str(error))) from None
 

@@ -184,7 +184,7 @@ def planned_size(sizes: Mapping[str, int], accuracies: Mapping[str, float], half
     2014, equation 13).
 
     >>> planned_size({"a": 2, "b": 98}, {"a": 0.7, "b": 0.95}, 0.02)
-    475
+    477
     """
     pixels = sum(sizes.values())
     spread = sum(

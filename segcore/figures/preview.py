@@ -15,7 +15,7 @@ cores may start anywhere along z.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -68,6 +68,40 @@ class PreviewPart:
     """(y, x)."""
     across: int = 0
     """The axis of a volume across which its plane lies: 0 for z, and for images."""
+
+
+_NOT_OF_A_PLACE = tuple(
+    each.name
+    for each in fields(PreviewPart)
+    if each.name not in ("start", "pixels", "valid", "labels")
+)
+
+
+def in_rows(parts: Iterable[PreviewPart]) -> list[PreviewPart]:
+    """The same preview in fewer parts: those that lie side by side become one. An image may have a
+    million tiles, of which a part of its own takes half a KiB.
+    """
+    rows: list[list[PreviewPart]] = []
+    ends: dict[object, list[PreviewPart]] = {}
+    for part in parts:
+        (top, left), (height, width) = part.start, part.labels.shape
+        others = [getattr(part, name) for name in _NOT_OF_A_PLACE]
+        row = ends.pop((top, height, left, *others), None)
+        if row is None:
+            row = []
+            rows.append(row)
+        row.append(part)
+        ends[top, height, left + width, *others] = row
+    return [row[0] if len(row) == 1 else _side_by_side(row) for row in rows]
+
+
+def _side_by_side(row: list[PreviewPart]) -> PreviewPart:
+    return replace(
+        row[0],
+        pixels=np.concatenate([part.pixels for part in row], axis=1),
+        valid=np.concatenate([part.valid for part in row], axis=1),
+        labels=np.concatenate([part.labels for part in row], axis=1),
+    )
 
 
 def preview_stride(shape: Shape) -> int:

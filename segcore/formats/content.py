@@ -10,6 +10,7 @@ import re
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 from maskloom.segcore.errors import FormatError
 from maskloom.segcore.formats.source import HEAD_BYTES
@@ -94,6 +95,14 @@ _IN_GZIP = " in gzip"
 
 def kind_of(head: bytes) -> str:
     """Name of the content of a file, for messages, from its first `HEAD_BYTES` bytes."""
+    return _kind_of(head, len(FORMATS))
+
+
+@lru_cache(8)
+def _kind_of(head: bytes, _formats: int) -> str:
+    """See `kind_of`; a head is looked at twice for each file. Formats are only ever added, so their
+    number tells answers from before.
+    """
     if not head:
         return "empty"
     name = next((kind.name for _, kind in _kinds() if _matches(head, kind.signatures)), None)
@@ -114,7 +123,12 @@ def claims(location: str) -> tuple[tuple[str, FileKind], ...]:
     """The formats that claim a location by the longest of its suffixes, with the kind that each
     expects.
     """
-    name = _name(location)
+    return _claims(f".{tail_of(location)}", len(FORMATS))
+
+
+@lru_cache(256)
+def _claims(name: str, _formats: int) -> tuple[tuple[str, FileKind], ...]:
+    """See `claims` and `_kind_of`; `name`: what decides the suffix."""
     found = [
         (len(suffix), image_format, kind)
         for image_format, kind in _kinds()
@@ -203,11 +217,12 @@ def _matches(head: bytes, signatures: tuple[tuple[int, bytes], ...]) -> bool:
     """Whether content has one of these signatures; markup in upper or lower case, also after white
     space.
     """
-    return any(
-        head.startswith(signature, offset)
-        or (signature[:1] in (b"<", b"{") and _begin(head).startswith(signature.lower()))
-        for offset, signature in signatures
-    )
+    for offset, signature in signatures:
+        if head.startswith(signature, offset) or (
+            signature[:1] in (b"<", b"{") and _begin(head).startswith(signature.lower())
+        ):
+            return True
+    return False
 
 
 def _begin(head: bytes) -> bytes:

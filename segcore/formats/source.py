@@ -10,12 +10,12 @@ from __future__ import annotations
 import contextlib
 import warnings
 from dataclasses import dataclass, field
-from pathlib import Path
+from io import BufferedReader, FileIO
 from typing import TYPE_CHECKING, Any
 
 from maskloom.segcore.errors import FormatError, MaskloomError, Unavailable
 from maskloom.segcore.storage.addresses import redacted, without_query
-from maskloom.segcore.storage.filesystems import filesystem
+from maskloom.segcore.storage.filesystems import filesystem, info_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -56,14 +56,14 @@ class StoredFile:
         """The path for C libraries that open the file themselves; None if the bytes must come
         through fsspec.
         """
+        # Names that are not UTF-8 have surrogates, which cannot be passed to GDAL.
+        return self.path if self._is_local and self.path.isprintable() else None
+
+    @property
+    def _is_local(self) -> bool:
         from fsspec.implementations.local import LocalFileSystem
 
-        # Names that are not UTF-8 have surrogates, which cannot be passed to GDAL.
-        return (
-            self.path
-            if isinstance(self.store, LocalFileSystem) and self.path.isprintable()
-            else None
-        )
+        return isinstance(self.store, LocalFileSystem)
 
     def size(self) -> int:
         """Size in bytes; the store is asked once. Raises `FormatError` if it is not a file, and
@@ -72,7 +72,7 @@ class StoredFile:
         if self._size is not None:
             return self._size
         with store_failures(self.location):
-            info = self.store.info(self.path)
+            info = info_of(self.store, self.path)
         if info.get("type", "file") != "file" or info.get("size") is None:
             raise FormatError(
                 f"{self.location} is no regular file of known size but a {info.get('type')}. Leave "
@@ -84,7 +84,16 @@ class StoredFile:
     def read(self, start: int = 0, stop: int | None = None) -> bytes:
         """A range of its bytes. Raises `Unavailable`."""
         with store_failures(self.location):
+            if self._is_local:
+                # A plan reads the heads of a million files; fsspec needs three times as long.
+                with self._opened() as file:
+                    file.seek(start)
+                    return file.read(-1 if stop is None else stop - start)
             return _cut(bytes(self.store.cat_file(self.path, start=start, end=stop)), start, stop)
+
+    def _opened(self) -> BufferedReader:
+        """The local file."""
+        return BufferedReader(FileIO(self.path))
 
     def read_ranges(self, starts: Sequence[int], sizes: Sequence[int]) -> list[bytes]:
         """Several ranges of its bytes, which object stores give in parallel. Raises
@@ -111,7 +120,7 @@ class StoredFile:
         if the store failed.
         """
         if self.local_path is not None:
-            with Path(self.local_path).open("rb") as file:
+            with self._opened() as file:
                 yield file
             return
         ranges = Ranges(self)

@@ -38,7 +38,7 @@ from maskloom.segcore.raster.spec import FORMATS, Block, RasterSpec, Reader, Ser
 from maskloom.segcore.raster.stored import ReadOptions
 from maskloom.segcore.storage.addresses import remember_address
 from maskloom.segcore.storage.failpoints import failpoint
-from maskloom.segcore.storage.filesystems import filesystem, is_local
+from maskloom.segcore.storage.filesystems import filesystem, info_of, is_local
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -159,7 +159,7 @@ def _require_regular_files(source: Source) -> None:
         () if source.is_folder else [each.uri for each in source.members] or [source.location]
     ):
         fs, path = filesystem(uri)
-        if is_local(uri) and not fs.isfile(path) and fs.exists(path):
+        if is_local(uri) and info_of(fs, path)["type"] != "file":
             raise FormatError(f"{uri} is not a regular file. Leave it out of `inputs`.")
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from maskloom.segcore.figures.preview import PreviewPart
+from maskloom.segcore.figures.preview import PreviewPart, in_rows
 from maskloom.segcore.masks.protocol import EncodedBlock
 from maskloom.segcore.masks.quantised import Certainty
 from maskloom.segcore.objects.two_pass import PackedLabels
@@ -64,7 +64,7 @@ class TileResults:
         front = Staged(
             self.states,
             _places(self.blocks),
-            self.previews,
+            in_rows(self.previews),
             seconds,
             _places(self.scores),
             self.certainty,

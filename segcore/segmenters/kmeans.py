@@ -86,8 +86,8 @@ class KMeans(SampledFitter):
     )
     volumes: ClassVar[str] = "exact"
     use_when: ClassVar[str] = (
-        "classes differ in colour or reflectance, and nobody has labelled anything: land cover,"
-        " tissue, photographs. A first look at any collection"
+        "classes differ in colour or reflectance, and there are no labels to learn from: land "
+        "cover, tissue, photographs. A first look at any collection"
     )
     not_when: ClassVar[str] = (
         "classes differ in texture or shape rather than in colour; one class is rare (it gets "

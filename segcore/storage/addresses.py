@@ -56,7 +56,7 @@ class RelativeToRecipe:
 
 def is_web(address: str) -> bool:
     """Whether the address is an HTTP URL, which may have a query."""
-    return address.lower().startswith(_WEB)
+    return address[:8].lower().startswith(_WEB)
 
 
 def has_password(address: str) -> bool:

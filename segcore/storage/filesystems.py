@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import difflib
 import errno
+import os
+import stat
 from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
@@ -149,13 +151,28 @@ def version_of(info: Mapping[str, Any]) -> str:
     return f"{info.get('size', 0) or 0:x}-{stamp}"
 
 
+def info_of(fs: fsspec.AbstractFileSystem, path: str) -> Mapping[str, Any]:
+    """What the store says of a file: at least its type, its size and what decides its version.
+    Raises `FileNotFoundError`, and the client's errors.
+    """
+    if isinstance(fs, LocalFileSystem):
+        # A plan asks three times for each of a million images; fsspec needs ten times as long.
+        found = os.stat(path)  # noqa: PTH116
+        kind = "file" if stat.S_ISREG(found.st_mode) else "other"
+        kind = "directory" if stat.S_ISDIR(found.st_mode) else kind
+        return {"name": path, "type": kind, "size": found.st_size, "mtime": found.st_mtime}
+    return cast("Mapping[str, Any]", fs.info(path))
+
+
 def fresh_info(fs: fsspec.AbstractFileSystem, path: str) -> Mapping[str, Any]:
     """What the store says of a file now. Raises `FileNotFoundError`, and the client's errors."""
+    if isinstance(fs, LocalFileSystem):
+        return info_of(fs, path)
     # Otherwise clients answer from earlier listings. That of Azure forgets no more than the listing
     # that it is told to forget.
     fs.invalidate_cache(path)
     fs.invalidate_cache(path.rpartition("/")[0])
-    return cast("Mapping[str, Any]", fs.info(path))
+    return info_of(fs, path)
 
 
 def current_version(uri: str) -> str:

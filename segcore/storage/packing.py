@@ -154,8 +154,8 @@ class PackedFile:
     """The front of a staged file that holds strings of bytes, numbered within named sections."""
 
     name: str
-    places: Mapping[str, Sequence[tuple[int, int]]]
-    """Start and stop of each string in the file."""
+    edges: Mapping[str, NDArray[np.int64]]
+    """Where each string of a section starts in the file, and where the last one stops."""
 
     @staticmethod
     def write(sections: Mapping[str, Sequence[bytes]], out: Sink) -> None:
@@ -172,32 +172,33 @@ class PackedFile:
     def open(cls, store: Store, name: str) -> PackedFile:
         """Read the index of a file that `write` wrote. Raises `FileNotFoundError`."""
         (length,) = struct.unpack("<Q", store.read(name, 0, 8))
-        at, places = 8 + length, {}
+        at, edges = 8 + length, {}
         for section, sizes in json.loads(store.read(name, 8, at)).items():
-            stops = np.cumsum([at, *sizes]).tolist()
-            places[section] = list(pairwise(stops))
-            at = stops[-1]
-        return cls(name, places)
+            edges[section] = np.cumsum([at, *sizes], dtype=np.int64)
+            at = int(edges[section][-1])
+        return cls(name, edges)
+
+    def _places(self, section: str) -> Iterator[tuple[int, int]]:
+        """Start and stop of each string of a section."""
+        return pairwise(self.edges[section].tolist())
 
     def one(self, store: Store, section: str, number: int) -> bytes:
         """One string."""
-        return store.read(self.name, *self.places[section][number])
+        return store.read(self.name, *self.edges[section][number : number + 2].tolist())
 
     def all(self, store: Store, section: str) -> list[bytes]:
         """All strings of a section, read at once."""
-        places = self.places[section]
-        if not places:
+        start, stop = self.edges[section][[0, -1]].tolist()
+        if len(self.edges[section]) == 1:
             return []
-        start = places[0][0]
-        content = store.read(self.name, start, places[-1][1])
-        return [content[a - start : b - start] for a, b in places]
+        content = store.read(self.name, start, stop)
+        return [content[a - start : b - start] for a, b in self._places(section)]
 
     def each(self, store: Store, section: str) -> Iterator[bytes]:
         """The strings of a section one after the other, from one opening of the file."""
-        places = self.places[section]
-        if not places:
+        if len(self.edges[section]) == 1:
             return
         with store.open(self.name) as file:
-            file.seek(places[0][0])
-            for start, stop in places:
+            file.seek(int(self.edges[section][0]))
+            for start, stop in self._places(section):
                 yield file.read(stop - start)

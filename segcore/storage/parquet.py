@@ -15,10 +15,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from typing import IO
+from typing import IO, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+Condition = tuple[str, str, Any]
+"""A column, one of `==, !=, <, <=, >, >=, in`, and what it is compared with."""
 
 _MARK = b"PAR1"
 """The first and the last bytes of every file."""
@@ -42,6 +45,45 @@ def read_parquet(
             if name not in table.column_names:
                 table = table.append_column(name, pa.nulls(len(table), pa.string()))
         return table if wanted is None else table.select(wanted)
+
+
+def matching_rows(
+    file: IO[bytes], conditions: Sequence[Condition], columns: Sequence[str] | None = None
+) -> pa.Table:
+    """The rows of an open file that fulfil all conditions. Of a row group, the columns of the
+    conditions are read first, and the others only if some row fulfils them.
+    """
+    wanted = pq.filters_to_expression(list(conditions))
+    with pq.ParquetFile(file, pre_buffer=False) as table:
+        names = table.schema_arrow.names
+        kept = [each for each in columns or names if each in names]
+        keys = list(dict.fromkeys(name for name, *_ in conditions))
+        found = [table.schema_arrow.empty_table().select(kept)]
+        if not set(keys) <= set(names):
+            return found[0]
+        for number in range(table.num_row_groups):
+            if _excluded(table.metadata.row_group(number), conditions):
+                continue
+            if len(table.read_row_group(number, keys, use_threads=False).filter(wanted)):
+                read = list(dict.fromkeys((*kept, *keys)))
+                rows = table.read_row_group(number, read, use_threads=False)
+                found.append(rows.filter(wanted).select(kept))
+        return pa.concat_tables(found)
+
+
+def _excluded(group: pq.RowGroupMetaData, conditions: Sequence[Condition]) -> bool:
+    """Whether the statistics of a row group, where it has some, say that no row is equal to what a
+    condition asks for.
+    """
+    equal = {name: value for name, relation, value in conditions if relation == "=="}
+    for i in range(group.num_columns):
+        column = group.column(i)
+        known = column.statistics
+        if column.path_in_schema in equal and known is not None and known.has_min_max:
+            value = equal[column.path_in_schema]
+            if not known.min <= value <= known.max:
+                return True
+    return False
 
 
 def row_groups(content: bytes) -> int:

@@ -106,6 +106,20 @@ def object_picture(ids: NDArray[np.integer], valid: NDArray[np.bool_]) -> bytes:
     return _palette_png(index, object_palette().tolist(), {0})
 
 
+def borders(labels: NDArray[np.integer], valid: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """The valid pixels that touch another label, or what is not valid, at a side."""
+    known = np.where(valid, labels.astype(np.int64), -1)
+    found = np.zeros(known.shape, np.bool_)
+    for axis in range(known.ndim):
+        lower = np.take(known, range(known.shape[axis] - 1), axis)
+        differs = lower != np.take(known, range(1, known.shape[axis]), axis)
+        none = [(0, 0)] * known.ndim
+        for side in ((0, 1), (1, 0)):
+            none[axis] = side
+            found |= np.pad(differs, none)
+    return found & valid
+
+
 def _palette_png(
     index: NDArray[np.uint8], colours: Sequence[Sequence[int]], clear: Collection[int]
 ) -> bytes:

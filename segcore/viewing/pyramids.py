@@ -9,30 +9,26 @@ modes of masks. They are held in memory, large ones in a temporary file.
 from __future__ import annotations
 
 import math
-import tempfile
-import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from maskloom.segcore import formats
-from maskloom.segcore.annotations.masks import MaskReader, open_mask
+from maskloom.segcore.annotations.masks import MaskReader
 from maskloom.segcore.geometry import Box, Grid
+from maskloom.segcore.viewing.readers import MOST, Pixels, Readers, open_layer, room
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from maskloom.segcore.geometry import Shape
     from maskloom.segcore.raster.spec import RasterSpec
+    from maskloom.segcore.viewing.readers import Kind
 
 COARSEST = 1024
 """Longest side of a level from which no further one is needed."""
-_READERS = 4
-"""Most open readers of a level."""
-_HELD = 2**28
-"""Bytes of a built level from which on it is in a file."""
 _BLOCK = 2048
 _STRIP = 2**23
 """Pixels of a strip that is read at once."""
@@ -40,8 +36,6 @@ _SAME = 0.02
 """Relative difference of two scales that is due to sides of whole pixels."""
 _BY_OPENCV = ("uint8", "uint16", "int16", "float32")
 
-Kind = Literal["source", "mask"]
-Pixels = tuple["NDArray[Any]", "NDArray[np.bool_]"]
 Report = Callable[[float], None]
 
 
@@ -51,49 +45,6 @@ class Boxes(Protocol):
     def read(self, box: Box) -> Pixels:
         """See `segcore.raster.spec.Reader.read`."""
         ...
-
-
-@dataclass(slots=True)
-class Readers:
-    """Open readers of an image. A reader is for one thread at a time, so threads borrow one."""
-
-    opened: Callable[[], Any]
-    most: int = _READERS
-    _free: list[Any] = field(default_factory=list)
-    _lock: threading.Lock = field(default_factory=threading.Lock)
-    _places: threading.Semaphore = field(init=False)
-    _closed: bool = False
-
-    def __post_init__(self) -> None:
-        self._places = threading.Semaphore(self.most)
-
-    def read(self, box: Box) -> Pixels:
-        """See `segcore.raster.spec.Reader.read`. A reader that fails is not used again."""
-        with self._places:
-            with self._lock:
-                reader = self._free.pop() if self._free else None
-            if reader is None:
-                reader = self.opened()
-                reader.__enter__()
-            try:
-                found: Pixels = reader.read(box)
-            except BaseException:
-                reader.__exit__(None, None, None)
-                raise
-            with self._lock:
-                if not self._closed:
-                    self._free.append(reader)
-                    return found
-            reader.__exit__(None, None, None)
-            return found
-
-    def close(self) -> None:
-        """Close the readers; those that are lent are closed when they come back."""
-        with self._lock:
-            self._closed, free = True, self._free
-            self._free = []
-        for reader in free:
-            reader.__exit__(None, None, None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +83,7 @@ class Pyramid:
         be built. Raises `ReadError`.
         """
         whole = spec.chunks == spec.shape
-        readers = [Readers(lambda: _open(spec, kind), 1 if whole else _READERS)]
+        readers = [Readers(lambda: open_layer(spec, kind), 1 if whole else MOST)]
         shapes = [spec.shape]
         for number, shape in enumerate(formats.reduced_shapes(spec)):
             readers.append(Readers(lambda n=number: _open_reduced(spec, kind, n)))  # type: ignore[misc]
@@ -205,10 +156,6 @@ class Pyramid:
         return _resized(pixels, box.shape), valid[near]
 
 
-def _open(spec: RasterSpec, kind: Kind) -> Any:
-    return formats.open_image(spec) if kind == "source" else open_mask(spec, "index")
-
-
 def _open_reduced(spec: RasterSpec, kind: Kind, number: int) -> Any:
     if kind == "source":
         return formats.open_reduced(spec, number)
@@ -255,7 +202,7 @@ def _built(finest: Level, chunks: Shape, kind: Kind, report: Report) -> Iterator
         arrays: list[NDArray[Any]] = []
         for number, tile in enumerate(grid):
             halves = _halved(*level.boxes.read(tile.core), kind)
-            arrays = arrays or [_room((*shape, *each.shape[2:]), each.dtype) for each in halves]
+            arrays = arrays or [room((*shape, *each.shape[2:]), each.dtype) for each in halves]
             place = tuple(slice(a // 2, -(-b // 2)) for a, b in zip(*_ends(tile.core), strict=True))
             for array, half in zip(arrays, halves, strict=True):
                 array[place] = half
@@ -275,14 +222,6 @@ def _grid(shape: Shape, chunks: Shape) -> Grid:
         return Grid(shape, (_BLOCK, _BLOCK))
     rows = max(2 * chunks[0], _STRIP // shape[1])
     return Grid(shape, (min(rows - rows % 2, shape[0] + shape[0] % 2), shape[1] + shape[1] % 2))
-
-
-def _room(shape: Shape, dtype: Any) -> NDArray[Any]:
-    if math.prod(shape) * np.dtype(dtype).itemsize <= _HELD:
-        return np.empty(shape, dtype)
-    with tempfile.TemporaryFile(prefix="maskloom-view-") as file:
-        # The map keeps the file, which has no name, until it is dropped.
-        return np.memmap(file, dtype, "w+", shape=shape)
 
 
 def _halved(pixels: NDArray[Any], valid: NDArray[np.bool_], kind: Kind) -> Pixels:

@@ -1,33 +1,33 @@
 """Volumes as planes: the three planes through a voxel, as radiologists look at them.
 
-The patient's right is on the left, the front or the head at the top. A volume is read once, into
-memory or a temporary file, since a plane across the slices touches all of them.
+The patient's right is on the left, the front or the head at the top. Blocks of a volume are read
+when a plane touches them, and then kept: in memory, or in a temporary file if the volume is large.
 """
 
 from __future__ import annotations
 
 import math
-import tempfile
-from collections.abc import Callable
-from dataclasses import dataclass
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from maskloom.segcore import formats
-from maskloom.segcore.annotations.masks import open_mask
 from maskloom.segcore.geometry import Box
+from maskloom.segcore.viewing.readers import Readers, open_layer, room
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from maskloom.segcore.geometry import Shape
     from maskloom.segcore.raster.spec import RasterSpec
-    from maskloom.segcore.viewing.pyramids import Kind
+    from maskloom.segcore.viewing.readers import Kind, Pixels
 
-_HELD = 2**28
-"""Bytes from which on a volume is in a file."""
-_SLAB = 2**24
-"""Voxels that are read at once."""
+_BLOCK = 2**18
+"""Voxels of a block that is read at once, unless the file's own are larger."""
+_SLAB = 2**23
+"""Most voxels of neighbouring blocks that are read together."""
 _LETTERS = (("L", "R"), ("P", "A"), ("I", "S"))
 """The two ends of each direction of a patient: x to the right, y to the front, z to the head."""
 _NAMES = {0: "sagittal", 1: "coronal", 2: "axial"}
@@ -98,44 +98,101 @@ def _directions(affine: NDArray[np.float64]) -> list[int]:
     return found
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Volume:
-    """A volume that has been read."""
+    """A volume of which the blocks that were looked at are kept."""
 
     spec: RasterSpec
-    voxels: NDArray[Any]
-    """(z, y, x, band) of a source, (z, y, x) of a mask."""
-    valid: NDArray[np.bool_]
+    readers: Readers
+    block: Shape
+    known: NDArray[np.bool_]
+    """Which blocks were read."""
+    voxels: NDArray[Any] | None = None
+    """(z, y, x, band) of a source, (z, y, x) of a mask; None before the first block is read."""
+    valid: NDArray[np.bool_] | None = None
     """(z, y, x)."""
+    lock: threading.Lock = field(default_factory=threading.Lock)
 
     @classmethod
-    def read(
-        cls, spec: RasterSpec, kind: Kind, report: Callable[[float], None] = lambda _: None
-    ) -> Volume:
-        """Read a source or a mask. Raises `ReadError`."""
-        depth, height, width = spec.shape
-        step = max(1, _SLAB // (height * width))
-        step = max(step, spec.chunks[0])
-        voxels: NDArray[Any] | None = None
-        valid = _room(spec.shape, np.bool_)
-        with open_mask(spec, "index") if kind == "mask" else formats.open_image(spec) as reader:
-            for start in range(0, depth, step):
-                stop = min(start + step, depth)
-                part, known = reader.read(Box((start, 0, 0), (stop, height, width)))
-                if voxels is None:
-                    voxels = _room((*spec.shape, *part.shape[3:]), part.dtype)
-                voxels[start:stop], valid[start:stop] = part, known
-                report(stop / depth)
-        assert voxels is not None
-        return cls(spec, voxels, valid)
+    def open(cls, spec: RasterSpec, kind: Kind) -> Volume:
+        """Open a source or a mask. Raises `ReadError`."""
+        block = _block(spec.shape, spec.chunks)
+        blocks = tuple(-(-n // m) for n, m in zip(spec.shape, block, strict=True))
+        # One reader: some formats unpack the whole file to open it.
+        return cls(spec, Readers(lambda: open_layer(spec, kind), 1), block, np.zeros(blocks, bool))
 
-    def plane(self, plane: Plane, index: int) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-        """Pixels and `valid` of a plane as it is shown."""
-        place = (slice(None),) * plane.across + (index,)
+    def read(self, box: Box, report: Callable[[float], None] = lambda _: None) -> Pixels:
+        """Voxels and `valid` of a box. `report` is called with the done share of the blocks that
+        must be read. Raises `ReadError`.
+        """
+        with self.lock:
+            self._fill(box, report)
+            assert self.voxels is not None
+            assert self.valid is not None
+            return np.array(self.voxels[box.slices]), np.array(self.valid[box.slices])
+
+    def plane(
+        self, plane: Plane, index: int, report: Callable[[float], None] = lambda _: None
+    ) -> Pixels:
+        """Pixels and `valid` of a plane as it is shown. Raises `ReadError`."""
+        start, stop = [0, 0, 0], list(self.spec.shape)
+        start[plane.across], stop[plane.across] = index, index + 1
+        voxels, valid = self.read(Box(tuple(start), tuple(stop)), report)
         return (
-            _as_shown(np.asarray(self.voxels[place]), plane),
-            _as_shown(np.asarray(self.valid[place]), plane),
+            _as_shown(voxels.squeeze(plane.across), plane),
+            _as_shown(valid.squeeze(plane.across), plane),
         )
+
+    def close(self) -> None:
+        """Close the file."""
+        self.readers.close()
+
+    def _fill(self, box: Box, report: Callable[[float], None]) -> None:
+        first = [a // n for a, n in zip(box.start, self.block, strict=True)]
+        last = [-(-b // n) for b, n in zip(box.stop, self.block, strict=True)]
+        around = tuple(slice(a, b) for a, b in zip(first, last, strict=True))
+        missing = np.argwhere(~self.known[around]) + first
+        runs = _runs(missing, max(1, _SLAB // math.prod(self.block)))
+        for number, (place, count) in enumerate(runs):
+            start = tuple(int(i) * n for i, n in zip(place, self.block, strict=True))
+            ends = (*place[:-1] + 1, place[-1] + count)
+            stop = tuple(
+                min(int(i) * n, m)
+                for i, n, m in zip(ends, self.block, self.spec.shape, strict=True)
+            )
+            part = Box(start, stop)
+            voxels, valid = self.readers.read(part)
+            if self.voxels is None or self.valid is None:
+                self.voxels = room((*self.spec.shape, *voxels.shape[3:]), voxels.dtype)
+                self.valid = room(self.spec.shape, np.dtype(bool))
+            self.voxels[part.slices], self.valid[part.slices] = voxels, valid
+            self.known[(*place[:-1], slice(place[-1], place[-1] + count))] = True
+            report((number + 1) / len(runs))
+
+
+def _block(shape: Shape, chunks: Shape) -> Shape:
+    """Some neighbouring chunks of a file, as even as they can be."""
+    block = [min(a, b) for a, b in zip(chunks, shape, strict=True)]
+    while math.prod(block) < _BLOCK:
+        growing = [i for i in range(3) if block[i] < shape[i]]
+        if not growing:
+            break
+        shortest = min(growing, key=lambda i: block[i])
+        block[shortest] = min(2 * block[shortest], shape[shortest])
+    return tuple(block)
+
+
+def _runs(places: NDArray[np.intp], most: int) -> Sequence[tuple[NDArray[np.intp], int]]:
+    """Blocks in their order, as the first of those that follow each other along x, and how many."""
+    runs: list[tuple[NDArray[np.intp], int]] = []
+    for place in places:
+        if runs:
+            begin, count = runs[-1]
+            if count < most and (place == (*begin[:-1], begin[-1] + count)).all():
+                runs[-1] = (begin, count + 1)
+                continue
+        runs.append((place, 1))
+    return runs
 
 
 def _as_shown(array: NDArray[Any], plane: Plane) -> NDArray[Any]:
@@ -146,10 +203,3 @@ def _as_shown(array: NDArray[Any], plane: Plane) -> NDArray[Any]:
     if plane.columns.flipped:
         array = array[:, ::-1]
     return np.ascontiguousarray(array)
-
-
-def _room(shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
-    if math.prod(shape) * np.dtype(dtype).itemsize <= _HELD:
-        return np.empty(shape, dtype)
-    with tempfile.TemporaryFile(prefix="maskloom-view-") as file:
-        return np.memmap(file, dtype, "w+", shape=shape)

@@ -30,8 +30,8 @@ class ExistingCluster(Cluster):
     as Dask is configured on this machine.
     """
     insecure: bool = False
-    """Allow an address beyond this machine that is not encrypted. Whoever reaches its port can run
-    code there and here.
+    """Allow an address beyond this machine that is not encrypted. Anyone who reaches its port can
+    run code there and here.
     """
     gpu: bool = False
     """Networks run on workers that offer a GPU (dask worker --resources GPU=1), one for each GPU;
@@ -42,7 +42,7 @@ class ExistingCluster(Cluster):
         encrypted = self.address.startswith("tls://")
         if not (encrypted or self.insecure or is_loopback(self.address)):
             raise RecipeError(
-                f"address: {self.address} is beyond this machine and not encrypted: whoever "
+                f"address: {self.address} is beyond this machine and not encrypted: anyone who "
                 "reaches that port can run code on the cluster and on this machine. Write tls:// "
                 "and name certificates by `tls`, or add insecure: true if the network keeps "
                 "everybody else out."

@@ -66,7 +66,7 @@ class KubernetesCluster(Cluster):
     tls: Tls | None = None
     """Certificates of the driver: the files `ca`, `cert` and `key`, e.g. of the same Secret."""
     insecure: bool = False
-    """Allow connections that are not encrypted. Whoever reaches the pods can run code there."""
+    """Allow connections that are not encrypted. Anyone who reaches the pods can run code there."""
     environment: str | None = None
     """Name of a Secret whose keys become environment variables of the workers, e.g. for stores."""
     service_account: str | None = None
@@ -102,6 +102,25 @@ class KubernetesCluster(Cluster):
     def worker_threads(self) -> int:
         """All cores of a worker."""
         return self.cores
+
+    def look(self) -> str:
+        """Ask Kubernetes whether it knows the resource of the operator; nothing is created. Raises
+        `RunError` if it does not, or does not answer.
+        """
+        objects = import_extra("kr8s", "kubernetes")
+        try:
+            found = list(objects.api().api_resources())
+        except Exception as error:
+            raise RunError(
+                f"Kubernetes does not answer ({type(error).__name__}: {error}). Check the driver's "
+                "access to it (service account, or KUBECONFIG)."
+            ) from error
+        if not any(each["kind"] == "DaskCluster" for each in found):
+            raise RunError(
+                "Kubernetes answers, but knows no DaskCluster. Install the operator of "
+                "dask-kubernetes in this cluster first."
+            )
+        return f"Kubernetes answers and knows DaskCluster; namespace {self.namespace}"
 
     def open(self, prepare: Callable[[], None], stop: threading.Event) -> Dask:
         """A fan-out on pods that are asked for when it starts. Raises `RunError` if the library is

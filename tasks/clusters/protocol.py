@@ -46,6 +46,12 @@ class Cluster(ABC):
         """
         return self
 
+    def look(self) -> str:
+        """Look whether a run could start here, without starting anything; what was found, in words,
+        empty if there is nothing to ask. Raises `RunError` with what is missing.
+        """
+        return ""
+
     @abstractmethod
     def open(self, prepare: Callable[[], None], stop: threading.Event) -> Fanout:
         """A fan-out on this cluster, not started yet.

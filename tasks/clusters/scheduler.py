@@ -1,10 +1,12 @@
 """What a scheduler of Dask needs, so that its memory does not grow with the number of jobs.
 
 Spans group tasks for a dashboard. A scheduler keeps every one of them and adds some data to them
-with each job for as long as it lives (dask/distributed#7977), about half a KiB. A scheduler that a
-run starts has none. One that you start has none either with
+with each job for as long as it lives (dask/distributed#7977), about a quarter of a KiB. A scheduler
+that a run starts has none. One that you start has none either with
 
     dask scheduler --preload maskloom.tasks.clusters.scheduler
+
+What is left is bounded: `dask.utils.key_split` remembers the last 100,000 keys, 0.19 KiB each.
 """
 
 from __future__ import annotations

@@ -36,6 +36,7 @@ SCHEDULER: Mapping[str, Any] = {
     "distributed.scheduler.http.routes": [],
     # Logs for developers of Dask, which keep whole messages.
     "distributed.admin.low-level-log-length": 100,
+    "distributed.admin.system-monitor.log-length": 100,
 }
 """Settings of Dask for a scheduler in the driver's process."""
 WORKER: Mapping[str, Any] = {
@@ -47,6 +48,7 @@ WORKER: Mapping[str, Any] = {
     "distributed.worker.profile.enabled": False,
     "distributed.worker.http.routes": [],
     "distributed.admin.low-level-log-length": 100,
+    "distributed.admin.system-monitor.log-length": 100,
 }
 """Settings of Dask for a worker."""
 

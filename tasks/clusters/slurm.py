@@ -120,16 +120,47 @@ class SlurmCluster(Cluster):
         """All cores of a job."""
         return self.cores
 
+    def look(self) -> str:
+        """Ask SLURM whether it would take such a job: partition, account, time, memory, GPU.
+        Nothing is submitted. Raises `RunError` if it would not, or does not answer.
+        """
+        _require_slurm()
+        asked = {
+            "--cpus-per-task": self.cores,
+            "--mem": f"{self._job_mebibytes}M",
+            "--time": self.walltime,
+            "--partition": self.partition,
+            "--account": self.account,
+            "--gres": "gpu:1" if self.gpu else None,
+        }
+        options = [f"{key}={value}" for key, value in asked.items() if value is not None]
+        command = ["sbatch", "--test-only", "--ntasks=1", *options, *self.directives]
+        try:
+            answer = subprocess.run(
+                [*command, "--wrap=true"],
+                capture_output=True,
+                text=True,
+                timeout=_COMMAND_SECONDS,
+                check=False,
+            )
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise RunError(
+                f"SLURM does not answer (sbatch --test-only: {error}). Try `sinfo` on this machine."
+            ) from error
+        if answer.returncode:
+            said = " ".join(answer.stderr.split()) or f"exit code {answer.returncode}"
+            raise _refused(f"{said.rstrip('.')}.")
+        return "SLURM would take its jobs"
+
+    @property
+    def _job_mebibytes(self) -> int:
+        return -(-(self.worker_memory + _BESIDE_WORKER) // 2**20)
+
     def open(self, prepare: Callable[[], None], stop: threading.Event) -> Dask:
         """A fan-out on jobs that are submitted when it starts. Raises `RunError` if this machine
         has no SLURM, and `RecipeError` if the certificates cannot be used.
         """
-        _jobqueue()
-        if shutil.which("sbatch") is None:
-            raise RunError(
-                "cluster.kind slurm needs the command sbatch, which this machine does not have. "
-                "Run on a login node of the SLURM cluster, or use another kind of cluster."
-            )
+        _require_slurm()
         if self.tls is not None:
             self.tls.security()
         jobs = _Jobs(self)
@@ -181,7 +212,7 @@ class SlurmCluster(Cluster):
                 processes=1,
                 job_cpu=self.cores,
                 memory=f"{self.worker_memory} B",
-                job_mem=f"{-(-(self.worker_memory + _BESIDE_WORKER) // 2**20)}M",
+                job_mem=f"{self._job_mebibytes}M",
                 walltime=self.walltime,
                 queue=self.partition,
                 account=self.account,
@@ -248,11 +279,7 @@ class _Jobs:
             try:
                 self._submit()
             except RuntimeError as error:
-                raise RunError(
-                    f"SLURM refused a job: {_said(error)} Correct the section `cluster` of the "
-                    "recipe (partition, account, walltime, memory, directives), or wait until "
-                    "SLURM answers again."
-                ) from error
+                raise _refused(_said(error)) from error
             self._asked = self._reported = time.monotonic()
             yield stack.enter_context(distributed.Client(self._cluster, set_as_default=False))
 
@@ -384,6 +411,36 @@ def _queue() -> dict[str, tuple[str, str]] | None:
         return None
     found = [line.strip().split("|", 2) for line in answer.stdout.splitlines() if line.strip()]
     return {number: (state, reason) for number, state, reason in found if state != "COMPLETING"}
+
+
+def _require_slurm() -> None:
+    """Raise `RunError` unless this machine can submit jobs."""
+    _jobqueue()
+    if shutil.which("sbatch") is None:
+        raise RunError(
+            "cluster.kind slurm needs the command sbatch, which this machine does not have. "
+            "Run on a login node of the SLURM cluster, or use another kind of cluster."
+        )
+
+
+def _refused(said: str) -> RunError:
+    """The error of a job that SLURM does not take, for a reason in its words."""
+    if "contact slurm controller" in said or "configuration source" in said:
+        return RunError(
+            f"SLURM does not answer: {said} Try `sinfo` on this machine; if that fails too, ask "
+            "those who run SLURM."
+        )
+    if "generic resource" in said or "gres" in said.lower():
+        remedy = (
+            "No node of this partition offers GPUs under the name gpu: remove cluster.gpu, or name "
+            "another partition"
+        )
+    else:
+        remedy = (
+            "Correct the section `cluster` of the recipe (partition, account, walltime, memory, "
+            "directives)"
+        )
+    return RunError(f"SLURM refused a job: {said} {remedy}, then run the same command again.")
 
 
 def _said(error: RuntimeError) -> str:

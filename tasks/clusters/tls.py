@@ -33,7 +33,7 @@ _SPEAKS_TLS = (
 class Tls:
     """Files in PEM form: the certificate by which the others are known, and this machine's own.
 
-    Whoever has a certificate signed by `ca` may run code on the cluster, so make one for each
+    Anyone who has a certificate signed by `ca` may run code on the cluster, so make one for each
     cluster. A recipe holds paths, never keys.
     """
 

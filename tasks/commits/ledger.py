@@ -34,6 +34,10 @@ _COLUMNS = [
 _NEWER = ["scores_uri"]
 
 
+NOT_OF_IMAGES = ("tables/alerts/", "tables/change/")
+"""Tables whose files are not those of the table `images`."""
+
+
 @dataclass(frozen=True, slots=True)
 class Committed:
     """The row of one image in the table `images`."""
@@ -236,7 +240,9 @@ class Ledger:
                     superseded.setdefault(row.file, set()).add(row.image_id)
         # A copied file, or a file that the table `images` has lost, belongs to no image.
         stray = {
-            name.rpartition("/")[2] for name in self.store.names("tables", ".parquet")
+            name.rpartition("/")[2]
+            for name in self.store.names("tables", ".parquet")
+            if not name.startswith(NOT_OF_IMAGES)
         } - self._of_file.keys()
         self.superseded = {**superseded, **dict.fromkeys(sorted(stray))}
 

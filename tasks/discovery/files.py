@@ -6,13 +6,15 @@ import errno
 from collections.abc import Mapping
 from typing import Any
 
+from maskloom.segcore.storage import filesystems
+
 
 def info_of(fs: Any, path: str) -> Mapping[str, Any]:
     """The store's information on a file. Empty for a file that does not exist, which becomes a
     failed row with a clear reason.
     """
     try:
-        info: Mapping[str, Any] = fs.info(path)
+        info = filesystems.info_of(fs, path)
     except FileNotFoundError as error:
         # fsspec also reports a missing file if a web server does not answer or refuses access. The
         # reason appears when the file is read.

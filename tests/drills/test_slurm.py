@@ -263,3 +263,17 @@ def test_the_driver_may_be_a_job_itself(tmp_path: Path) -> None:
     log = text(tmp_path / f"maskloom-driver-{number}.out")
     assert "1 image done, 0 failed" in log, log
     assert comes_true(lambda: slurm_support.squeue("%A") == [])
+
+
+def test_what_slurm_would_refuse_is_said_before_a_run_and_nothing_is_submitted(
+    recipe: SlurmCluster,
+) -> None:
+    assert recipe.look() == "SLURM would take its jobs"
+    for changes, words in (
+        ({"gpu": True}, "offers GPUs.*remove cluster.gpu"),
+        ({"partition": "nowhere"}, "invalid partition.*Correct the section `cluster`"),
+        ({"memory": "70 GiB"}, "not available"),
+    ):
+        with pytest.raises(RunError, match=words):
+            replace(recipe, **changes).look()
+    assert slurm_support.squeue("%A") == []

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import pty
+import shutil
 import signal
 import subprocess
 import sys
@@ -120,7 +121,7 @@ RUN = """
         native()
 
     setattr(module, name, blocking)
-    sys.argv = ["maskloom", "run", "recipe.yaml", "--set", "cluster={cluster}", *{options!r}]
+    sys.argv = ["maskloom", *{command!r}]
     cli.main()
 """
 NIGHTLY = pytest.mark.nightly
@@ -164,7 +165,8 @@ def test_the_second_ctrl_c_stops_a_run_at_once_wherever_it_is(
 ) -> None:
     monkeypatch.setenv("PREFECT_HOME", str(tmp_path_factory.mktemp("prefect")))
     monkeypatch.delenv("PREFECT_API_URL", raising=False)
-    run = program(NATIVE, RUN.format(where=where, cluster=cluster, options=options))
+    command = ["run", "recipe.yaml", "--set", f"cluster={cluster}", *options]
+    run = program(NATIVE, RUN.format(where=where, command=command))
     with Terminal(run, folder) as terminal:
         terminal.wait_for("it is reached")
         terminal.press_ctrl_c()
@@ -180,9 +182,44 @@ def test_the_second_ctrl_c_stops_a_run_at_once_wherever_it_is(
 
 
 @pytest.mark.nightly
+@pytest.mark.parametrize(
+    ("where", "command"),
+    [
+        ("maskloom.tasks.regions:fit_to", ["audit", "recipe.yaml"]),
+        ("maskloom.tasks.regions:fit_to", ["compare", "in/a.png", "-o", "x.png", "-s", "kmeans"]),
+        ("maskloom.tasks.evaluate:score", ["evaluate", "out", "--truth", "truth"]),
+        ("maskloom.flows.train:prepare", ["train", "train.yaml"]),
+    ],
+)
+def test_so_it_is_with_all_commands_that_work_for_long(
+    folder: Path, where: str, command: list[str]
+) -> None:
+    again = [sys.executable, "-m", "maskloom.flows.cli"]
+    if command[0] == "evaluate":
+        run = [*again, "run", "recipe.yaml", "--quiet", "--no-prefect"]
+        subprocess.run(run, cwd=folder, check=True, timeout=HANG)
+        shutil.copytree(folder / "out" / "masks", folder / "truth")
+    if command[0] == "train":
+        pytest.importorskip("tensorflow")
+        shutil.copytree(folder / "in", folder / "labels")
+        (folder / "train.yaml").write_text(
+            "images: in\nmasks: labels\noutput: net\nclasses: [one, two]\nnetwork: {kind: unet}\n"
+        )
+    with Terminal(program(NATIVE, RUN.format(where=where, command=command)), folder) as terminal:
+        terminal.wait_for("it is reached")
+        terminal.press_ctrl_c()
+        terminal.wait_for("Ctrl-C again stops at once; nothing is lost.")
+        terminal.press_ctrl_c()
+        assert terminal.ended() == 1
+    assert STOPPED in terminal.shown
+    assert "Traceback" not in terminal.shown
+
+
+@pytest.mark.nightly
 def test_ctrl_c_stops_a_listing_at_once(folder: Path) -> None:
     where = "maskloom.flows.inventory:discover"
-    run = program(NATIVE, RUN.format(where=where, cluster="local", options=[]))
+    command = ["run", "recipe.yaml", "--set", "cluster=local"]
+    run = program(NATIVE, RUN.format(where=where, command=command))
     with Terminal(run, folder) as terminal:
         terminal.wait_for("it is reached")
         terminal.press_ctrl_c()

@@ -12,8 +12,9 @@ from starlette.testclient import TestClient
 from typer.testing import CliRunner
 
 from maskloom.flows.cli import app
+from maskloom.flows.viewer.answers import TILE
 from maskloom.flows.viewer.gallery import Gallery
-from maskloom.flows.viewer.server import TILE, application
+from maskloom.flows.viewer.server import application
 from maskloom.tasks.output import Output
 
 TOKEN, IMAGE = "token", "a"
@@ -74,6 +75,12 @@ def test_answers_those_alone_who_know_the_token_and_name_an_image(
     assert client.get(address, headers={"Host": host}).status_code == status
 
 
+@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "OPTIONS"])
+@pytest.mark.parametrize("address", ["", "api/images", "static/viewer.js"])
+def test_only_reads(client: TestClient, method: str, address: str) -> None:
+    assert client.request(method, f"/{TOKEN}/{address}").status_code == 405
+
+
 def test_tiles_are_the_windows_of_source_and_mask(client: TestClient, output: Path) -> None:
     source = np.array(Image.open(output / "a.png"))
     mask = np.array(Image.open(output / "out/masks/a.png"))
@@ -120,13 +127,101 @@ def test_a_click_finds_the_row_and_outline_of_the_object(client: TestClient, out
     assert found["class"] == entry["class_name"]
 
 
+def test_outlines_are_the_pixels_at_the_border_of_a_region(
+    client: TestClient, output: Path
+) -> None:
+    from skimage.segmentation import find_boundaries
+
+    mask = np.array(Image.open(output / "out/masks/a.png"))
+    expected = find_boundaries(mask, connectivity=1, mode="thick")
+    for row, column in np.ndindex(-(-SHAPE[0] // TILE), -(-SHAPE[1] // TILE)):
+        place = np.s_[row * TILE : (row + 1) * TILE, column * TILE : (column + 1) * TILE]
+        height, width = mask[place].shape
+        tile = opened(client, f"tile/mask/0/{column}/{row}?image={IMAGE}&outline=1")
+        alpha = np.array(tile.convert("RGBA"))[:height, :width, 3]
+        assert np.array_equal(alpha == 255, expected[place])
+
+
+def test_search_and_order_decide_what_comes_next(client: TestClient) -> None:
+    def listed(query: str) -> list[str]:
+        found = client.get(f"/{TOKEN}/api/images?{query}").json()
+        return [each["image_id"] for each in found["images"]]
+
+    def after(query: str) -> str | None:
+        return client.get(f"/{TOKEN}/api/image?image={IMAGE}&{query}").json()["after"]
+
+    assert listed("order=problems") == ["broken", IMAGE]
+    assert listed("search=ROK") == ["broken"]
+    assert (after("order=name"), after("order=problems")) == ("broken", None)
+    assert client.get(f"/{TOKEN}/api/images?order=size").status_code == 404
+
+
+def test_what_is_missing_or_changed_is_said_and_the_rest_is_shown(
+    output: Path, tmp_path: Path
+) -> None:
+    import shutil
+
+    def notes(gallery: Gallery) -> str:
+        found = gallery.facts(IMAGE)
+        gallery.close()
+        return " ".join((found["status"], *found.get("layers", ()), *found.get("notes", ())))
+
+    copy = tmp_path / "out"
+    shutil.copytree(output / "out", copy)
+    fresh = notes(Gallery(Output.open(str(copy))))
+    (copy / "masks/a.png").write_bytes((copy / "masks/a.png").read_bytes()[:300])
+    broken = notes(Gallery(Output.open(str(copy))))
+    (copy / "masks/a.png").unlink()
+    missing = notes(Gallery(Output.open(str(copy))))
+    source = output / "a.png"
+    try:
+        kept = source.rename(output / "kept.png")
+        nothing = Gallery(Output.open(str(copy))).facts(IMAGE)
+        without = notes(Gallery(Output.open(str(output / "out"))))
+        shutil.copy(output / "kept.png", source)
+        with source.open("ab") as file:
+            file.write(b" ")
+        changed = notes(Gallery(Output.open(str(output / "out"))))
+    finally:
+        kept.replace(source)
+    assert fresh == "ok source mask"
+    for each in (broken, missing):
+        assert each.startswith("ok source The mask cannot be shown")
+        assert "a.png" in each
+    assert without.startswith("ok mask The source cannot be shown")
+    assert changed.startswith("ok source mask The source has changed")
+    assert nothing["status"] == "unreadable"
+    assert nothing["after"] == "broken"
+
+
+def test_images_that_a_run_has_not_come_to_are_listed(output: Path, tmp_path: Path) -> None:
+    import shutil
+
+    copy = tmp_path / "out"
+    shutil.copytree(output / "out", copy)
+    (manifest,) = copy.glob("runs/*/manifest.json")
+    manifest.unlink()
+    done = Gallery(Output.open(str(copy))).listing.page(0, 9)
+    shutil.rmtree(copy / "tables")
+    with TestClient(application(Gallery(Output.open(str(copy))), TOKEN)) as client:
+        client.headers["Host"] = "localhost"
+        listed = client.get(f"/{TOKEN}/api/images").json()
+        facts = client.get(f"/{TOKEN}/api/image?image={IMAGE}").json()
+        tile = client.get(f"/{TOKEN}/tile/mask/0/0/0?image={IMAGE}")
+    assert (done["total"], done["unprocessed"]) == (2, 0)
+    assert (listed["total"], listed["unprocessed"]) == (2, 2)
+    assert facts["status"] == "unprocessed"
+    assert manifest.parent.name in facts["reason"]
+    assert (facts["after"], tile.status_code) == ("broken", 500)
+
+
 def test_failed_images_are_listed_with_their_reason(client: TestClient) -> None:
     listed = client.get(f"/{TOKEN}/api/images").json()
     assert [each["status"] for each in listed["images"]] == ["ok", "failed"]
     assert (listed["total"], listed["failed"]) == (2, 1)
     facts = client.get(f"/{TOKEN}/api/image?image=broken").json()
-    assert "broken.png" in facts["failed"]
-    assert facts["before"] == IMAGE
+    assert (facts["status"], facts["before"]) == ("failed", IMAGE)
+    assert "broken.png" in facts["reason"]
 
 
 def test_an_image_stays_open_between_requests(output: Path) -> None:
@@ -163,3 +258,21 @@ def test_an_unknown_image_and_a_taken_port_are_wrong_usage(output: Path) -> None
     assert (unknown.exit_code, busy.exit_code) == (2, 2)
     assert "has no image 'b'" in unknown.output
     assert f"port: {port}" in busy.output
+
+
+def test_ctrl_c_ends_the_page_with_a_line(output: Path) -> None:
+    import signal
+    import urllib.request
+    from urllib.parse import urlsplit
+
+    from view_support import served
+
+    with served(str(output / "out"), IMAGE) as (address, process):
+        assert address.endswith(f"/#{IMAGE}")
+        assert urlsplit(address).hostname == "127.0.0.1"
+        with urllib.request.urlopen(address) as answer:
+            assert b"maskloom" in answer.read()
+        process.send_signal(signal.SIGINT)
+        printed, said = process.communicate(timeout=30)
+        assert process.returncode == 0
+        assert (printed, said.splitlines()[-1]) == ("", "The page is closed.")

@@ -168,7 +168,7 @@ def test_try_draws_a_panel_for_each_value(tmp_path, maskloom):
     assert not (tmp_path / "out").exists()
     for arguments, told in (
         (("--vary", "clusters=2,3,4,5,6,7,8"), "at most 6 panels"),
-        (("--vary", "tiling.tile=256"), "changes no result"),
+        (("--vary", "tiling.tile=256"), "changes none of them"),
         (("--vary", "clusters"), "expected KEY=A,B,C"),
         (("--crop", "0,0,999,9"), "80 x 70 pixels"),
         (("--crop", "left"), "expected auto, middle"),
@@ -177,6 +177,47 @@ def test_try_draws_a_panel_for_each_value(tmp_path, maskloom):
         refused = maskloom("try", recipe, *arguments, "-o", picture, "--quiet")
         assert refused.exit_code == 2, refused.output
         assert told in " ".join(refused.output.split())
+
+
+def test_try_sees_what_a_run_sees(tmp_path, maskloom):
+    """No data and features of the recipe: the shares are those of a run."""
+    pixels = np.zeros((40, 50, 2), np.uint16)
+    pixels[10:, :, 0] = np.arange(50)
+    pixels[:, :, 1] = 100
+    write_tiff(tmp_path / "two.tif", pixels)
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        "inputs: two.tif\noutput: out\nsegmenter: {kind: threshold, value: 0.6}\n"
+        "features: [b1 / b2 * 2]\ncluster: serial\n"
+    )
+    tried = maskloom(
+        "try", recipe, "--vary", "nodata=0,9999", "-o", tmp_path / "try.png", "--quiet"
+    ).output
+    shares = []
+    for nodata in (0, 9999):
+        change = ("--set", f"nodata={nodata}", "--set", f"output=out{nodata}")
+        assert not maskloom("run", recipe, "--no-prefect", "--quiet", *change).exit_code
+        above = read_table(tmp_path / f"out{nodata}", "areas")[1]["fraction"]
+        shares.append(f"foreground {above:.0%}")
+    assert shares[0] != shares[1]
+    assert [tried.index(share) for share in shares] == sorted(map(tried.index, shares))
+
+
+def test_init_leaves_labels_out(tmp_path, maskloom):
+    for name in ("images", "Labels_index", "masks", "more/images", "more/labels"):
+        (tmp_path / "set" / name).mkdir(parents=True)
+        photo(tmp_path / "set" / name)
+    made = maskloom("init", tmp_path / "set", "-o", tmp_path / "a.yaml", "--quiet")
+    assert "Labels_index, masks, labels" in made.output
+    inputs = yaml.safe_load((tmp_path / "a.yaml").read_text())["inputs"]
+    assert inputs == ["set/images", "set/more/images"]
+    # A folder with images of its own stays whole, and one of labels alone is taken at its word.
+    photo(tmp_path / "set")
+    for folder, inputs in (("set", "set"), ("set/masks", "set/masks")):
+        recipe = tmp_path / f"{folder.replace('/', '-')}.yaml"
+        made = maskloom("init", tmp_path / folder, "-o", recipe, "--quiet")
+        assert "Left out" not in made.output
+        assert yaml.safe_load(recipe.read_text())["inputs"] == inputs
 
 
 def test_the_liveliest_part_is_tried(tmp_path, maskloom):

@@ -121,5 +121,6 @@ def test_units_belong_to_their_numbers() -> None:
         ">", Binary("/", Name("growth"), Number(2.0)), Number(1.0, "ha/day")
     )
     assert list(names_in(found)) == ["area", "growth"]
+    assert parse("2 ha", ["ha"]) == Number(2.0, "ha")
     with pytest.raises(FormulaError, match="got 'ha'"):
         parse("area > 5 ha")

@@ -17,7 +17,7 @@ from rasterio.features import rasterize
 from typer.testing import CliRunner
 
 from maskloom.flows.cli import app
-from maskloom.tasks import export
+from maskloom.tasks.export import features
 
 AFFINE = Affine(30, 0, 400_000, 0, -30, 5_500_000)
 NAMES = ["dark", "bright"]
@@ -51,8 +51,8 @@ def mask(out: Path, name: str) -> np.ndarray:
 
 @pytest.mark.parametrize("tile", [32, 2048])
 def test_drawn_again_the_outlines_are_the_mask(out, tmp_path, monkeypatch, tile) -> None:
-    monkeypatch.setattr(export, "_TILE", tile)
-    for kind in export.KINDS:
+    monkeypatch.setattr(features, "_TILE", tile)
+    for kind in ("geojson", "gpkg", "geoparquet", "qupath", "coco"):
         done = CliRunner().invoke(app, ["export", str(out), "--to", kind, "-o", str(tmp_path)])
         assert done.exit_code == 0, done.output
     frame = geopandas.read_file(tmp_path / "classes.geojson")
@@ -68,11 +68,11 @@ def test_drawn_again_the_outlines_are_the_mask(out, tmp_path, monkeypatch, tile)
             zip(own.geometry, own["class_id"], strict=True), transform=AFFINE, **options
         )
         assert (drawn == expected).all()
-        features = json.loads((tmp_path / "qupath" / f"{name}.geojson").read_text())["features"]
+        found = json.loads((tmp_path / "qupath" / f"{name}.geojson").read_text())["features"]
         drawn = rasterize(
             (
                 (each["geometry"], NAMES.index(each["properties"]["classification"]["name"]))
-                for each in features
+                for each in found
             ),
             **options,
         )
@@ -86,3 +86,73 @@ def test_drawn_again_the_outlines_are_the_mask(out, tmp_path, monkeypatch, tile)
             rows, columns = np.nonzero(part)
             assert each["bbox"][:2] == [columns.min(), rows.min()]
         assert (again == expected).all()
+
+
+@pytest.fixture(scope="module")
+def objects(tmp_path_factory) -> Path:
+    """A run that makes a mask of objects, in pieces, with holes and corners that touch."""
+    folder, random = tmp_path_factory.mktemp("objects"), np.random.default_rng(1)
+    pixels = (random.random((90, 110)) < 0.4).astype(np.uint8) * 200 + 20
+    profile = {"width": 110, "height": 90, "count": 1, "dtype": "uint8"}
+    with rasterio.open(
+        folder / "a.tif", "w", crs="EPSG:32633", transform=AFFINE, **profile
+    ) as file:
+        file.write(pixels, 1)
+    recipe = folder / "recipe.yaml"
+    recipe.write_text(
+        f"{{inputs: '{folder}/*.tif', output: '{folder}/out', cluster: serial, segmenter: "
+        "{kind: connected_parts, connectivity: 8, of: {kind: threshold, value: 100}}}"
+    )
+    done = CliRunner().invoke(app, ["run", str(recipe), "--no-prefect", "-q"])
+    assert done.exit_code == 0, done.output
+    return folder / "out"
+
+
+@pytest.mark.parametrize(
+    "to",
+    [
+        "gpkg",
+        *(
+            pytest.param(to, marks=pytest.mark.nightly)
+            for to in ("geojson", "geoparquet", "qupath", "coco")
+        ),
+    ],
+)
+def test_objects_come_with_their_measures(objects, tmp_path, monkeypatch, to) -> None:
+    monkeypatch.setattr(features, "_TILE", 32)
+    command = ["export", str(objects), "--to", to, "-o", str(tmp_path), "--per-image"]
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 0, done.output
+    expected = mask(objects, "a")
+    table = geopandas.read_parquet(objects / "tables" / "objects").set_index("object_id")
+    [path] = [each for each in tmp_path.rglob("a.*") if each.is_file()]
+    if to == "coco":
+        with contextlib.redirect_stdout(io.StringIO()):
+            coco = COCO(path)
+        drawn = np.zeros(expected.shape, int)
+        # Annotations are in the order of ids.
+        for number, each in zip(sorted(table.index), coco.imgToAnns[1], strict=True):
+            drawn[coco.annToMask(each).astype(bool)] = number
+        assert (drawn == expected).all()
+        return
+    read = geopandas.read_parquet if to == "geoparquet" else geopandas.read_file
+    frame = read(path)
+    assert frame.is_valid.all()
+    transform = Affine.identity() if to == "qupath" else AFFINE
+    if to == "qupath":
+        ids = [
+            each["properties"]["measurements"]["object_id"]
+            for each in json.loads(path.read_text())["features"]
+        ]
+    else:
+        frame = frame.to_crs(32633) if to == "geojson" else frame
+        assert frame.crs.to_epsg() == 32633
+        ids = frame["object_id"].tolist()
+        assert frame["area"].tolist() == table.loc[ids, "area"].tolist()
+    drawn = rasterize(
+        zip(frame.geometry, ids, strict=True),
+        out_shape=expected.shape,
+        transform=transform,
+        dtype="uint32",
+    )
+    assert (drawn == expected).all()

@@ -32,6 +32,7 @@ from maskloom.tasks.clusters.kubernetes import KubernetesCluster
 from maskloom.tasks.clusters.tls import Tls
 
 RELEASE = "1.33"
+GROUP = "kubernetes.dask.org/v1"
 PLAIN = KubernetesCluster("registry.example/maskloom:1", 3, "4 GiB", insecure=True)
 FULL = replace(
     PLAIN,
@@ -231,6 +232,16 @@ class StandIn:
             process.terminate()
             process.wait(60)
 
+    def resources(self) -> dict[str, dict[str, Any]]:
+        """What Kubernetes says of the resources that it knows, by path."""
+        group = {"name": "kubernetes.dask.org", "versions": [{"groupVersion": GROUP}]}
+        found = {"name": "daskclusters", "kind": "DaskCluster", "namespaced": True}
+        return {
+            "/api": {"versions": []},
+            "/apis": {"groups": [group]},
+            f"/apis/{GROUP}": {"resources": [found]},
+        }
+
     def close(self) -> None:
         for name in list(self._processes):
             self.delete(name)
@@ -268,6 +279,9 @@ class StandIn:
                 path = urlsplit(self.path).path
                 if path.rstrip("/") == "/version":
                     return self.answer(200, {"major": "1", "minor": "33", "gitVersion": "v1.33.0"})
+                known = stand_in.resources()
+                if path.rstrip("/") in known:
+                    return self.answer(200, known[path.rstrip("/")])
                 return self.answer(404, {"kind": "Status", "message": path, "code": 404})
 
             def log_message(self, *_: object) -> None:
@@ -303,6 +317,20 @@ def stand_in(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StandIn]:
         (folder / "kubeconfig").write_text(yaml.safe_dump(config))
         patch.setenv("KUBECONFIG", str(folder / "kubeconfig"))
         yield made
+
+
+@pytest.mark.nightly
+def test_kubernetes_is_asked_for_the_operator_before_a_run(
+    stand_in: StandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = list(stand_in.log)
+    assert "knows DaskCluster; namespace" in PLAIN.look()
+    # kr8s remembers what there is for some minutes.
+    kr8s = pytest.importorskip("kr8s")
+    monkeypatch.setattr(type(kr8s.api()), "api_resources", lambda _: [])
+    with pytest.raises(RunError, match="Install the operator of dask-kubernetes"):
+        PLAIN.look()
+    assert stand_in.log == before
 
 
 def opened(cluster: KubernetesCluster) -> Any:

@@ -123,6 +123,21 @@ def test_a_machine_without_slurm_or_the_interface_says_so(
         recipe(tmp_path).open(print, threading.Event())
 
 
+def test_a_slurm_that_does_not_answer_is_told_from_one_that_refuses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "sbatch"
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    for said, words in (
+        ("sbatch: error: Unable to contact slurm controller (connect failure)", "does not answer"),
+        ("sbatch: error: Invalid generic resource (gres) specification", "remove cluster.gpu"),
+    ):
+        program.write_text(f"#!/bin/sh\necho '{said}' >&2\nexit 1\n")
+        program.chmod(0o755)
+        with pytest.raises(RunError, match=words):
+            recipe(tmp_path, gpu=True).look()
+
+
 def test_the_library_does_not_take_the_interrupt_for_itself() -> None:
     program = """
         import signal

@@ -18,15 +18,20 @@
     }
     setTimeout(() => { button.textContent = before; }, 1600);
   };
-  const quoted = text => /[",\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
   document.addEventListener("click", event => {
-    const button = event.target.closest("[data-copy],[data-csv-of]");
+    const button = event.target.closest("[data-copy],[data-text]");
     if (!button) return;
-    if (button.dataset.csvOf) {
-      const rows = [...document.querySelectorAll(`#${button.dataset.csvOf} tr`)];
-      copy(rows.map(row => [...row.cells].map(cell => quoted(cell.textContent.trim())).join(",")).join("\n"), button);
-    } else copy(button.parentNode.querySelector("pre").textContent, button);
+    if (button.dataset.text) copy(button.dataset.text, button);
+    else copy(button.parentNode.querySelector("pre").textContent, button);
   });
+
+  // Other colours of the classes: those of the page are variables, masks are painted anew.
+  let repaint = () => {};
+  const isSafe = () => document.documentElement.classList.contains("safe");
+  $("safe").onclick = () => {
+    $("safe").setAttribute("aria-pressed", document.documentElement.classList.toggle("safe"));
+    repaint();
+  };
 
   if (!$("rows")) return;
   const parse = id => { const found = JSON.parse($(id).textContent); $(id).remove(); return found; };
@@ -41,9 +46,9 @@
     if (data.failed[i] || data.shares.length === 0 || data.shares[0][i] < 0) return "";
     let at = 0;
     const parts = [];
-    classes.forEach(([, colour], c) => {
+    classes.forEach((_, c) => {
       const to = at + 100 * share(i, c);
-      if (to - at > 0.05) parts.push(`${colour} ${at.toFixed(1)}% ${to.toFixed(1)}%`);
+      if (to - at > 0.05) parts.push(`var(--c${c}) ${at.toFixed(1)}% ${to.toFixed(1)}%`);
       at = to;
     });
     return parts.length ? `linear-gradient(90deg,${parts.join(",")})` : "";
@@ -174,7 +179,7 @@
     under.alt = mask ? "Source" : "Source with its mask";
     if (mask) {
       under.src = webp + source;
-      over.src = webp + mask;
+      paint(webp + mask, i);
     } else {
       over.removeAttribute("src");
       const last = () => {
@@ -206,7 +211,7 @@
       const list = make("ul");
       classes.map((_, c) => c).filter(c => data.shares[c][i] > 0).sort((a, b) => data.shares[b][i] - data.shares[a][i]).forEach(c => {
         const item = make("li"), name = make("span"), swatch = make("span", "swatch");
-        swatch.style.background = classes[c][1];
+        swatch.style.background = `var(--c${c})`;
         name.append(swatch, classes[c][0]);
         item.append(name, make("span", "", percent(share(i, c))));
         list.append(item);
@@ -222,6 +227,28 @@
     $("previous").disabled = at === 0;
     $("next").disabled = at === order.length - 1;
   };
+  const safer = new Map(classes.map(([, usual, safe]) => [parseInt(usual.slice(1), 16), parseInt(safe.slice(1), 16)]));
+  const paint = (address, i) => {
+    over.src = address;
+    if (!isSafe()) return;
+    const image = new Image();
+    image.onload = () => {
+      const canvas = make("canvas");
+      canvas.width = image.width;
+      canvas.height = image.height;
+      const context = canvas.getContext("2d");
+      context.drawImage(image, 0, 0);
+      const found = context.getImageData(0, 0, image.width, image.height), pixels = found.data;
+      for (let p = 0; p < pixels.length; p += 4) {
+        const to = safer.get(pixels[p] << 16 | pixels[p + 1] << 8 | pixels[p + 2]);
+        if (to !== undefined) [pixels[p], pixels[p + 1], pixels[p + 2]] = [to >> 16, to >> 8 & 255, to & 255];
+      }
+      context.putImageData(found, 0, 0);
+      if (order[at] === i && isSafe()) over.src = canvas.toDataURL();
+    };
+    image.src = address;
+  };
+  repaint = () => { if (view.open) show(order[at]); };
   const step = by => {
     if (at + by < 0 || at + by >= order.length) return;
     at += by;

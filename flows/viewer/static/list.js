@@ -11,19 +11,32 @@ export class List {
     this.pages = new Map();
     this.total = 0;
     this.search = "";
+    this.order = "name";
     $("rows").addEventListener("scroll", () => this.draw());
     new ResizeObserver(() => this.draw()).observe($("rows"));
     $("rows").addEventListener("keydown", (event) => this.key(event));
-    $("search").addEventListener("input", settled(() => this.load($("search").value), 200));
+    $("search").addEventListener("input", settled(() => this.changed(), 200));
+    $("order").addEventListener("change", () => this.changed());
   }
 
-  async load(search = "", refresh = false) {
-    this.search = search;
+  /** What the server must know to name the images before and after one. */
+  query() { return { search: this.search, order: this.order }; }
+
+  async changed() {
+    [this.search, this.order] = [$("search").value, $("order").value];
+    $("rows").scrollTop = 0;
+    await this.load();
+    this.resorted?.();
+  }
+
+  async load(refresh = false) {
     this.pages.clear();
     const first = await this.page(0, refresh);
     this.total = first.total;
-    const failed = first.failed ? `, ${first.failed} failed` : "";
-    $("found").textContent = search ? `${first.total} found` : `${first.total} image${first.total === 1 ? "" : "s"}${failed}`;
+    const parts = [this.search ? `${first.total} found` : `${first.total} image${first.total === 1 ? "" : "s"}`];
+    if (first.failed && !this.search) parts.push(`${first.failed} failed`);
+    if (first.unprocessed && !this.search) parts.push(`${first.unprocessed} not processed`);
+    $("found").textContent = parts.join(", ");
     $("tall").style.height = `${this.total * HEIGHT}px`;
     this.draw();
     return first;
@@ -31,7 +44,7 @@ export class List {
 
   page(number, refresh = false) {
     if (!this.pages.has(number)) {
-      const query = { start: number * PAGE, count: PAGE, search: this.search };
+      const query = { start: number * PAGE, count: PAGE, ...this.query() };
       if (refresh) query.refresh = 1;
       this.pages.set(number, fetched("api/images", query));
     }
@@ -43,7 +56,7 @@ export class List {
     this.image_id = image_id;
     const rows = $("rows");
     const top = place * HEIGHT;
-    if (!this.search && (top < rows.scrollTop || top + HEIGHT > rows.scrollTop + rows.clientHeight)) {
+    if (place < this.total && (top < rows.scrollTop || top + HEIGHT > rows.scrollTop + rows.clientHeight)) {
       rows.scrollTop = Math.max(0, top - rows.clientHeight / 2);
     }
     this.draw();
@@ -70,9 +83,9 @@ export class List {
   }
 
   row(image, at) {
-    const failed = image.status === "failed";
+    const failed = image.status !== "ok";
     const below = failed
-      ? make("span", { class: "bad", text: `failed: ${image.error_type}` })
+      ? make("span", { class: "bad", text: image.status === "failed" ? `failed: ${image.error_type}` : "not processed" })
       : make("span", { class: "shares", "aria-hidden": "true" }, ...image.shares.map(([colour, part]) => {
         const bar = make("i");
         bar.style.width = `${100 * part}%`;
@@ -90,6 +103,13 @@ export class List {
 
   key(event) {
     const step = { ArrowDown: 1, ArrowUp: -1 }[event.key];
-    if (step) { event.preventDefault(); event.stopPropagation(); this.step?.(step); }
+    const end = { Home: 0, End: this.total - 1 }[event.key];
+    if (step) this.step?.(step);
+    else if (end !== undefined) this.at(end).then((image) => image && this.chosen(image.image_id));
+    else return;
+    event.preventDefault();
+    event.stopPropagation();
   }
+
+  async at(place) { return (await this.page(Math.floor(place / PAGE))).images[place % PAGE]; }
 }

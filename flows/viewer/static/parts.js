@@ -52,7 +52,9 @@ const LENGTHS = {
 
 function inUnit(value, units, digits) {
   const [size, name] = units.find(([each]) => Math.abs(value) >= each) ?? units.at(-1);
-  return `${number(value / size, digits)}\u00a0${name}`;
+  // Pixels are counted, all else is measured.
+  const shown = name === "px" ? value : Number((value / size).toPrecision(4));
+  return `${number(shown, digits)}\u00a0${name}`;
 }
 
 /** An area of the tables in the unit that reads best. */

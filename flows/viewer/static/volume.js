@@ -18,8 +18,8 @@ export class VolumeView {
   open(facts, place) {
     this.facts = facts;
     this.at = facts.shape.map((n) => Math.floor(n / 2));
-    place?.slice().reverse().forEach((value, axis) => { this.at[axis] = Math.min(facts.shape[axis] - 1, Math.max(0, Math.round(value))); });
     this.zoom = 1;
+    if (place) this.aimAt(place);
     this.pictures.clear();
     this.panes = facts.planes.map((plane, index) => this.pane(plane, index));
     const words = make("div", { class: "words" },
@@ -27,6 +27,16 @@ export class VolumeView {
       make("p", { text: "Click or drag: move the crosshair. Wheel: next plane. Ctrl and wheel: zoom." }),
       make("p", { text: facts.planes[0].rows.first ? "As radiologists look at it: the patient's right is on the left." : "The file does not say how it lies in the body." }));
     $("planes").replaceChildren(...this.panes.map((each) => each.box), words);
+    this.refresh();
+  }
+
+  aimAt([x, y, z, zoom = 0]) {
+    [z, y, x].forEach((value, axis) => { this.at[axis] = Math.min(this.facts.shape[axis] - 1, Math.max(0, Math.round(value))); });
+    this.zoom = Math.min(32, Math.max(1, 2 ** zoom));
+  }
+
+  go(...place) {
+    this.aimAt(place);
     this.refresh();
   }
 
@@ -60,7 +70,8 @@ export class VolumeView {
       this.move(plane[side].axis, this.at[plane[side].axis] + (plane[side].flipped ? -step : step));
     } else if (event.key === "PageUp" || event.key === "PageDown") {
       this.move(plane.across, this.at[plane.across] + (event.key === "PageUp" ? 1 : -1));
-    } else return;
+    } else if (event.key === "Enter") this.clicked(this.voxel());
+    else return;
     event.preventDefault();
     event.stopPropagation();
   }
@@ -72,12 +83,12 @@ export class VolumeView {
 
   zoomBy(steps) {
     this.zoom = Math.min(32, Math.max(1, this.zoom * 2 ** steps));
-    this.draw();
+    this.refresh();
   }
 
-  fit() { this.zoom = 1; this.draw(); }
+  fit() { this.zoom = 1; this.refresh(); }
 
-  place() { return [this.at[2], this.at[1], this.at[0]]; }
+  place() { return [this.at[2], this.at[1], this.at[0], Number(Math.log2(this.zoom).toFixed(4))]; }
 
   /** Forget the pictures of a layer and ask for them again. */
   redraw(layer) {
@@ -154,10 +165,11 @@ export class VolumeView {
     const pen = canvas.getContext("2d");
     pen.setTransform(ratio, 0, 0, ratio, 0, 0);
     const { x, y } = this.frame(pane);
-    const [source, mask] = ["source", "mask"].map((layer) => this.picture(layer, pane, index));
-    // Keep the last picture until the next one is here: no flicker.
-    if (source.complete && source.naturalWidth) pane.source = source;
-    if (mask.complete && mask.naturalWidth) pane.mask = mask;
+    for (const layer of this.facts.layers) {
+      const found = this.picture(layer, pane, index);
+      // Keep the last picture until the next one is here: no flicker.
+      if (found.complete && found.naturalWidth) pane[layer] = found;
+    }
     pen.clearRect(0, 0, width, height);
     pen.imageSmoothingEnabled = x.step < 3;
     if (pane.source) pen.drawImage(pane.source, x.start, y.start, x.long, y.long);
@@ -179,7 +191,7 @@ export class VolumeView {
     pen.stroke();
     for (const step of [1, -1]) {
       const near = index + step;
-      if (near >= 0 && near < this.facts.shape[plane.across]) { this.picture("source", pane, near); this.picture("mask", pane, near); }
+      if (near >= 0 && near < this.facts.shape[plane.across]) for (const layer of this.facts.layers) this.picture(layer, pane, near);
     }
   }
 
@@ -190,7 +202,7 @@ export class VolumeView {
 export function presets(facts) {
   const [low, high] = facts.span;
   const found = [["Automatic", null]];
-  if (facts.planes.length && facts.dtype.startsWith("int") && low <= -200 && high >= 200) {
+  if (facts.planes.length && !facts.dtype.startsWith("uint") && low <= -200 && high >= 200) {
     found.push(["Brain", [0, 80]], ["Soft tissue", [-160, 240]], ["Lung", [-1350, 150]], ["Bone", [-450, 1050]]);
   }
   if (facts.dtype === "uint8") found.push(["As stored", [0, 255]]);

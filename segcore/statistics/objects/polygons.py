@@ -44,15 +44,25 @@ def polygons(outlines: Outlines, space: Space) -> tuple[pa.Array, pa.StructArray
     import shapely
 
     objects = len(outlines.chains)
-    geometries, bounds = np.full(objects, None, object), np.zeros((objects, 4))
+    shapes, bounds = np.full(objects, None, object), np.zeros((objects, 4))
     drawn = np.flatnonzero((outlines.chains > 0) & (outlines.sizes() <= _LONGEST))
     if len(drawn):
         rings = find_rings(outlines if len(drawn) == objects else outlines.take(drawn))
-        geometries[drawn], bounds[drawn] = _on_the_planet(rings, space)
-    oriented = shapely.orient_polygons(geometries, exterior_cw=False)
+        shapes[drawn], bounds[drawn] = _on_the_planet(rings, space)
+    oriented = shapely.orient_polygons(shapes, exterior_cw=False)
     encoded = pa.array(shapely.to_wkb(oriented, byte_order=1), pa.binary())
     columns = [pa.array(column) for column in bounds.T]
     return encoded, pa.StructArray.from_arrays(columns, fields=list(BOUNDS), mask=encoded.is_null())
+
+
+def geometries(rings: Rings, space: Space) -> NDArray[Any]:
+    """The geometry of each owner of rings as shapely has it, oriented as those of `polygons`; None
+    where part of it has no coordinates. Each owner has a ring.
+    """
+    import shapely
+
+    found, _ = _on_the_planet(rings, space)
+    return np.asarray(shapely.orient_polygons(found, exterior_cw=False))
 
 
 def _on_the_planet(rings: Rings, space: Space) -> tuple[NDArray[Any], Floats]:
@@ -69,20 +79,20 @@ def _on_the_planet(rings: Rings, space: Space) -> tuple[NDArray[Any], Floats]:
             around_pole | _beyond(_bounds(points, rings)) | _at_poles(corners, rings, space)
         )
     bounds = np.where(known[:, None], _bounds(points, rings), 0)
-    geometries = _assembled(points, rings, known & ~cut)
+    shapes = _assembled(points, rings, known & ~cut)
     for index in np.flatnonzero(cut):
-        geometries[index], bounds[index] = polygon_of(_polygons_of(rings, int(index)), space)
-    return geometries, bounds
+        shapes[index], bounds[index] = polygon_of(_polygons_of(rings, int(index)), space)
+    return shapes, bounds
 
 
 def _assembled(points: Floats, rings: Rings, wanted: NDArray[np.bool_]) -> NDArray[Any]:
     """The geometry of each wanted object, None for others, from the coordinates of all vertices."""
     import shapely
 
-    geometries = np.full(len(wanted), None, object)
+    shapes = np.full(len(wanted), None, object)
     kept = wanted[rings.owner]
     if not kept.any():
-        return geometries
+        return shapes
     points, lengths = points[np.repeat(kept, rings.lengths)], rings.lengths[kept]
     stops = np.cumsum(lengths)
     closed = np.insert(points, stops, points[stops - lengths], axis=0)
@@ -93,11 +103,11 @@ def _assembled(points: Floats, rings: Rings, wanted: NDArray[np.bool_]) -> NDArr
         shapely.GeometryType.POLYGON, closed, (ring_offsets, polygon_offsets)
     )
     owner = rings.owner[kept][exteriors]
-    geometries[owner] = parts
+    shapes[owner] = parts
     several = np.bincount(owner)[owner] > 1
     if several.any():
-        shapely.multipolygons(parts[several], indices=owner[several], out=geometries)
-    return geometries
+        shapely.multipolygons(parts[several], indices=owner[several], out=shapes)
+    return shapes
 
 
 def _firsts(rings: Rings) -> Integers:

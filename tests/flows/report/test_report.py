@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 from typer.testing import CliRunner
@@ -94,6 +98,42 @@ def test_without_pictures(output: Path) -> None:
     assert not (output.parent / "none" / "report.html").exists()
 
 
+def test_a_run_that_stops_has_a_report_that_says_so(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "a.png").write_bytes(b"no picture")
+    Image.new("L", (20, 20)).save(tmp_path / "images" / "b.png")
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        "inputs: images\noutput: out\nsegmenter: {kind: threshold, value: 1}\ncluster: serial\n"
+        "max_failed_fraction: 0\n"
+    )
+    result = CliRunner().invoke(app, ["run", str(recipe), "--no-prefect", "--quiet"])
+    assert result.exit_code == 1
+    assert f"Report of what is done: {tmp_path}/out/report.html" in result.stderr
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert '<span class="state stopped">' in page
+    assert "max_failed_fraction = 0 allows" in page
+    assert f"maskloom run {recipe}" in page
+    # Before the first image is committed there is a plan only.
+    shutil.rmtree(tmp_path / "out" / "tables")
+    assert CliRunner().invoke(app, ["report", str(tmp_path / "out")]).exit_code == 0
+    assert "stopped: 2 left" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_dates_of_acquisition_come_before_those_in_names(output: Path, tmp_path: Path) -> None:
+    out = shutil.copytree(output, tmp_path / "out")
+    for file in (out / "tables" / "images").glob("*.parquet"):
+        table = pq.read_table(file)
+        days = [dt.datetime(2031, 1, 1 + number, tzinfo=dt.UTC) for number in range(len(table))]
+        kept = [name for name in table.column_names if name != "acquired"]
+        column = pa.array(days, pa.timestamp("us", "UTC"))
+        pq.write_table(table.select(kept).append_column("acquired", column), file)
+    before = (output / "report.html").read_text()
+    assert "from 2026-05-01 to 2026-05-10" in before
+    assert CliRunner().invoke(app, ["report", str(out)]).exit_code == 0
+    assert re.search("dates from 2031-01-01 to 2031-01-1[01]", (out / "report.html").read_text())
+
+
 def evaluate(output: Path, folder: Path) -> str:
     """Evaluate the masks against themselves; what the command says."""
     (folder / "truth").mkdir()
@@ -172,6 +212,13 @@ def test_in_a_browser(output: Path, browser: Any, scheme: str) -> None:
     page.keyboard.press("ArrowRight")
     assert page.locator("#slide").input_value() == "51"
     assert findings(page) == []
+    # Other colours: those of the mask change, and come back.
+    masks = [page.locator("#over").get_attribute("src")]
+    for _ in range(2):
+        page.evaluate("document.getElementById('safe').click()")
+        page.wait_for_function("was => document.getElementById('over').src !== was", arg=masks[-1])
+        masks.append(page.locator("#over").get_attribute("src"))
+    assert masks[0] == masks[2]
     page.keyboard.press("PageDown")
     assert "05-08" not in page.locator("#view-name").inner_text()
     page.keyboard.press("Escape")

@@ -1,0 +1,1 @@
+"""`maskloom demo`: what it shows, and the images that it makes."""

@@ -1,0 +1,42 @@
+"""What the pages of a training and of an evaluation have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from maskloom.flows.report.charts import OTHER
+from maskloom.flows.report.document import base64_of
+from maskloom.segcore.storage.store import Store
+
+_MOST_PICTURE_BYTES = 12_000_000
+_MEASURES = ("iou", "dice", "precision", "recall", "boundary_f")
+
+
+def class_rows(
+    measures: Mapping[str, Mapping[str, Any]], colours: Mapping[str, str]
+) -> list[dict[str, Any]]:
+    """The rows of the table of measures, by class."""
+    return [
+        {
+            "name": name,
+            "colour": colours.get(name, OTHER),
+            "figures": [figure(row.get(key)) for key in _MEASURES],
+        }
+        for name, row in measures.items()
+    ]
+
+
+def picture_of(store: Store, name: str) -> str:
+    """A picture as an address that holds it. Empty: it is missing or too large."""
+    if not store.exists(name):
+        return ""
+    content = store.read(name)
+    if len(content) > _MOST_PICTURE_BYTES:
+        return ""
+    return f"data:image/png;base64,{base64_of(content)}"
+
+
+def figure(value: Any) -> str:
+    """A measure in words."""
+    return f"{value:.3f}" if isinstance(value, int | float) else "–"

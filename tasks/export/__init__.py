@@ -1,0 +1,1 @@
+"""Masks of an output as vectors for other programs. A target is one file in `targets`."""

@@ -1,0 +1,1 @@
+"""Targets of `maskloom export`: one file each, which registers a function under its name."""
