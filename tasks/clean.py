@@ -5,7 +5,7 @@
     the folder of a process     as a temporary file
     staging of a finished run   removed: the run's manifest exists
     staging of another run      kept if the next run can resume the run; otherwise it must be idle
-    a mask or preview           removed if no image in the tables has it, a run planned it, and all
+    a mask, scores or preview   removed if no image in the tables has it, a run planned it, and all
                                 such runs cannot be resumed and are idle
     an unfinished upload        removed if it began long enough ago; the file has no other trace
 
@@ -26,6 +26,8 @@ from pathlib import Path, PurePosixPath
 
 from maskloom.segcore.errors import DamagedRecord, RecipeError
 from maskloom.segcore.masks import mask_names, names_beside
+from maskloom.segcore.masks.scores import FOLDER as SCORES
+from maskloom.segcore.masks.scores import score_names
 from maskloom.segcore.storage.atomic import is_writer_alive, remove_temporary
 from maskloom.segcore.storage.filesystems import is_local
 from maskloom.segcore.storage.records import damaged_record, read_json, read_table
@@ -67,7 +69,7 @@ class Leftover:
     temporary: Path | None = None
     """The path of a temporary file. None: something else."""
     seen: Listed | None = None
-    """A mask or preview as it was listed; one that has changed since is not removed."""
+    """A mask, scores or preview as it was listed; one that has changed since is not removed."""
     upload: Upload | None = None
     """An unfinished upload to an object store."""
 
@@ -107,15 +109,21 @@ def read_unfinished(store: Store, run: str) -> Unfinished:
 
 
 def orphans(
-    store: Store, listed: Mapping[str, Listed], masks: Mapping[str, str | None]
+    store: Store, listed: Mapping[str, Listed], masks: Mapping[str, Sequence[str]]
 ) -> dict[str, str]:
-    """Masks and previews that runs of this output wrote, but that no image in the tables has: image
-    ids by name. Files of other programs are not among them.
+    """Masks, scores and previews that runs of this output wrote, but that no image in the tables
+    has: image ids by name. Files of other programs are not among them.
 
-    `listed` are the files to look at; `masks` those of the images in the tables, by image id.
+    `listed` are the files to look at; `masks` the masks and scores of the images in the tables, by
+    image id.
     """
-    committed = {image_id: mask for image_id, mask in masks.items() if mask is not None}
-    used = {each for name in committed.values() for each in (name, *names_beside(name))}
+    committed = {image_id: names for image_id, names in masks.items() if names}
+    used = {
+        each
+        for names in committed.values()
+        for name in names
+        for each in (name, *names_beside(name))
+    }
     used |= {_preview(image_id) for image_id in committed}
     rest = [name for name in listed if used.isdisjoint(_with_folders(name))]
     if not rest:
@@ -132,6 +140,17 @@ def orphans(
     }
 
 
+def results_scanned(store: Store) -> Iterator[tuple[str, Listed]]:
+    """The masks, scores and previews of an output, one after the other."""
+    for folder in ("masks", SCORES, "previews"):
+        yield from store.scanned(folder)
+
+
+def results_of(row: Mapping[str, str | None]) -> tuple[str, ...]:
+    """The names of the mask and the scores in a row of the table `images`."""
+    return tuple(name for name in (row["mask_uri"], row["scores_uri"]) if name is not None)
+
+
 def leftovers(output: str, idle_hours: float = IDLE_HOURS) -> list[Leftover]:
     """Everything in an output that killed runs left. Raises `RecipeError` if there is no output,
     and `DamagedRecord`.
@@ -141,7 +160,7 @@ def leftovers(output: str, idle_hours: float = IDLE_HOURS) -> list[Leftover]:
     ages = _Ages(store, idle_hours)
     # Files are listed before plans and tables are read, so a file of a run that begins meanwhile is
     # not taken for a leftover.
-    listed = store.listed("masks") | store.listed("previews")
+    listed = dict(results_scanned(store))
     staged = store.listed(STAGING)
     overtaken = _Overtaken.find(store, listed, staged, ages)
     return [
@@ -219,7 +238,7 @@ class _Overtaken:
     """Unfinished runs that no run can resume, since another run has finished after their plan."""
 
     listed: Mapping[str, Listed]
-    """Masks and previews."""
+    """Masks, scores and previews."""
     staged: Mapping[str, Listed]
     """Staged files."""
     ages: _Ages
@@ -228,7 +247,9 @@ class _Overtaken:
     written: Mapping[str, Sequence[float | None]]
     """When the files of each overtaken run were written, by the id of the run."""
     unused: Mapping[str, frozenset[str]]
-    """Masks and previews of no image in the tables, with the overtaken runs that planned them."""
+    """Masks, scores and previews of no image in the tables, with the overtaken runs that planned
+    them.
+    """
 
     @classmethod
     def find(
@@ -277,7 +298,7 @@ class _Overtaken:
             yield Leftover(f"{STAGING}/{run}", "staged by a run that will not continue", kept)
 
     def unused_files(self) -> Iterator[Leftover]:
-        """Masks and previews of no image in the tables."""
+        """Masks, scores and previews of no image in the tables."""
         for name, runs in self.unused.items():
             why = "no image in the tables has it"
             yield Leftover(name, why, self._kept(runs), seen=self.listed[name])
@@ -347,13 +368,13 @@ def _process_folders(store: Store, staged: Mapping[str, Listed], ages: _Ages) ->
             )
 
 
-def _masks(store: Store) -> dict[str, str | None]:
-    """The mask of each image in the tables, by image id; None for a failed image."""
+def _masks(store: Store) -> dict[str, tuple[str, ...]]:
+    """The mask and scores of each image in the tables, by image id; none for a failed image."""
     tables = (
-        read_table(store, name, ("image_id", "mask_uri"))
+        read_table(store, name, ("image_id", "mask_uri"), ("scores_uri",))
         for name in store.names(IMAGES, ".parquet")
     )
-    return {row["image_id"]: row["mask_uri"] for table in tables for row in table.to_pylist()}
+    return {row["image_id"]: results_of(row) for table in tables for row in table.to_pylist()}
 
 
 def _planned_ids(store: Store) -> set[str]:
@@ -368,11 +389,12 @@ def _planned_ids(store: Store) -> set[str]:
 
 
 def _names_of(image_id: str) -> Iterator[str]:
-    """Names under which a run may have written an image's mask, the files beside it, and its
-    preview.
+    """Names under which a run may have written an image's mask, the files beside it, its scores
+    and its preview.
     """
     yield _preview(image_id)
     yield from mask_names(image_id)
+    yield from score_names(image_id)
 
 
 def _with_folders(name: str) -> tuple[str, ...]:

@@ -46,6 +46,10 @@ IMAGES_SCHEMA = pa.schema(
         ("segmenter", pa.string()),
         ("fingerprint", pa.string()),
         ("acquired", pa.timestamp("us", tz="UTC")),
+        ("mean_entropy", pa.float64()),
+        ("mean_margin", pa.float64()),
+        ("scores_uri", pa.string()),
+        ("scores_sha256", pa.string()),
     ],
     metadata={"maskloom_schema": "1"},
 )
@@ -82,6 +86,10 @@ def image_row(plan: Plan, result: ImageResult) -> dict[str, Any]:
         "segmenter": result.segmenter,
         "fingerprint": plan.fingerprint,
         "acquired": datetime.fromisoformat(spec.acquired) if spec and spec.acquired else None,
+        "mean_entropy": result.mean_entropy,
+        "mean_margin": result.mean_margin,
+        "scores_uri": result.scores,
+        "scores_sha256": result.scores_sha256,
     }
 
 

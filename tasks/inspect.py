@@ -20,6 +20,8 @@ from maskloom.tasks.clean import (
     orphans,
     read_unfinished,
     require_output,
+    results_of,
+    results_scanned,
     runs_without_manifest,
 )
 from maskloom.tasks.commits.log import COMMITS, IMAGES, Commit, incomplete_folder
@@ -38,6 +40,8 @@ _ROW = (
     "source_version",
     "fingerprint",
 )
+_NEWER = {IMAGES: ("scores_uri", "scores_sha256")}
+"""Further columns, which tables of earlier versions lack."""
 _CHECKED = {
     IMAGES: ("image_id", "status", "mask_uri", "mask_sha256", "total_pixels"),
     _AREAS: ("image_id", "class_id", "pixel_count", "nodata_pixels", "unprocessed_pixels"),
@@ -63,8 +67,8 @@ class Status:
     failures: tuple[tuple[str, str, str], ...]
     """URI, error type and message of each failure."""
     lost: tuple[str, ...]
-    """Masks, and files of the table `areas` with the images in them, that were written and are now
-    missing or empty.
+    """Masks, scores, and files of the table `areas` with the images in them, that were written and
+    are now missing or empty.
     """
     processes: tuple[Process, ...] = ()
     """The processes that are at work, or that have shown no sign of life for a while; those of this
@@ -87,7 +91,10 @@ def status(output: str) -> Status:
     require_output(store)
     # Rows are read before masks are listed, so that the masks of all these rows exist by then.
     # A million rows take a fifth as much memory in Arrow's columns as in Python.
-    tables = {name: read_table(store, name, _ROW) for name in store.names(IMAGES, ".parquet")}
+    tables = {
+        name: read_table(store, name, _ROW, _NEWER[IMAGES])
+        for name in store.names(IMAGES, ".parquet")
+    }
     lost = _lost_files(store, tables)
     head = read_head(store)
     runs = (read_unfinished(store, name) for name in runs_without_manifest(store))
@@ -110,12 +117,16 @@ def status(output: str) -> Status:
 
 
 def _lost_files(store: Store, tables_by_file: Mapping[str, pa.Table]) -> dict[str, str]:
-    """URIs of images by their missing or empty file: a mask, or a file of the table `areas`."""
-    masks, tables = not_empty(store.scanned("masks")), not_empty(store.scanned(_AREAS))
+    """URIs of images by their missing or empty file: a mask, scores, or a file of the table
+    `areas`.
+    """
+    results, tables = not_empty(results_scanned(store)), not_empty(store.scanned(_AREAS))
     lost: dict[str, str] = {}
     for name, table in tables_by_file.items():
         done = table.filter(pc.equal(table["status"], "ok")).to_pylist()
-        lost.update((row["mask_uri"], row["uri"]) for row in done if row["mask_uri"] not in masks)
+        lost.update(
+            (found, row["uri"]) for row in done for found in results_of(row) if found not in results
+        )
         areas = f"{_AREAS}/{name.rpartition('/')[2]}"
         if areas not in tables:
             lost.update((f"{areas} ({row['image_id']})", row["uri"]) for row in done)
@@ -145,16 +156,16 @@ def verify(output: str) -> Iterator[str]:
     no output.
 
     Reads every record and table; reports a remedy for each that is damaged, and continues with the
-    rest. Compares every mask with its digest in the table `images`, and every other file with its
-    digest in the manifest of the last run that wrote it. Checks that the pixels of every image add
-    up, that no object is in the table twice, that objects have no more pixels than their class, and
-    that the masks of runs are in the tables.
+    rest. Compares every mask, and all scores, with the digest in the table `images`, and every
+    other file with its digest in the manifest of the last run that wrote it. Checks that the pixels
+    of every image add up, that no object is in the table twice, that objects have no more pixels
+    than their class, and that the masks of runs are in the tables.
     """
     store = Store(output)
     require_output(store)
     # Masks are listed before the tables are read; otherwise masks that a run commits meanwhile
     # would be in no table.
-    written = store.listed("masks") | store.listed("previews")
+    written = dict(results_scanned(store))
     reading = _Reading(store)
     reading.records()
     unfinished = reading.unfinished()
@@ -165,7 +176,7 @@ def verify(output: str) -> Iterator[str]:
     yield from wrong_files
     yield from twice
     for row in images.values():
-        yield from _wrong_mask(store, row)
+        yield from _wrong_results(store, row)
     if any(name.startswith("tables/") for name in reading.damage):
         # Sums over the readable tables alone would be wrong.
         return
@@ -175,7 +186,7 @@ def verify(output: str) -> Iterator[str]:
         yield from _wrong_objects(tables, images)
     at_work = {image_id for run in unfinished for image_id, *_ in run.images}
     for name, image_id in orphans(
-        store, written, {image_id: row["mask_uri"] for image_id, row in images.items()}
+        store, written, {image_id: results_of(row) for image_id, row in images.items()}
     ).items():
         if image_id not in at_work:
             yield (
@@ -200,7 +211,13 @@ class _Reading:
         """The undamaged files of a table, by name."""
         names = self.store.names(folder, ".parquet")
         found = (
-            (name, self._noted(name, partial(read_table, self.store, name, _CHECKED[folder])))
+            (
+                name,
+                self._noted(
+                    name,
+                    partial(read_table, self.store, name, _CHECKED[folder], _NEWER.get(folder, ())),
+                ),
+            )
             for name in names
         )
         return {name: table for name, table in found if table is not None}
@@ -333,22 +350,27 @@ def _is_needed(store: Store, name: str, committed: Collection[str]) -> bool:
     return not ids or not ids <= set(committed)
 
 
-def _wrong_mask(store: Store, row: Mapping[str, Any]) -> Iterator[str]:
+def _wrong_results(store: Store, row: Mapping[str, Any]) -> Iterator[str]:
     if row["status"] != "ok":
         return
+    yield from _wrong_result(store, row, "mask", "the mask")
+    if row["scores_uri"] is not None:
+        yield from _wrong_result(store, row, "scores", "the scores")
+
+
+def _wrong_result(store: Store, row: Mapping[str, Any], column: str, result: str) -> Iterator[str]:
+    name, expected = row[f"{column}_uri"], row[f"{column}_sha256"]
+    again = f"run the recipe again: it makes {result} again."
     try:
-        digest = store.sha256(row["mask_uri"])
+        digest = store.sha256(name)
     except FileNotFoundError:
-        yield (
-            f"{row['mask_uri']}: the mask of {row['image_id']} is missing. Run the recipe again: "
-            "it makes the mask again."
-        )
+        verb = "is" if column == "mask" else "are"
+        yield f"{name}: {result} of {row['image_id']} {verb} missing. {again.capitalize()}"
         return
-    if digest != row["mask_sha256"]:
-        differing = _differing(digest, row["mask_sha256"])
+    if digest != expected:
         yield (
-            f"{row['mask_uri']}: is not what was written ({differing}). Remove it, then run the "
-            "recipe again: it makes the mask again."
+            f"{name}: is not what was written ({_differing(digest, expected)}). Remove it, then "
+            f"{again}"
         )
 
 

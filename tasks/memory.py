@@ -9,6 +9,7 @@ import numpy as np
 
 from maskloom.segcore.errors import OutOfMemory, RecipeError
 from maskloom.segcore.geometry import sizes_text
+from maskloom.segcore.models.protocols import Fitter
 from maskloom.segcore.pipeline.jobs import RunSettings
 from maskloom.segcore.pipeline.records import Failure, PlannedImage
 from maskloom.segcore.raster.spec import RasterSpec
@@ -25,6 +26,10 @@ WORKER_MEMORY = "worker_memory"
 """Key in a plan's settings: the memory of a worker in bytes."""
 _ID_BYTES = 24
 """Bytes per pixel for the objects of a tile, while they are numbered, packed and measured."""
+
+_SCORE_BYTES = 14
+"""Bytes per pixel and class for scores: as floats, of the core again, and as whole numbers."""
+_USUAL_CLASSES = 8
 
 
 def peak_bytes(settings: RunSettings, images: Iterable[PlannedImage]) -> int:
@@ -165,7 +170,15 @@ def _tile_bytes(settings: RunSettings, spec: RasterSpec) -> int:
     return (
         int(np.prod(read)) * settings.model.requirements.bytes_per_pixel
         + int(np.prod(core)) * _ID_BYTES * settings.joins
+        + int(np.prod(read)) * _SCORE_BYTES * _classes(settings) * settings.scores
     )
+
+
+def _classes(settings: RunSettings) -> int:
+    """Number of classes; a usual one where it is found by fitting."""
+    model = settings.model
+    names = model.expected_classes if isinstance(model, Fitter) else model.classes
+    return len(names) or _USUAL_CLASSES
 
 
 def _whole_bytes(settings: RunSettings, spec: RasterSpec) -> int:

@@ -267,6 +267,20 @@ class Output:
         spec = self.mask_spec(image_id)
         return Layer(spec, open_mask(spec, "index"))
 
+    def scores(self, image_id: str) -> Layer:
+        """Open the scores of an image: whole numbers (`segcore.masks.quantised`), a band for each
+        class. Raises `RecipeError` if the run did not keep them, and `ReadError`.
+        """
+        row = self.image(image_id)
+        name = row.get("scores_uri")
+        if name is None:
+            raise RecipeError(
+                f"{self.store.root} has no scores of {image_id!r}. Add `scores: true` to the "
+                "recipe, then run it again."
+            )
+        spec = describe(self.store.uri(name))
+        return Layer(spec, open_image(spec))
+
     def manifests(self) -> list[dict[str, Any]]:
         """What each finished run recorded: settings, versions, digests of files; oldest first.
 

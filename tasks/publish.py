@@ -296,9 +296,10 @@ class Tables:
             _write(self.store, draft, f"{IMAGES}/{file}", image_rows, ids)
         draft.files = {name: staged for result in results for name, staged in result.staged.items()}
         draft.folders = frozenset(
-            result.mask
+            name
             for result in results
-            if result.mask is not None and result.mask not in result.staged
+            for name in (result.mask, result.scores)
+            if name is not None and name not in result.staged
         )
         outdated = (*former.values(), *self._outdated(results))
         draft.removed = frozenset(
@@ -308,12 +309,19 @@ class Tables:
             for name in (f"previews/{row.image_id}.png", row.mask_uri)
         )
         # A mask of objects has no names of classes beside it, that of classes before it had.
-        before = (self.ledger.rows.get(result.source.uri) for result in results)
+        before = [self.ledger.rows.get(result.source.uri) for result in results]
         draft.removed |= frozenset(
             name
             for row in (*outdated, *before)
             if row is not None and row.mask_uri is not None
             for name in names_beside(row.mask_uri)
+        )
+        # The scores of a recipe that does not keep them.
+        kept = {result.scores for result in results}
+        draft.removed |= frozenset(
+            row.scores_uri
+            for row in (*outdated, *before)
+            if row is not None and row.scores_uri is not None and row.scores_uri not in kept
         )
 
     def _file_for(self, results: Sequence[ImageResult], shard: Shard) -> str:

@@ -28,11 +28,13 @@ HANG = 240
 STARTED: list[subprocess.Popen[Any]] = []
 """Processes that `conftest.py` ends after each test."""
 RUN = (
-    *("segment", "images", "-s", "kmeans", "-p", "clusters=3", "--no-prefect", "--quiet"),
+    *("segment", "images", "-s", "mixture", "-p", "components=3", "--no-prefect", "--quiet"),
     *("--set", "tiling.tile=128", "--set", "statistics=[{kind: objects, min_size: 5}]"),
-    *("--set", "cluster.kind=serial"),
+    *("--set", "scores=true", "--set", "cluster.kind=serial"),
 )
-"""A run over `pictures`: a model is fitted to all of them, and they have objects."""
+"""A run over `pictures`: a model is fitted to all of them, they have objects, and scores are
+kept.
+"""
 SMALL_PARTS = (
     "from maskloom.tasks import batching\n"
     "batching.RANGE_PIXELS = 2**15\n"
@@ -218,10 +220,10 @@ def assert_whole(output: Path) -> None:
 
 
 def digests(output: Path) -> dict[str, str]:
-    """SHA-256 of all masks and previews by name."""
+    """SHA-256 of all masks, scores and previews by name."""
     return {
         str(path.relative_to(output)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for folder in ("masks", "previews")
+        for folder in ("masks", "scores", "previews")
         for path in sorted((output / folder).rglob("*"))
         if path.is_file()
     }

@@ -13,7 +13,7 @@ import rasterio
 if TYPE_CHECKING:
     from maskloom.segcore.segmenters.kmeans import KMeansModel
 
-VOLATILE = ("run_id", "seconds", "mask_sha256", "tiles")
+VOLATILE = ("run_id", "seconds", "mask_sha256", "scores_sha256", "tiles")
 """Columns that may differ between runs that must agree: times, ids, and what the tiling decides
 about files.
 """
@@ -58,14 +58,34 @@ def read_masks(output: Path) -> dict[str, np.ndarray]:
     return masks
 
 
+def read_scores(output: Path) -> dict[str, np.ndarray]:
+    """The scores of all images by name, as they are stored; none if they are not kept."""
+    scores = {}
+    for path in sorted((output / "scores").rglob("*")):
+        if path.suffix == ".tif":
+            with rasterio.open(path) as file:
+                scores[str(path.relative_to(output))] = file.read()
+        elif path.suffix == ".zarr":
+            import zarr
+
+            scores[str(path.relative_to(output))] = zarr.open_array(path / "0")[:]
+    return scores
+
+
 def assert_same_results(a: Path, b: Path) -> None:
-    """Two outputs agree in the pixels of all masks and in all values but times and ids."""
+    """Two outputs agree in the pixels of all masks and scores, and in all values but times and
+    ids.
+    """
     masks, others = read_masks(a), read_masks(b)
     assert masks.keys() == others.keys()
     assert masks, "no masks to compare"
     for name, mask in masks.items():
         np.testing.assert_array_equal(mask, others[name], err_msg=name)
     assert _files_beside(a) == _files_beside(b)
+    scores, others = read_scores(a), read_scores(b)
+    assert scores.keys() == others.keys()
+    for name, values in scores.items():
+        np.testing.assert_array_equal(values, others[name], err_msg=name)
     tables = sorted(path.name for path in (a / "tables").iterdir())
     assert tables == sorted(path.name for path in (b / "tables").iterdir())
     for table in tables:

@@ -31,8 +31,10 @@ from maskloom.segcore.errors import ImageError, RecipeError, StoreError, Unavail
 from maskloom.segcore.evaluation.run_tables import Output, RunMask
 from maskloom.segcore.evaluation.scoring import EvaluatedImage, EvaluationOptions, Score
 from maskloom.segcore.evaluation.tables import Result
+from maskloom.segcore.figures.reliability import Line, draw_reliability
 from maskloom.segcore.formats.dicom.grouping import is_series
 from maskloom.segcore.pipeline.worker import prepare_process
+from maskloom.segcore.raster.colours import PALETTE
 from maskloom.segcore.raster.stored import split_part
 from maskloom.segcore.storage.store import Store
 from maskloom.tasks.clusters import machine
@@ -104,6 +106,11 @@ def evaluate(
     picture = draw_picture(evaluation, compared, location)
     compared.result.publish(store, folder)
     store.publish(f"{folder}evaluation.png", picture)
+    reliability = compared.result.reliability
+    if reliability is not None:
+        lines = [Line("scores of the run", reliability, PALETTE[0])]
+        title = f"{location}: reliability of scores"
+        store.publish(f"{folder}reliability.png", draw_reliability(lines, title))
     return evaluation
 
 
@@ -228,7 +235,13 @@ def _images(
                 known = objects[mask.image_id]
                 yield EvaluatedImage(*files, known.classes, known.others, known.scores)
             else:
-                yield EvaluatedImage(*files, classes[mask.image_id], VOID)
+                scores = mask.scores_uri
+                yield EvaluatedImage(
+                    *files,
+                    classes[mask.image_id],
+                    VOID,
+                    probabilities=None if scores is None else output.store.uri(scores),
+                )
 
 
 def _with_polygons(

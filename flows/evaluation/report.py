@@ -85,6 +85,8 @@ class Evaluation:
         )
         if "pq" in row:
             text += f", PQ {_figure(row['pq'])}, AP (DSB2018) @0.5 {_figure(row['ap_dsb2018_50'])}"
+        if self.result.reliability is not None:
+            text += f", calibration error {_figure(self.result.reliability.error)}"
         return text
 
 

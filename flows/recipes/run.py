@@ -35,6 +35,7 @@ from maskloom.segcore.models.protocols import (
     Model,
     ObjectSegmenter,
     SegmenterRecipe,
+    gives_scores,
 )
 from maskloom.segcore.models.stated_colours import reference_colours, stated_colours
 from maskloom.segcore.pipeline.jobs import RunSettings
@@ -86,6 +87,8 @@ class RunRecipe:
     """See `RunSettings.masks`."""
     colours: dict[str, Colour] = field(default_factory=dict)
     """Colours of classes that the recipe states, by name."""
+    scores: bool = False
+    """Whether the scores of the classes are kept."""
     zones: ZonesFile | None = None
     """Polygons of the table `zones`, as the user gave them."""
     alerts: tuple[Rule, ...] = ()
@@ -120,6 +123,8 @@ class RunRecipe:
         settings.update({key: value for key, value in said.items() if value != default[key]})
         if self.masks:
             settings["masks"] = self.masks
+        if self.scores:
+            settings["scores"] = True
         if self.stated_colours:
             # They decide no label, but the files of masks contain them.
             settings["colours"] = self.stated_colours
@@ -144,6 +149,7 @@ class RunRecipe:
             self.objects,
             self.masks,
             ColourChoice.of(self.stated_colours, reference_colours(self.segmenter)),
+            scores=self.scores,
         )
 
 
@@ -213,6 +219,7 @@ def make(
         max_failed_fraction=file.max_failed_fraction,
         limits=time_limits,
         masks=file.masks,
+        scores=file.scores,
         zones=zones,
         alerts=tuple(_rule(name, wanted) for name, wanted in file.alerts.items()),
         notify=tuple(Channel(each.webhook, each.block) for each in file.notify),
@@ -224,6 +231,7 @@ def make(
     )
     _refuse_unknown_format(recipe)
     _refuse_unknown_masks(recipe)
+    _refuse_missing_scores(recipe)
     _refuse_unknown_classes(recipe)
     _refuse_unknown_coloured(recipe)
     _refuse_unknown_features(recipe.options)
@@ -297,6 +305,27 @@ def _refuse_unknown_format(recipe: RunRecipe) -> None:
             f"format: unknown format {name!r}.{did_you_mean(name, FORMATS)} "
             f"Known formats: {', '.join(FORMATS)}."
         )
+
+
+def _refuse_missing_scores(recipe: RunRecipe) -> None:
+    if not recipe.scores or gives_scores(recipe.segmenter):
+        return
+    having = [
+        name
+        for name, kind in SEGMENTERS.items()
+        if getattr(kind, "gives_scores", False) and name != "ensemble"
+    ]
+    why = (
+        "this ensemble decides by votes"
+        if recipe.kind == "ensemble"
+        else "this network outputs class ids"
+        if recipe.kind in having
+        else f"{recipe.kind} gives no probabilities of classes"
+    )
+    raise RecipeError(
+        f"scores: {why}. Segmenters that give them: {', '.join(sorted(having))}, and ensembles of "
+        "these by scores. Leave `scores` out, or choose one of them."
+    )
 
 
 def _refuse_unknown_classes(recipe: RunRecipe) -> None:

@@ -354,6 +354,11 @@ class RunFile(pydantic.BaseModel):
     """stored: the numbers of the files. physical: times the scale plus the offset that the file
     states, e.g. reflectances. {scale: 0.0001, offset: -0.1}: with these.
     """
+    scores: Annotated[bool, pydantic.Field(strict=True)] = False
+    """Whether to keep the probability of each class, as files in `scores`, with the mean entropy
+    and margin of each image in the table `images`. For segmenters that give probabilities, see
+    `maskloom list segmenters`.
+    """
     colours: dict[str, ColourText] = {}
     """Colours by class name, for masks, pictures and tables: `#rrggbb` or a name of CSS, e.g.
     {water: "#1d6fa5", forest: darkgreen}. Other classes keep their

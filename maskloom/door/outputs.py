@@ -232,6 +232,14 @@ class Image:
         """The image that was segmented, (y, x, band), as `mask`."""
         return self._read("source", window, level)[0]
 
+    def scores(self, window: Window | None = None, level: int = 0) -> NDArray[np.float32]:
+        """The probability of each class, (y, x, class), of a run with `scores: true`; NaN where
+        there is no data. Windows and levels as `mask`.
+        """
+        from maskloom.segcore.masks.quantised import probabilities
+
+        return probabilities(self._read("scores", window, level)[0])
+
     def show(self) -> Any:
         """Source and mask with a slider, in a notebook."""
         from IPython.display import HTML, display

@@ -38,6 +38,7 @@ _NOT_OF_AN_IMAGE = frozenset(
         "limits",
         "storage",
         "masks",
+        "scores",
         "tiling",
         "identifiers",
     }

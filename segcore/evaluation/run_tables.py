@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from maskloom.segcore.storage.store import Store
 
 _IMAGE_COLUMNS = ["image_id", "uri", "status", "mask_uri", "fingerprint"]
+_NEWER_IMAGE_COLUMNS = ["scores_uri"]
 _AREA_COLUMNS = ["image_id", "class_id", "class_name", "pixel_count", "area", "area_unit"]
 
 
@@ -38,6 +39,8 @@ class RunMask:
     """Name of the file that holds its rows in each table."""
     fingerprint: str
     """Fingerprint of the recipe that made it."""
+    scores_uri: str | None = None
+    """Path of the scores of its classes below the output. None: not kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +96,7 @@ class Output:
         """
         masks, failed = [], 0
         for name in store.names("tables/images", ".parquet"):
-            for row in _rows(store, name, _IMAGE_COLUMNS):
+            for row in _rows(store, name, _IMAGE_COLUMNS, _NEWER_IMAGE_COLUMNS):
                 if row["status"] == "ok":
                     masks.append(
                         RunMask(
@@ -102,6 +105,7 @@ class Output:
                             row["mask_uri"],
                             name.rpartition("/")[2],
                             row["fingerprint"],
+                            row["scores_uri"],
                         )
                     )
                 else:
@@ -224,5 +228,7 @@ def _filled(table: Mapping[int, int], empty: int) -> NDArray[np.int64]:
     return np.array([table.get(i, empty) for i in range(max(table) + 1)], np.int64)
 
 
-def _rows(store: Store, name: str, columns: list[str]) -> Iterator[dict[str, Any]]:
-    yield from read_table(store, name, columns).to_pylist()
+def _rows(
+    store: Store, name: str, columns: list[str], newer: Sequence[str] = ()
+) -> Iterator[dict[str, Any]]:
+    yield from read_table(store, name, columns, newer).to_pylist()

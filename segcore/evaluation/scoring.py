@@ -25,6 +25,8 @@ from maskloom.segcore.evaluation.labelled_images import ImageInstances, Predicte
 from maskloom.segcore.figures.drawing import outlines, photo_of
 from maskloom.segcore.geometry import Grid, Tile, Tiling
 from maskloom.segcore.ground.shifts import largest_shift
+from maskloom.segcore.masks.quantised import MOST, NODATA
+from maskloom.segcore.models.calibration import Reliability
 from maskloom.segcore.processes import limits
 from maskloom.segcore.raster.source import Source
 from maskloom.segcore.raster.stored import split_part
@@ -36,7 +38,7 @@ if TYPE_CHECKING:
     from maskloom.segcore.annotations.polygons.masks import PolygonMask
     from maskloom.segcore.evaluation.labelled_images import LabelledImage
     from maskloom.segcore.raster.source import Member
-    from maskloom.segcore.raster.spec import RasterSpec
+    from maskloom.segcore.raster.spec import RasterSpec, Reader
 
 _TILE = 1024
 _VALUES_SHOWN = 5
@@ -66,6 +68,8 @@ class EvaluatedImage:
     """The files of the image if it is a series, for pictures."""
     polygons: PolygonMask | None = None
     """Its truth, if that is polygons; `truth` then is the file's name."""
+    probabilities: str | None = None
+    """URI of the scores of its classes. None: not kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +114,8 @@ class Score:
     """Whether only one of truth and mask states where its voxels are, so that they are compared in
     the order of the files.
     """
+    reliability: Reliability | None = None
+    """Of the scores. None: the run did not keep them."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -145,6 +151,8 @@ def score(image: EvaluatedImage, options: EvaluationOptions) -> Score:
             _UnknownValues(),
         )
         worst, most_wrong = 0, 0
+        probabilities = _Probabilities.opened(image, stack)
+        reliability = None if probabilities is None else Reliability.none()
         for number, tile in enumerate(grid):
             limits.begin_work(tile.read.size)
             theirs, ours = truth.classes(tile.read), predicted.classes(tile.read)
@@ -154,6 +162,8 @@ def score(image: EvaluatedImage, options: EvaluationOptions) -> Score:
             seen = Confusion.of(core, tile.trim(ours), options.classes)
             confusion += seen
             boundary += Boundary.of(theirs, ours, tile, options.classes, options.tolerance)
+            if probabilities is not None and reliability is not None:
+                reliability += probabilities.reliability(tile, core, tile.trim(ours))
             if seen.wrong > most_wrong:
                 worst, most_wrong = number, seen.wrong
         unknown.refuse(image.truth, options.mapping)
@@ -162,7 +172,9 @@ def score(image: EvaluatedImage, options: EvaluationOptions) -> Score:
             sides = _instances(image, options, truth, predicted, grid)
             objects = _match(image, sides, grid).counts(options.classes)
     one_place = fits.placing == "by index of one"
-    return Score(image.image_id, image.truth, confusion, boundary, objects, worst, one_place)
+    return Score(
+        image.image_id, image.truth, confusion, boundary, objects, worst, one_place, reliability
+    )
 
 
 def view(image: EvaluatedImage, options: EvaluationOptions, number: int) -> TileView:
@@ -190,6 +202,35 @@ def view(image: EvaluatedImage, options: EvaluationOptions, number: int) -> Tile
             np.stack([outlines(true[plane]), outlines(own[plane])]),
             _photo(image.image_uri, grid, tile, plane, image.members),
         )
+
+
+@dataclass(frozen=True, slots=True)
+class _Probabilities:
+    """The scores of an image, as a run keeps them."""
+
+    reader: Reader
+    class_of: NDArray[np.int64]
+    """Class id of each band; classes of a run may have one name."""
+
+    @classmethod
+    def opened(cls, image: EvaluatedImage, stack: ExitStack) -> _Probabilities | None:
+        """Open the scores of an image. None: the run did not keep them."""
+        if image.probabilities is None:
+            return None
+        spec = formats.describe(image.probabilities)
+        reader = stack.enter_context(formats.open_image(spec))
+        return cls(reader, image.table[: spec.channels])
+
+    def reliability(
+        self, tile: Tile, truth: NDArray[np.int64], predicted: NDArray[np.int64]
+    ) -> Reliability:
+        """Of the pixels of a tile's core that have a class in both truth and mask."""
+        values, _ = self.reader.read(tile.core)
+        known = (truth >= 0) & (predicted >= 0) & (values[..., 0] != NODATA)
+        truth, predicted, values = truth[known], predicted[known], values[known]
+        own = self.class_of == predicted[:, np.newaxis]
+        confidence = np.where(own, values, 0).sum(axis=-1) / MOST
+        return Reliability.of(np.minimum(confidence, 1.0), truth == predicted)
 
 
 def _plane_with_most(wrong: NDArray[np.bool_]) -> tuple[int, ...]:

@@ -7,6 +7,8 @@
     objects     objects by image, class and threshold of the intersection over union; `image_id`
                 null: all images together
     areas       mapped and error-adjusted area of each class
+    reliability pixels, mean confidence and accuracy by image and range of confidence, where the run
+                has kept scores; `image_id` null: all images together
 
 Measures that are not defined (the recall of a class that the truth lacks) are null.
 """
@@ -26,6 +28,7 @@ from maskloom.segcore.annotations.metrics import mean_of_known
 from maskloom.segcore.annotations.object_metrics import THRESHOLDS
 from maskloom.segcore.evaluation.areas import NORMAL_95, estimate_areas
 from maskloom.segcore.evaluation.scoring import total
+from maskloom.segcore.models.calibration import Reliability
 from maskloom.segcore.raster.colours import hexadecimal
 
 if TYPE_CHECKING:
@@ -74,6 +77,17 @@ SCHEMAS = {
         "users_accuracy_error producers_accuracy producers_accuracy_error",
     ),
 }
+RELIABILITY = pa.schema(
+    [
+        pa.field("image_id", pa.string()),
+        pa.field("above", pa.float64(), nullable=False),
+        pa.field("up_to", pa.float64(), nullable=False),
+        pa.field("pixels", pa.int64(), nullable=False),
+        pa.field("confidence", pa.float64()),
+        pa.field("accuracy", pa.float64()),
+    ],
+    metadata={"maskloom_schema": "1"},
+)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -87,6 +101,12 @@ class Result:
     def total(self) -> tuple[Confusion, Boundary, ObjectCounts | None]:
         """The sums over all images."""
         return total(self.scores, len(self.classes.names))
+
+    @property
+    def reliability(self) -> Reliability | None:
+        """That of the scores of all images. None: the run has kept no scores."""
+        known = [each.reliability for each in self.scores if each.reliability is not None]
+        return sum(known, Reliability.none()) if known else None
 
     def rows(self) -> dict[str, list[dict[str, Any]]]:
         """The rows of each table, first those of all images together."""
@@ -127,7 +147,18 @@ class Result:
             names.append(f"{folder}{table}.parquet")
             with store.writing(names[-1]) as out:
                 pq.write_table(pa.Table.from_pylist(known, schema=schema), out, compression="zstd")
+        if self.reliability is not None:
+            names.append(f"{folder}reliability.parquet")
+            with store.writing(names[-1]) as out:
+                table = pa.Table.from_pylist(list(self._reliability_rows()), schema=RELIABILITY)
+                pq.write_table(table, out, compression="zstd")
         return names
+
+    def _reliability_rows(self) -> Iterator[dict[str, Any]]:
+        parts = [(None, self.reliability), *((e.image_id, e.reliability) for e in self.scores)]
+        for image_id, part in parts:
+            for row in part.rows() if part is not None else ():
+                yield {"image_id": image_id, **row}
 
 
 def _class_rows(

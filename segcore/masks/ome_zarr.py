@@ -43,9 +43,9 @@ if TYPE_CHECKING:
 
 _CHUNK_PIXELS = 2**20
 """Labels compress well: of smaller chunks, a store would hold mostly names of files."""
-_AT_ONCE = 16
+AT_ONCE = 16
 """Files that are written at the same time."""
-_SPOOL_MEMORY = 8 << 20
+SPOOL_MEMORY = 8 << 20
 _FLAT = 1.5
 """Slices that are farther apart than this many pixels are not halved."""
 _UNITS = {
@@ -79,7 +79,7 @@ class OmeZarrMasks:
                 f"Labels must be {', '.join(LABEL_TYPES)}; tile {tile.index} of {spec.location} "
                 f"has {labels.dtype}."
             )
-        pyramid = _Pyramid.of(spec, tile_shape)
+        pyramid = Pyramid.of(spec, tile_shape)
         blocks = []
         for level in range(pyramid.in_tiles(tile_shape)):
             labels = pyramid.reduced(labels) if level else labels
@@ -89,7 +89,7 @@ class OmeZarrMasks:
                 EncodedBlock(
                     level,
                     tuple(a + b for a, b in zip(first, part.index, strict=True)),
-                    _compress(labels[part.core.slices], pyramid.chunk),
+                    compress(labels[part.core.slices], pyramid.chunk),
                 )
                 for part in Grid(labels.shape, pyramid.chunk)
             ]
@@ -105,14 +105,14 @@ class OmeZarrMasks:
         tile_shape: Shape,
     ) -> PublishedMask:
         """Write a folder of chunks; see `MaskWriter.publish`."""
-        pyramid = _Pyramid.of(spec, tile_shape)
+        pyramid = Pyramid.of(spec, tile_shape)
         encoded = pyramid.in_tiles(tile_shape)
         with (
-            tempfile.SpooledTemporaryFile(_SPOOL_MEMORY) as file,
-            ThreadPoolExecutor(_AT_ONCE, "chunk") as pool,
+            tempfile.SpooledTemporaryFile(SPOOL_MEMORY) as file,
+            ThreadPoolExecutor(AT_ONCE, "chunk") as pool,
         ):
-            spool = _Spool(file)
-            folder = _Folder(store, name, spec, pyramid, self.zarr_format, spool, encoded, pool)
+            spool = Spool(file)
+            folder = Folder(store, name, spec, pyramid, self.zarr_format, spool, encoded, pool)
             for block in blocks:
                 folder.add(block)
             for level in range(encoded):
@@ -135,7 +135,7 @@ MASKS.register("ome_zarr_2")(OmeZarrMasks(zarr_format=2))
 
 
 @dataclass(frozen=True, slots=True)
-class _Pyramid:
+class Pyramid:
     """The levels of a mask."""
 
     chunk: Shape
@@ -148,7 +148,7 @@ class _Pyramid:
     """
 
     @classmethod
-    def of(cls, spec: RasterSpec, tile_shape: Shape) -> _Pyramid:
+    def of(cls, spec: RasterSpec, tile_shape: Shape) -> Pyramid:
         """The levels of the mask of an image in tiles of this shape."""
         chunk, factors = chunk_shape(tile_shape), _factors(spec)
         shapes = [spec.shape]
@@ -199,7 +199,7 @@ def _factors(spec: RasterSpec) -> Shape:
 
 
 @dataclass(frozen=True, slots=True)
-class _Spool:
+class Spool:
     """Compressed chunks in a temporary file."""
 
     file: IO[bytes]
@@ -219,15 +219,15 @@ class _Spool:
 
 
 @dataclass(slots=True)
-class _Folder:
+class Folder:
     """A mask while its chunks are written."""
 
     store: Store
     name: str
     spec: RasterSpec
-    pyramid: _Pyramid
+    pyramid: Pyramid
     zarr_format: int
-    spool: _Spool
+    spool: Spool
     """The chunks of the level from which the next one is built."""
     encoded: int
     """Number of levels that come from the tiles."""
@@ -282,16 +282,16 @@ class _Folder:
     def build(self, level: int) -> None:
         """Write a level, each chunk from the up to eight below it."""
         # The chunks below are only needed for this level.
-        below, self.spool = self.spool, _Spool(self.spool.file)
+        below, self.spool = self.spool, Spool(self.spool.file)
         for index in np.ndindex(self._counts(level)):
             labels = self.pyramid.reduced(self._below(below, level, index))
-            payload = _compress(labels, self.pyramid.chunk)
+            payload = compress(labels, self.pyramid.chunk)
             self.publish(self._ending(level, index), payload)
             self.spool.add(index, payload)
 
     def publish(self, ending: str, content: bytes) -> None:
         """Write a file of the folder, while others are being written."""
-        if len(self.pending) >= 2 * _AT_ONCE:
+        if len(self.pending) >= 2 * AT_ONCE:
             self._settle()
         name = self.name + ending
         self.pending.append((ending, self.pool.submit(self.store.publish, name, content)))
@@ -306,7 +306,7 @@ class _Folder:
         ending, future = self.pending.popleft()
         self.written[ending] = future.result()
 
-    def _below(self, spool: _Spool, level: int, index: Shape) -> NDArray[np.integer]:
+    def _below(self, spool: Spool, level: int, index: Shape) -> NDArray[np.integer]:
         """The labels of the level below that a chunk covers."""
         shape, chunk, factors = (
             self.pyramid.shapes[level - 1],
@@ -346,7 +346,7 @@ class _Folder:
         return types[size]
 
 
-def _compress(labels: NDArray[np.integer], chunk: Shape) -> bytes:
+def compress(labels: NDArray[np.integer], chunk: Shape) -> bytes:
     """One compressed chunk, padded at the border."""
     import imagecodecs
 
@@ -378,17 +378,17 @@ def _filling(dtype: str) -> int:
 
 
 def _metadata(
-    pyramid: _Pyramid, dtype: str, classes: ClassTable, spec: RasterSpec, zarr_format: int
+    pyramid: Pyramid, dtype: str, classes: ClassTable, spec: RasterSpec, zarr_format: int
 ) -> dict[str, Any]:
     """The metadata files of the group and its arrays, by their endings."""
     version = "0.5" if zarr_format == 3 else "0.4"
-    image = _multiscale(pyramid, spec)
+    image = multiscale(pyramid, spec)
     label = {"version": version} | ({} if dtype == "uint32" else _legend(classes))
     if zarr_format == 3:
         ome = {"version": version, "multiscales": [image], "image-label": label}
         group = {"zarr_format": 3, "node_type": "group", "attributes": {"ome": ome}}
         return {"/zarr.json": group} | {
-            f"/{level}/zarr.json": _array_3(shape, pyramid.chunk, dtype, spec)
+            f"/{level}/zarr.json": array_3(shape, pyramid.chunk, dtype, spec)
             for level, shape in enumerate(pyramid.shapes)
         }
     attributes = {"multiscales": [{"version": version, **image}], "image-label": label}
@@ -398,7 +398,8 @@ def _metadata(
     }
 
 
-def _multiscale(pyramid: _Pyramid, spec: RasterSpec) -> dict[str, Any]:
+def multiscale(pyramid: Pyramid, spec: RasterSpec) -> dict[str, Any]:
+    """The axes and levels of a pyramid, as OME-Zarr describes an image."""
     lattice = _lattice(spec)
     axes = [
         {"name": name, "type": "space"} | ({"unit": unit} if unit else {})
@@ -445,7 +446,7 @@ def _legend(classes: ClassTable) -> dict[str, Any]:
     }
 
 
-def _array_3(shape: Shape, chunk: Shape, dtype: str, spec: RasterSpec) -> Mapping[str, Any]:
+def array_3(shape: Shape, chunk: Shape, dtype: str, spec: RasterSpec) -> Mapping[str, Any]:
     """The `zarr.json` of an array (Zarr core specification, version 3)."""
     blosc = {**_BLOSC, "shuffle": "bitshuffle", "typesize": np.dtype(dtype).itemsize}
     return {

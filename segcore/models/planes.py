@@ -64,10 +64,24 @@ def score_by_plane(
     def over_planes(self: Any, block: Block) -> NDArray[np.float32]:
         if len(block.spec.shape) == 2 or not self.requirements.planar:
             return scores(self, block)
-        found = [scores(self, plane) for plane in planes_of(block)]
-        whole = np.zeros((*block.valid.shape, found[0].shape[-1]), np.float32)
-        whole[_core_planes(block)] = found
-        return whole
+        return _scores_stacked([scores(self, plane) for plane in planes_of(block)], block)
+
+    return over_planes
+
+
+def segment_and_score_by_plane(
+    together: Callable[[Any, Block], tuple[Labels, NDArray[np.float32]]],
+) -> Callable[[Any, Block], tuple[Labels, NDArray[np.float32]]]:
+    """Extend `LabellingScorer.segment_and_score` to blocks of volumes, as `segment_by_plane`
+    does.
+    """
+
+    @wraps(together)
+    def over_planes(self: Any, block: Block) -> tuple[Labels, NDArray[np.float32]]:
+        if len(block.spec.shape) == 2 or not self.requirements.planar:
+            return together(self, block)
+        labels, scores = zip(*(together(self, plane) for plane in planes_of(block)), strict=True)
+        return _stacked(list(labels), block), _scores_stacked(scores, block)
 
     return over_planes
 
@@ -123,6 +137,13 @@ def _plane(box: Box) -> Box:
 
 def _core_planes(block: Block) -> slice:
     return block.tile.core.relative_to(block.tile.read).slices[0]
+
+
+def _scores_stacked(found: Sequence[NDArray[np.float32]], block: Block) -> NDArray[np.float32]:
+    """The scores of a block from those of the planes of its core."""
+    whole = np.zeros((*block.valid.shape, found[0].shape[-1]), np.float32)
+    whole[_core_planes(block)] = found
+    return whole
 
 
 def _stacked(found: list[Labels], block: Block) -> Labels:

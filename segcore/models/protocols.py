@@ -116,7 +116,9 @@ class Segmenter(Ready, Protocol, metaclass=CheckedOnce):
 
 @runtime_checkable
 class Scorer(Segmenter, Protocol, metaclass=CheckedOnce):
-    """A segmenter that also gives probabilities."""
+    """A segmenter that also gives probabilities. Where only some models of a class have any, its
+    attribute `gives_scores` says whether this one does.
+    """
 
     def scores(self, block: Block) -> NDArray[np.float32]:
         """Probability of each class for every pixel of the block, (y, x, class) or (z, y, x,
@@ -124,6 +126,15 @@ class Scorer(Segmenter, Protocol, metaclass=CheckedOnce):
 
         The array belongs to the caller.
         """
+        ...
+
+
+@runtime_checkable
+class LabellingScorer(Scorer, Protocol, metaclass=CheckedOnce):
+    """A scorer that finds labels and scores together, in the time of one of them."""
+
+    def segment_and_score(self, block: Block) -> tuple[Labels, NDArray[np.float32]]:
+        """What `segment` and `scores` return."""
         ...
 
 
@@ -291,6 +302,22 @@ def concluded(fitter: Fitter, total: Any, names: Sequence[str] = ()) -> Fitter |
         )
 
 
+def gives_scores(model: Fitter | Model) -> bool:
+    """Whether a model gives probabilities that deserve the name, or a fitter ends with one that
+    does (its attribute `gives_scores`).
+    """
+    return bool(getattr(model, "gives_scores", isinstance(model, Scorer)))
+
+
+def labels_and_scores(model: Model, block: Block) -> tuple[Labels, NDArray[np.float32]]:
+    """The labels and the scores of a block."""
+    if isinstance(model, LabellingScorer):
+        return model.segment_and_score(block)
+    if not isinstance(model, Scorer):
+        raise TypeError(f"{type(model).__name__} has no scores")
+    return model.segment(block), model.scores(block)
+
+
 def is_blank(model: Any) -> bool:
     """Whether a model is a `Blank`, or built around one; it is then of no use for images with valid
     pixels.
@@ -313,7 +340,7 @@ def caution_of(
 @runtime_checkable
 class SegmenterRecipe(Protocol, metaclass=CheckedOnce):
     """The parameters of a segmenter, as users set them: a frozen dataclass. A field of this type
-    holds another segmenter.
+    holds another segmenter. A class variable `gives_scores` says that its models are `Scorer`s.
     """
 
     def start(self) -> Fitter | Model:

@@ -26,13 +26,19 @@ import numpy as np
 from maskloom.segcore.errors import ModelMismatch
 from maskloom.segcore.geometry import Box, Tile, per_axis
 from maskloom.segcore.ground.space import MILLIMETRES
-from maskloom.segcore.models.planes import score_by_plane, segment_by_plane
+from maskloom.segcore.models.planes import (
+    score_by_plane,
+    segment_and_score_by_plane,
+    segment_by_plane,
+)
 from maskloom.segcore.models.protocols import (
     MODELS,
     Exactness,
     Requirements,
     Scorer,
     caution_of,
+    gives_scores,
+    labels_and_scores,
 )
 from maskloom.segcore.raster.spec import Block, Labels
 
@@ -115,14 +121,34 @@ class Rescaled:
         assert labels is not None, "a core has pixels"
         return Labels(labels)
 
+    @property
+    def gives_scores(self) -> bool:
+        """Whether the model gives probabilities."""
+        return gives_scores(self.model)
+
+    @segment_and_score_by_plane
+    def segment_and_score(self, block: Block) -> tuple[Labels, NDArray[np.float32]]:
+        """What `segment` and `scores` return."""
+        axes = self._axes(block.spec)
+        if axes is None:
+            return labels_and_scores(self.model, block)
+        labels: NDArray[np.integer] | None = None
+        whole = self._no_scores(block)
+        for place, inner, nearest in _resampled(block, axes, self._halo):
+            found, scores = labels_and_scores(self.model, inner)
+            if labels is None:
+                labels = np.zeros(block.valid.shape, found.values.dtype)
+            labels[place], whole[place] = found.values[nearest], scores[nearest]
+        assert labels is not None, "a core has pixels"
+        return Labels(labels), whole
+
     @score_by_plane
     def scores(self, block: Block) -> NDArray[np.float32]:
         """The scores of the resampled pixel at the centre of each pixel of the core."""
         axes = self._axes(block.spec)
         if axes is None:
             return self.model.scores(block)
-        whole = np.zeros((*block.valid.shape, len(self.classes)), np.float32)
-        whole[..., 0] = 1
+        whole = self._no_scores(block)
         for place, inner, nearest in _resampled(block, axes, self._halo):
             whole[place] = self.model.scores(inner)[nearest]
         return whole
@@ -141,6 +167,12 @@ class Rescaled:
             f"the image has {_words(sides)}"
         )
         return own if inner is None else f"{own}; {inner}"
+
+    def _no_scores(self, block: Block) -> NDArray[np.float32]:
+        """Those of pixels outside the core: the first class."""
+        whole = np.zeros((*block.valid.shape, len(self.classes)), np.float32)
+        whole[..., 0] = 1
+        return whole
 
     @property
     def _halo(self) -> int:

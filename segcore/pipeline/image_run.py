@@ -24,8 +24,16 @@ from maskloom.segcore.figures.preview import (
     observe_previews,
     relabel_preview,
 )
-from maskloom.segcore.masks import MaskWriter, mask_writer
-from maskloom.segcore.models.protocols import Fitter, Model, ObjectSegmenter, Segmenter
+from maskloom.segcore.masks import EncodedBlock, MaskWriter, mask_writer
+from maskloom.segcore.masks.quantised import Certainty, no_scores, quantised
+from maskloom.segcore.masks.scores import score_writer
+from maskloom.segcore.models.protocols import (
+    Fitter,
+    Model,
+    ObjectSegmenter,
+    Segmenter,
+    labels_and_scores,
+)
 from maskloom.segcore.objects.components import Components, require_connectivity
 from maskloom.segcore.objects.two_pass import (
     ObjectMerger,
@@ -145,8 +153,9 @@ class ImageRun:
             results = TileResults()
             previews = observe_previews(seen, fragments.values)
         else:
-            classes = _classes(self.model, block, self.class_table)
+            classes, scores, certainty = self._classes(block)
             results, previews = self._classified(seen, classes), []
+            results = replace(results, scores=scores, certainty=certainty)
             components = self._components
             if components is None:
                 return results, None
@@ -247,6 +256,38 @@ class ImageRun:
             observe_previews(block, classes),
         )
 
+    def _classes(
+        self, block: Block
+    ) -> tuple[NDArray[np.unsignedinteger], list[EncodedBlock], Certainty]:
+        """The classes of a block's core, with the nodata label, and their scores if the run keeps
+        them.
+        """
+        tile, model, class_table = block.tile, self.model, self.class_table
+        assert isinstance(model, Segmenter)
+        valid = tile.trim(block.valid)
+        wanted = self.settings.scores
+        if not valid.any():
+            shape = tile.core.shape
+            none = no_scores(len(model.classes), shape) if wanted else None
+            return np.full(shape, class_table.nodata, class_table.dtype), *self._encoded(none, tile)
+        labels, scores = labels_and_scores(model, block) if wanted else (model.segment(block), None)
+        values: NDArray[np.unsignedinteger] = tile.trim(labels.values).astype(
+            class_table.dtype, copy=False
+        )
+        if not valid.all():
+            values = np.where(valid, values, np.array(class_table.nodata, class_table.dtype))
+        found = None if scores is None else quantised(tile.trim(scores), valid)
+        return values, *self._encoded(found, tile)
+
+    def _encoded(
+        self, found: tuple[NDArray[np.uint8], Certainty] | None, tile: Tile
+    ) -> tuple[list[EncodedBlock], Certainty]:
+        """The blocks of the scores of a tile; none if there are none."""
+        if found is None:
+            return [], Certainty()
+        values, certainty = found
+        return score_writer(self.spec).encode(values, tile, self.spec, self.grid.tile), certainty
+
     @property
     def _components(self) -> Components | None:
         """The rule for the objects of a semantic mask. None: no table of objects."""
@@ -308,22 +349,4 @@ def components_of(wanted: Objects, names: tuple[str, ...]) -> Components:
     chosen = wanted.classes or tuple(name for name in names if name.lower() not in BACKGROUND_NAMES)
     return Components(
         tuple(names.index(name) for name in chosen), wanted.connectivity, wanted.min_size
-    )
-
-
-def _classes(
-    model: Segmenter, block: Block, class_table: ClassTable
-) -> NDArray[np.unsignedinteger]:
-    """The classes of a block's core, with the nodata label."""
-    tile = block.tile
-    valid = tile.trim(block.valid)
-    if not valid.any():
-        return np.full(tile.core.shape, class_table.nodata, class_table.dtype)
-    values: NDArray[np.unsignedinteger] = tile.trim(model.segment(block).values).astype(
-        class_table.dtype, copy=False
-    )
-    return (
-        values
-        if valid.all()
-        else np.where(valid, values, np.array(class_table.nodata, class_table.dtype))
     )

@@ -57,6 +57,8 @@ class RunSettings:
 
     pictures: PictureSizes | None = None
     """Sizes of the small pictures for the report. None: no pictures."""
+    scores: bool = False
+    """Whether the scores of the classes are kept."""
 
     @property
     def joins(self) -> bool:

@@ -160,6 +160,12 @@ class ImageResult:
     """Kind and fitted or selected parameters, as JSON."""
     warning: str | None = None
     """A warning about its result. None: no warning."""
+    scores: str | None = None
+    """Final name of the scores of its classes below the output. None: not asked for."""
+    scores_sha256: str | None = None
+    mean_entropy: float | None = None
+    """Of its valid pixels: see `segcore.masks.quantised`."""
+    mean_margin: float | None = None
     pictures: Pictures | None = None
     """Its small pictures for the report, of some kilobytes. None: not asked for."""
 

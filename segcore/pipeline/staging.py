@@ -15,6 +15,8 @@ from maskloom.segcore.figures import thumbnails
 from maskloom.segcore.figures.preview import PreviewPart, preview_stride, render_preview
 from maskloom.segcore.figures.sheets import Caption
 from maskloom.segcore.masks import EncodedBlock, name_of
+from maskloom.segcore.masks.quantised import Certainty
+from maskloom.segcore.masks.scores import FOLDER, score_writer
 from maskloom.segcore.models.protocols import FIRST_CLASSES, caution_of
 from maskloom.segcore.objects.numbering import tiles_of_layer
 from maskloom.segcore.objects.rows import rows_in_order
@@ -77,6 +79,29 @@ def stage_mask(
         tiles=len(run.grid),
         segmenter=canonical({"kind": settings.kind, **model.provenance()}),
         pictures=_small_pictures(run, previews),
+    )
+
+
+def with_scores(
+    result: ImageResult, run: ImageRun, blocks: Iterator[EncodedBlock], certainty: Certainty
+) -> ImageResult:
+    """The result with the scores of the classes staged, if the run keeps them."""
+    settings, spec = run.settings, run.spec
+    if not settings.scores:
+        return result
+    writer = score_writer(spec)
+    name = f"{FOLDER}/{result.source.image_id}{writer.suffix}"
+    scores = writer.publish(
+        Store(settings.output), result_name(settings), blocks, spec, run.class_table, run.grid.tile
+    )
+    files = {name_of(name, ending): artefact.name for ending, artefact in scores.files.items()}
+    return replace(
+        result,
+        scores=name,
+        scores_sha256=scores.sha256,
+        mean_entropy=certainty.mean_entropy,
+        mean_margin=certainty.mean_margin,
+        staged={**result.staged, **files},
     )
 
 

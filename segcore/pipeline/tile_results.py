@@ -15,6 +15,7 @@ import numpy as np
 
 from maskloom.segcore.figures.preview import PreviewPart, in_rows
 from maskloom.segcore.masks.protocol import EncodedBlock
+from maskloom.segcore.masks.quantised import Certainty
 from maskloom.segcore.objects.two_pass import PackedLabels
 from maskloom.segcore.statistics.protocol import Statistic
 from maskloom.segcore.storage.packing import PackedFile, pack, packable, unpack
@@ -37,6 +38,9 @@ class Staged:
     """(block, 1 + axes) level and index of each block."""
     previews: list[PreviewPart]
     seconds: float
+    score_places: NDArray[np.int64]
+    """As `places`, of the scores, whose index begins with the class."""
+    certainty: Certainty
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,17 +55,27 @@ class TileResults:
     """For each tile, the finished rows of the objects that are in no other tile, packed."""
     spanning: list[bytes] = field(default_factory=list)
     """For each tile, the measures of the objects that are in several tiles, packed."""
+    scores: list[EncodedBlock] = field(default_factory=list)
+    """Blocks of the scores."""
+    certainty: Certainty = field(default_factory=Certainty)
 
     def stage(self, seconds: float, out: Sink) -> None:
         """Write a file that `StagedResults` reads. `seconds`: time spent on the tiles."""
-        places = np.array([(block.level, *block.index) for block in self.blocks], np.int64)
-        front = Staged(self.states, places, in_rows(self.previews), seconds)
+        front = Staged(
+            self.states,
+            _places(self.blocks),
+            in_rows(self.previews),
+            seconds,
+            _places(self.scores),
+            self.certainty,
+        )
         PackedFile.write(
             {
                 "front": [pack(front)],
                 "spanning": self.spanning,
                 "rows": self.rows,
                 "blocks": [block.payload for block in self.blocks],
+                "scores": [block.payload for block in self.scores],
             },
             out,
         )
@@ -83,8 +97,15 @@ class StagedResults:
 
     def blocks(self) -> Iterator[EncodedBlock]:
         """Read its blocks of the mask one after the other."""
-        payloads = self.file.each(self.store, "blocks")
-        for place, payload in zip(self.front.places.tolist(), payloads, strict=True):
+        return self._blocks("blocks", self.front.places)
+
+    def scores(self) -> Iterator[EncodedBlock]:
+        """Read its blocks of the scores one after the other."""
+        return self._blocks("scores", self.front.score_places)
+
+    def _blocks(self, name: str, places: NDArray[np.int64]) -> Iterator[EncodedBlock]:
+        payloads = self.file.each(self.store, name)
+        for place, payload in zip(places.tolist(), payloads, strict=True):
             level, *index = place
             yield EncodedBlock(level, tuple(index), payload)
 
@@ -140,7 +161,14 @@ def merge_results(parts: Sequence[TileResults], statistics: Mapping[str, Statist
         [preview for part in parts for preview in part.previews],
         [each for part in parts for each in part.rows],
         [each for part in parts for each in part.spanning],
+        [block for part in parts for block in part.scores],
+        sum((part.certainty for part in parts), Certainty()),
     )
+
+
+def _places(blocks: Sequence[EncodedBlock]) -> NDArray[np.int64]:
+    """Level and index of each block."""
+    return np.array([(block.level, *block.index) for block in blocks], np.int64)
 
 
 def merge_states(a: States, b: States, statistics: Mapping[str, Statistic]) -> States:

@@ -26,6 +26,7 @@ from typing import Any
 from maskloom.segcore.errors import FitError, ImageError
 from maskloom.segcore.fold import observe_all
 from maskloom.segcore.geometry import Tile
+from maskloom.segcore.masks.quantised import Certainty
 from maskloom.segcore.models.protocols import Fitter
 from maskloom.segcore.objects.two_pass import Relabelling
 from maskloom.segcore.pipeline.image_run import ImageRun
@@ -50,6 +51,7 @@ from maskloom.segcore.pipeline.staging import (
     stage_objects,
     staged_errors,
     with_rows,
+    with_scores,
 )
 from maskloom.segcore.pipeline.tile_results import (
     StagedLabels,
@@ -216,6 +218,9 @@ def finish_image(job: FinishJob) -> ImageResult:
     )
     seconds = sum(part.front.seconds for part in staged)
     result = stage_mask(run, job.image, blocks, previews, states, job.objects)
+    scores = (block for part in staged for block in part.scores())
+    certainty = sum((part.front.certainty for part in staged), Certainty())
+    result = with_scores(result, run, scores, certainty)
     tables = stage_objects(
         run,
         (each for part in staged for each in part.rows()),
@@ -234,6 +239,7 @@ def _segment_image(settings: RunSettings, image: PlannedImage) -> ImageResult:
             tiles = [run.segment_tile(reader, tile) for tile in run.grid]
         whole, count = run.finish_tiles(tiles)
         result = stage_mask(run, image, iter(whole.blocks), whole.previews, whole.states, count)
+        result = with_scores(result, run, iter(whole.scores), whole.certainty)
     except (ImageError, FitError) as error:
         classes = (
             settings.model.expected_classes

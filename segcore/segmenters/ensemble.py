@@ -33,6 +33,7 @@ from maskloom.segcore.models.protocols import (
     Segmenter,
     SegmenterRecipe,
     caution_of,
+    gives_scores,
 )
 from maskloom.segcore.raster.spec import Block, Labels
 
@@ -63,6 +64,7 @@ class Ensemble:
 
     units: ClassVar[str] = "what every member promises"
     volumes: ClassVar[str] = "as each member"
+    gives_scores: ClassVar[bool] = True
     use_when: ClassVar[str] = (
         "several methods or networks are right in different places; where they vote, their "
         "errors must differ"
@@ -109,7 +111,7 @@ class Ensemble:
         without_scores = [
             member_name
             for member_name, member in zip(self._member_names, ready, strict=True)
-            if not isinstance(member, Scorer)
+            if not isinstance(member, Scorer) or _votes(member)
         ]
         if self.by == "scores" and without_scores:
             raise error(
@@ -170,6 +172,11 @@ class EnsembleFitter:
     members: tuple[Member, ...]
     names: tuple[str, ...]
     """Names of the classes; empty if their number is found by fitting."""
+
+    @property
+    def gives_scores(self) -> bool:
+        """Whether the members will decide by scores, and all of them have probabilities."""
+        return self.recipe.by != "vote" and all(map(gives_scores, self.members))
 
     @property
     def requirements(self) -> Requirements:
@@ -252,15 +259,38 @@ class EnsembleModel:
 
     def segment(self, block: Block) -> Labels:
         """Return the class that the members choose together."""
-        from maskloom.segcore.kernels.scores import argmax_labels
-
-        dtype: type[np.integer] = np.uint8 if len(self.classes) <= 256 else np.uint16
         if self.by == "vote":
             labels_by_member = [
-                member.segment(_select_bands(member, block)).values.astype(dtype, copy=False)
+                member.segment(_select_bands(member, block)).values.astype(self._type, copy=False)
                 for member in self.members
             ]
             return Labels(majority(labels_by_member))
+        return self._winners(self._total(block))
+
+    @property
+    def gives_scores(self) -> bool:
+        """Whether the members decide by scores, and all of them have probabilities."""
+        return self.by == "scores" and all(map(gives_scores, self.members))
+
+    def scores(self, block: Block) -> NDArray[np.float32]:
+        """Return the mean of the members' scores, for an ensemble that decides by them."""
+        total = self._total(block)
+        total /= np.float32(len(self.members))
+        return total
+
+    def segment_and_score(self, block: Block) -> tuple[Labels, NDArray[np.float32]]:
+        """Return what `segment` and `scores` return, for an ensemble that decides by scores."""
+        total = self._total(block)
+        labels = self._winners(total)
+        total /= np.float32(len(self.members))
+        return labels, total
+
+    @property
+    def _type(self) -> type[np.integer]:
+        return np.uint8 if len(self.classes) <= 256 else np.uint16
+
+    def _total(self, block: Block) -> NDArray[np.float32]:
+        """Return the sum of the members' scores."""
         total: NDArray[np.float32] | None = None
         for member in self.members:
             if not isinstance(member, Scorer):
@@ -269,7 +299,13 @@ class EnsembleModel:
             total = scores if total is None else np.add(total, scores, out=total)
         if total is None:
             raise TypeError("an ensemble without members has no scores")
-        winner = np.empty(total.shape[:-1], dtype)
+        return total
+
+    def _winners(self, total: NDArray[np.float32]) -> Labels:
+        """Return the class with the greatest sum."""
+        from maskloom.segcore.kernels.scores import argmax_labels
+
+        winner = np.empty(total.shape[:-1], self._type)
         argmax_labels(total, winner)
         return Labels(winner)
 
@@ -300,6 +336,11 @@ def majority(labels_by_member: Sequence[NDArray[np.integer]]) -> NDArray[np.inte
         np.copyto(winner, labels, where=better)
         np.copyto(most, votes, where=better)
     return winner
+
+
+def _votes(member: Member) -> bool:
+    """Whether a member is an ensemble without scores."""
+    return isinstance(member, EnsembleModel) and member.by == "vote"
 
 
 def _semantic(

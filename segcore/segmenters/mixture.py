@@ -92,6 +92,7 @@ class MixtureOfGaussians(SampledFitter):
         "no factor or offset of any band changes a label: the fit is in standard deviations of each"
     )
     volumes: ClassVar[str] = "exact"
+    gives_scores: ClassVar[bool] = True
     use_when: ClassVar[str] = (
         "as k-means, where classes differ in spread or their bands are correlated, such as "
         "brain tissue in MRI; `smoothness` against noise"

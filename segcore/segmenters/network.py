@@ -39,7 +39,14 @@ from maskloom.segcore.errors import ModelMismatch, RecipeError, WeightsError
 from maskloom.segcore.geometry import per_axis, sizes_text
 from maskloom.segcore.ground.space import MILLIMETRES, PixelSize
 from maskloom.segcore.methods.naming import check_names
-from maskloom.segcore.models.planes import PLANAR, planes_of, score_by_plane, segment_by_plane
+from maskloom.segcore.models.calibration import tempered
+from maskloom.segcore.models.planes import (
+    PLANAR,
+    planes_of,
+    score_by_plane,
+    segment_and_score_by_plane,
+    segment_by_plane,
+)
 from maskloom.segcore.models.protocols import MODELS, SEGMENTERS, Exactness, Requirements
 from maskloom.segcore.models.rescaled import Rescaled
 from maskloom.segcore.raster.spec import Labels
@@ -126,6 +133,7 @@ class Network:
         " `maskloom evaluate` first"
     )
     kind: ClassVar[str] = "network"
+    gives_scores: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.bands is not None and (not self.bands or min(self.bands) < 1):
@@ -383,20 +391,9 @@ class NetworkModel:
     @segment_by_plane
     def segment(self, block: Block) -> Labels:
         """Return the class with the greatest score for every pixel of the core."""
-        from maskloom.segcore.kernels.scores import argmax_labels, threshold_labels
-
-        labels = np.zeros(block.valid.shape, np.uint8 if len(self.classes) <= 256 else np.uint16)
-        core = labels[block.tile.core.relative_to(block.tile.read).slices]
+        labels, core = self._without_labels(block)
         for place, scores in self._scored_regions(block):
-            if self.card.output == "labels":
-                core[place] = self._ids(scores)
-                continue
-            for plane, part in zip(_planes(scores, 3), _planes(core[place], 2), strict=True):
-                if scores.shape[-1] == 1:
-                    # One score for the second of two classes: its probability or its log-odds.
-                    threshold_labels(plane, 0.5 if self.card.output == "sigmoid" else 0.0, part)
-                else:
-                    argmax_labels(plane, part)
+            self._write_labels(scores, core[place])
         return Labels(labels)
 
     @score_by_plane
@@ -404,12 +401,25 @@ class NetworkModel:
         """Return class probabilities (y, x, class), or (z, y, x, class); 0 and 1 if the network
         outputs class ids.
         """
-        whole = np.zeros((*block.valid.shape, len(self.classes)), np.float32)
-        whole[..., 0] = 1
-        core = whole[block.tile.core.relative_to(block.tile.read).slices]
+        whole, core = self._without_scores(block)
         for place, scores in self._scored_regions(block):
             core[place] = self._probabilities(scores)
         return whole
+
+    @segment_and_score_by_plane
+    def segment_and_score(self, block: Block) -> tuple[Labels, NDArray[np.float32]]:
+        """Return what `segment` and `scores` return."""
+        labels, core = self._without_labels(block)
+        whole, core_scores = self._without_scores(block)
+        for place, scores in self._scored_regions(block):
+            self._write_labels(scores, core[place])
+            core_scores[place] = self._probabilities(scores)
+        return Labels(labels), whole
+
+    @property
+    def gives_scores(self) -> bool:
+        """Whether the network outputs more than class ids."""
+        return self.card.output != "labels"
 
     def provenance(self) -> Mapping[str, Any]:
         """Return the weights and what runs them."""
@@ -535,6 +545,33 @@ class NetworkModel:
             pixels = np.take(pixels, patches.mirrored(np.arange(first, first + length), size), axis)
         return self.card.scaling.apply(pixels)
 
+    def _without_labels(self, block: Block) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Return empty labels of a block, and a view of its core."""
+        labels = np.zeros(block.valid.shape, np.uint8 if len(self.classes) <= 256 else np.uint16)
+        return labels, labels[block.tile.core.relative_to(block.tile.read).slices]
+
+    def _without_scores(self, block: Block) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Return scores of a block that are all those of the first class, and a view of its
+        core.
+        """
+        whole = np.zeros((*block.valid.shape, len(self.classes)), np.float32)
+        whole[..., 0] = 1
+        return whole, whole[block.tile.core.relative_to(block.tile.read).slices]
+
+    def _write_labels(self, scores: NDArray[np.float32], labels: NDArray[Any]) -> None:
+        """Write the labels of a region for the network's output."""
+        from maskloom.segcore.kernels.scores import argmax_labels, threshold_labels
+
+        if self.card.output == "labels":
+            labels[...] = self._ids(scores)
+            return
+        for plane, part in zip(_planes(scores, 3), _planes(labels, 2), strict=True):
+            if scores.shape[-1] == 1:
+                # One score for the second of two classes: its probability or its log-odds.
+                threshold_labels(plane, 0.5 if self.card.output == "sigmoid" else 0.0, part)
+            else:
+                argmax_labels(plane, part)
+
     def _ids(self, scores: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return class ids (y, x), or (z, y, x), that a network outputs directly.
 
@@ -550,10 +587,16 @@ class NetworkModel:
         return ids
 
     def _probabilities(self, scores: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return the probabilities of a region for the network's output, at the temperature of the
+        card.
+        """
         if self.card.output == "labels":
             return np.asarray(
                 self._ids(scores)[..., None] == np.arange(len(self.classes)), np.float32
             )
+        return tempered(self._raw_probabilities(scores), self.card.temperature)
+
+    def _raw_probabilities(self, scores: NDArray[np.float32]) -> NDArray[np.float32]:
         if self.card.output == "logits" and scores.shape[-1] == 1:
             scores = np.asarray(1 / (1 + np.exp(-scores)), np.float32)
         if scores.shape[-1] == 1:

@@ -28,16 +28,23 @@ _MARK = b"PAR1"
 _CHUNK = 2**20
 
 
-def read_parquet(content: bytes, columns: Sequence[str] | None = None) -> pa.Table:
-    """The table in the bytes of a Parquet file, or some of its columns.
+def read_parquet(
+    content: bytes, columns: Sequence[str] | None = None, newer: Sequence[str] = ()
+) -> pa.Table:
+    """The table in the bytes of a Parquet file, or some of its columns; those in `newer` are null
+    if the file lacks them.
 
     Raises `pyarrow.ArrowInvalid` if the bytes are not a Parquet file, and `KeyError` if a column is
     missing.
     """
     with pq.ParquetFile(pa.BufferReader(content), pre_buffer=False) as file:
         # Arrow silently omits missing columns; `select` raises `KeyError`.
-        table = file.read(columns=columns, use_threads=False)
-        return table if columns is None else table.select(columns)
+        wanted = None if columns is None else [*columns, *newer]
+        table = file.read(columns=wanted, use_threads=False)
+        for name in newer:
+            if name not in table.column_names:
+                table = table.append_column(name, pa.nulls(len(table), pa.string()))
+        return table if wanted is None else table.select(wanted)
 
 
 def matching_rows(

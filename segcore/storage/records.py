@@ -61,20 +61,30 @@ def parse_json(store: Store, name: str, content: bytes, load: Callable[[Any], T]
         return load(json.loads(content))
 
 
-def read_table(store: Store, name: str, columns: Sequence[str] | None = None) -> pa.Table:
-    """Read a Parquet table, or some of its columns.
+def read_table(
+    store: Store,
+    name: str,
+    columns: Sequence[str] | None = None,
+    newer: Sequence[str] = (),
+) -> pa.Table:
+    """Read a Parquet table, or some of its columns. Those in `newer`, which tables of earlier
+    versions lack, are then null.
 
     Raises `FileNotFoundError`, `StoreError`, and `DamagedRecord`, also if a column is missing.
     """
-    return parse_table(store, name, store.read(name), columns)
+    return parse_table(store, name, store.read(name), columns, newer)
 
 
 def parse_table(
-    store: Store, name: str, content: bytes, columns: Sequence[str] | None = None
+    store: Store,
+    name: str,
+    content: bytes,
+    columns: Sequence[str] | None = None,
+    newer: Sequence[str] = (),
 ) -> pa.Table:
     """As `read_table`, from bytes already read."""
     with record_errors(store, name):
-        return read_parquet(content, columns)
+        return read_parquet(content, columns, newer)
 
 
 def damaged_record(store: Store, name: str, reason: object = None) -> DamagedRecord:

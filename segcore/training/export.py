@@ -15,14 +15,17 @@ import numpy as np
 
 import maskloom
 from maskloom.segcore.errors import StoreError
+from maskloom.segcore.figures.reliability import Line, draw_reliability
 from maskloom.segcore.figures.training import curves, examples
 from maskloom.segcore.models.rescaled import ALIKE, pixel_sides
+from maskloom.segcore.raster.colours import PALETTE
 from maskloom.segcore.training import checkpoint
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from maskloom.segcore.deep.inference.card import Card
+    from maskloom.segcore.models.calibration import Calibration
     from maskloom.segcore.raster.spec import RasterSpec
     from maskloom.segcore.storage.store import Store
     from maskloom.segcore.training.checkpoint import TrainingState
@@ -30,7 +33,7 @@ if TYPE_CHECKING:
     from maskloom.segcore.training.run import Prepared
     from maskloom.segcore.training.setup import MeasuredEpoch, OnProgress
 
-PICTURES = ("curves.png", "examples.png")
+PICTURES = ("curves.png", "examples.png", "reliability.png")
 """Names of the pictures below the output."""
 
 
@@ -52,16 +55,19 @@ def publish(
         "best_epoch": state.best_epoch,
         "epochs": list(state.history),
     }
-    pictures = (
+    pictures = [
         curves(*task.panels(state.history), state.best_epoch, recipe.name),
         examples(task.examples(trainer), recipe.classes, recipe.class_table.colours),
-    )
+    ]
+    if measured.calibration is not None:
+        card = replace(card, temperature=measured.calibration.temperature)
+        pictures.append(_reliability(measured.calibration, recipe.name))
     # The card first: weights without a card are examined like foreign ones.
     files = {
         f"{recipe.name}.json": _completed(card, prepared).dump(),
         name: content,
         "training_history.json": (json.dumps(history, indent=1) + "\n").encode(),
-        **dict(zip(PICTURES, pictures, strict=True)),
+        **dict(zip(PICTURES, pictures, strict=False)),
     }
     for file, written in files.items():
         store.publish(file, written)
@@ -74,6 +80,15 @@ def publish(
         "epochs": state.epoch,
         "minutes": _minutes(state),
     }
+
+
+def _reliability(found: Calibration, name: str) -> bytes:
+    """The reliability diagram before and after calibration."""
+    lines = [
+        Line("without temperature", found.before, PALETTE[1], 2),
+        Line(f"temperature {found.temperature:g}", found.after, PALETTE[0]),
+    ]
+    return draw_reliability(lines, f"{name}: reliability of scores")
 
 
 def is_whole(store: Store, record: Mapping[str, Any]) -> bool:

@@ -4,7 +4,7 @@
     <output>/checkpoint/              state of the training, from which it continues
     <output>/<name>.keras             the best network, in float32
     <output>/<name>.json              its card
-    <output>/training_history.json  curves.png  examples.png
+    <output>/training_history.json  curves.png  examples.png  reliability.png
 
 The first holds the recipe's settings and the digest of the data. The same command finds it and
 continues the training, or does nothing if it is finished; another recipe, or changed data, is

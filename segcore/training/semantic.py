@@ -5,7 +5,7 @@ of the classes.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from maskloom.segcore.deep.inference.patches import sides_of
 from maskloom.segcore.errors import RecipeError
 from maskloom.segcore.figures.training import Curve, Example, shown
 from maskloom.segcore.geometry import Box, sizes_text
+from maskloom.segcore.models.calibration import Calibration
 from maskloom.segcore.raster.colours import PALETTE
 from maskloom.segcore.training.losses import class_weights, loss_of
 from maskloom.segcore.training.sampling import Batch, PatchShape, scaled, sliding_windows
@@ -33,6 +34,8 @@ _CONTEXT = 8
 _EXAMPLES = 4
 _EXAMPLE_SIDE = 288
 _MOST_CURVES = 12
+_SAMPLED, _SAMPLED_SCORES = 2**18, 2**23
+"""Pixels, and their scores, to which a temperature is fitted at most."""
 Window = tuple[int, Box, Box]
 """Number of an image, the box that the network sees, and the box of its output that counts."""
 
@@ -95,6 +98,28 @@ def _in_recipe(sides: Shape) -> str:
     return str(sides[0] if len(sides) == 2 and len(set(sides)) == 1 else list(sides))
 
 
+@dataclass(slots=True)
+class _Sample:
+    """Some pixels of each window, evenly spaced in its order, with their logits."""
+
+    most: int
+    """Of a window."""
+    labels: list[NDArray[np.uint8]] = field(default_factory=list)
+    logits: list[NDArray[np.float32]] = field(default_factory=list)
+
+    def add(self, labels: NDArray[np.uint8], logits: NDArray[np.float32]) -> None:
+        """Take pixels from the labelled ones of a window: labels (n,) and logits (n, class)."""
+        step = max(1, -(-len(labels) // self.most))
+        self.labels.append(labels[::step].copy())
+        self.logits.append(logits[::step].copy())
+
+    def calibration(self) -> Calibration | None:
+        """The calibration of these pixels. None: there are none."""
+        if not sum(map(len, self.labels)):
+            return None
+        return Calibration.of(np.concatenate(self.logits), np.concatenate(self.labels))
+
+
 @dataclass(frozen=True, slots=True)
 class SemanticTask:
     """Training of a semantic network; see `TrainingTask`."""
@@ -122,7 +147,9 @@ class SemanticTask:
         return batch.pixels, batch.classes
 
     def measure(self, trainer: Any, most: int | None, on_progress: OnProgress) -> MeasuredEpoch:
-        """IoU of all classes, and the mean cross-entropy of labelled pixels."""
+        """IoU of all classes, and the mean cross-entropy of labelled pixels; with all windows, the
+        calibration of the scores too.
+        """
         setup = self.setup
         windows = [
             (number, *both) for number in setup.validation for both in self._sliding_windows(number)
@@ -131,6 +158,7 @@ class SemanticTask:
             windows = [windows[i * len(windows) // most] for i in range(most)]
         classes, size = len(setup.recipe.classes), setup.recipe.training.batch
         confusion, loss = Confusion.none(classes), 0.0
+        sample = _Sample(max(1, min(_SAMPLED, _SAMPLED_SCORES // classes) // max(1, len(windows))))
         for start in range(0, len(windows), size):
             some = windows[start : start + size]
             for (_, box, counted), labels, logits in zip(
@@ -141,13 +169,18 @@ class SemanticTask:
                 truth = np.where(known, labels[cut].astype(np.int64), label_mapping.VOID)
                 confusion += Confusion.of(truth, logits[cut].argmax(axis=-1), classes)
                 loss += _cross_entropy(labels[cut][known], logits[cut][known])
+                if most is None:
+                    sample.add(labels[cut][known], logits[cut][known])
             on_progress(start + len(some), len(windows))
         record = {
             "validation_loss": round(loss / max(confusion.pixels, 1), 6),
             "mean_iou": round(_score(confusion), 6),
             "iou": [_rounded(value) for value in confusion.iou],
         }
-        return MeasuredEpoch(_score(confusion), record, _summary(confusion, setup.recipe.classes))
+        summary, calibration = _summary(confusion, setup.recipe.classes), sample.calibration()
+        if calibration is not None:
+            summary["calibration"] = calibration.summary
+        return MeasuredEpoch(_score(confusion), record, summary, calibration)
 
     def card(self, model: Any, sha256: str, about: Mapping[str, Any]) -> Card:
         """The card of the network, with its receptive field and stride as measured."""

@@ -18,6 +18,7 @@ from maskloom.segcore.geometry import Box
 
 if TYPE_CHECKING:
     from maskloom.segcore.deep.inference.card import Card, Scaling
+    from maskloom.segcore.models.calibration import Calibration
     from maskloom.segcore.training.checkpoint import TrainingState
     from maskloom.segcore.training.class_counts import ClassCounts
     from maskloom.segcore.training.dataset import Dataset
@@ -77,6 +78,8 @@ class MeasuredEpoch:
     """The entry in the history, as JSON values."""
     summary: Mapping[str, Any] = field(default_factory=dict)
     """The entry in the card, as JSON values."""
+    calibration: Calibration | None = None
+    """Of the scores, if all windows were measured. None: the network gives no scores of pixels."""
 
 
 OnProgress = Callable[[int, int], None]

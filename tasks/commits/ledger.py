@@ -31,6 +31,7 @@ _COLUMNS = [
     "mask_uri",
     "crs",
 ]
+_NEWER = ["scores_uri"]
 
 
 NOT_OF_IMAGES = ("tables/alerts/", "tables/change/")
@@ -57,6 +58,8 @@ class Committed:
     """Class name of the error. None: the image has not failed."""
     located: bool = False
     """Whether the image has a CRS."""
+    scores_uri: str | None = None
+    """Name of the scores below the output. None: not kept."""
 
 
 class RowsByFile(Mapping[str, Sequence[Committed]]):
@@ -124,7 +127,7 @@ class Ledger:
         """
         ledger = cls(store)
         # An empty mask counts as removed.
-        masks = not_empty(store.scanned("masks"))
+        masks = not_empty(store.scanned("masks")) | not_empty(store.scanned("scores"))
         listed = store.listed("tables")
         whole = {name for name, found in listed.items() if found.size}
         for name, found in listed.items():
@@ -159,15 +162,16 @@ class Ledger:
         ]
 
     def _take(self, name: str, masks: set[str] | None) -> tuple[Committed, ...]:
-        """Read one file of the table again. `masks`: names of the existing masks. None: all
-        exist.
+        """Read one file of the table again. `masks`: names of the existing masks and scores. None:
+        all exist.
         """
         file = name.rpartition("/")[2]
         for row in self._of_file.get(file, ()):
             if self.rows.get(row.uri) == row:
                 del self.rows[row.uri]
         try:
-            found = tuple(self._read_rows(read_table(self.store, name, _COLUMNS), file, masks))
+            table = read_table(self.store, name, _COLUMNS, _NEWER)
+            found = tuple(self._read_rows(table, file, masks))
         except FileNotFoundError:
             found = ()
         self._of_file[file] = found
@@ -253,13 +257,14 @@ def _committed(row: Mapping[str, Any], file: str, masks: set[str] | None) -> Com
         row["run_id"],
         ok,
         # A removed mask is made again.
-        masks is None or row["mask_uri"] in masks
+        masks is None or masks.issuperset({row["mask_uri"], row["scores_uri"] or row["mask_uri"]})
         if ok
         else bool(getattr(getattr(errors, row["error_type"] or "", None), "permanent", False)),
         file,
         row["mask_uri"],
         row["error_type"],
         row["crs"] is not None,
+        row["scores_uri"],
     )
 
 

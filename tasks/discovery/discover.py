@@ -66,7 +66,16 @@ def discover(
     search = Search(
         tuple(
             f"{output}/{folder}/"
-            for folder in ("masks", "previews", "tables", "runs", "evaluation", "stac", STAGING)
+            for folder in (
+                "masks",
+                "scores",
+                "previews",
+                "tables",
+                "runs",
+                "evaluation",
+                "stac",
+                STAGING,
+            )
         )
     )
     without_image = []

@@ -33,6 +33,7 @@ def cut(server: Forks, output: Path, fault: str) -> Ended:
         ("written:*.relabelled", "kill"),
         ("written:runs/commits/*.json", "kill"),
         ("moved:masks/*", "kill"),
+        ("moved:scores/*", "kill"),
         ("move:tables/images/*", "kill"),
         ("written:runs/*/manifest.json", "kill"),
         ("write:runs/commits/*.json", "raise=ENOSPC"),

@@ -72,8 +72,8 @@ def served(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Served]:
 
 
 def command(images: Path, output: str, *more: str) -> list[str]:
-    options = ["--no-prefect", "--quiet", "--set", "cluster.kind=serial"]
-    return ["segment", str(images), "-o", output, "-s", "kmeans", *options, *more]
+    options = ["--no-prefect", "--quiet", "--set", "cluster.kind=serial", "--set", "scores=true"]
+    return ["segment", str(images), "-o", output, "-s", "mixture", *options, *more]
 
 
 def start(

@@ -219,6 +219,7 @@ def test_the_command_trains_once_goes_on_for_more_epochs_and_tells_how_to_use_th
         "checkpoint",
         "curves.png",
         "examples.png",
+        "reliability.png",
         "report.html",
         "training.json",
         "training.keras",
@@ -237,6 +238,9 @@ def test_the_command_trains_once_goes_on_for_more_epochs_and_tells_how_to_use_th
         ("dark", "bright"),
         "uint8",
     )
+    calibration = card.about["metrics"]["calibration"]
+    assert card.temperature == calibration["temperature"] > 0
+    assert calibration["cross_entropy"] <= calibration["cross_entropy_before"]
     # The colours of the recipe are in the card, and so in masks that the model makes.
     assert card.colours == COLOURS
     segmenter = {"kind": "unet", "weights": str(path)}

@@ -218,6 +218,10 @@ class Card:
     """
     pixel_size: float | None = None
     """Side of the pixels in training, in um. None: unknown, or of several sizes."""
+    temperature: float = 1.0
+    """What the logits are divided by for scores that can be believed, fitted to validation images
+    (`segcore.models.calibration`). It changes no label. 1: as the network gives them.
+    """
     colours: Mapping[str, str] = field(default_factory=dict, compare=False)
     """Colours of classes in masks, by name, as `#rrggbb`. They decide no label."""
     about: Mapping[str, Any] = field(default_factory=dict, compare=False)
@@ -245,6 +249,8 @@ class Card:
         size = self.pixel_size
         if size is not None and not (isinstance(size, int | float) and 0 < size < _GREATEST):
             raise ValueError(f"pixel_size: expected um above 0, or null; got {size!r}")
+        if not (isinstance(self.temperature, int | float) and 0 < self.temperature < _GREATEST):
+            raise ValueError(f"temperature: expected a number above 0; got {self.temperature!r}")
         _check_count("channels", self.channels, 1, _LARGEST)
         _check_count("dimensions", self.dimensions, 2, 3)
         if not self.reach.lengths <= {self.dimensions}:
@@ -324,9 +330,11 @@ class Card:
     def dump(self) -> bytes:
         """Return the card as the contents of a JSON file."""
         fields = dataclasses.asdict(self)
+        # Earlier versions refuse keys that they do not know.
         if not self.colours:
-            # Earlier versions refuse keys that they do not know.
             del fields["colours"]
+        if self.temperature == 1.0:
+            del fields["temperature"]
         return (json.dumps({"card": 1, **fields}, indent=1) + "\n").encode()
 
     @classmethod

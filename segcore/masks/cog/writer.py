@@ -18,7 +18,7 @@ from __future__ import annotations
 import json
 import tempfile
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import IO, TYPE_CHECKING, Any, ClassVar
 from xml.sax.saxutils import escape
@@ -53,8 +53,8 @@ LARGEST_CLASSIC_FILE = 2**31
 BigTIFF.
 """
 
-_SPOOL_MEMORY = 8 << 20
-_DEFLATE = 8
+SPOOL_MEMORY = 8 << 20
+DEFLATE = 8
 _CENTIMETRE = 3
 """ResolutionUnit."""
 _RESOLUTION_TAGS = frozenset({282, 283, 296})
@@ -92,10 +92,10 @@ class CogMasks:
             )
         block = block_size(tile_shape)
         blocks: list[EncodedBlock] = []
-        for level in range(_encoded_levels(spec.shape, tile_shape)):
+        for level in range(encoded_levels(spec.shape, tile_shape)):
             labels = halve(labels) if level else labels
             row, column = (start // (block << level) for start in tile.core.start)
-            blocks += _encode_level(labels, level, (row, column), block)
+            blocks += encode_level(labels, level, (row, column), block)
         return blocks
 
     def publish(
@@ -133,9 +133,11 @@ class CogMasks:
         Raises `RunError` if a block is missing, outside the image or given twice with different
         content.
         """
-        block, encoded = block_size(tile_shape), _encoded_levels(spec.shape, tile_shape)
-        with tempfile.SpooledTemporaryFile(_SPOOL_MEMORY) as file:
-            spool = _Spool.empty(spec, block, file)
+        from maskloom.segcore.kernels.overviews import halve
+
+        block, encoded = block_size(tile_shape), encoded_levels(spec.shape, tile_shape)
+        with tempfile.SpooledTemporaryFile(SPOOL_MEMORY) as file:
+            spool = Spool.empty(spec, block, file)
             for each in blocks:
                 spool.add(each)
             for level in range(encoded):
@@ -147,11 +149,11 @@ class CogMasks:
                     f"classes ask for {classes.dtype}."
                 )
             for level in range(encoded, len(spool.sizes)):
-                _build_level(spool, level, dtype)
+                build_level(spool, level, dtype, halve)
             tags = _tags(spec, classes, dtype)
             if self.ome:
                 tags += ome_tags(spec, () if dtype == "uint32" else classes.names, dtype)
-            directories = _directories(spool, tags)
+            directories = directories_of(spool, tags)
             out.write(pack_cog_head(directories, spool.sizes, LARGEST_CLASSIC_FILE, self.ome))
             for level in reversed(range(len(spool.sizes))):
                 for index in np.ndindex(spool.sizes[level].shape):
@@ -192,7 +194,7 @@ def block_size(tile_shape: Shape) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class _Spool:
+class Spool:
     """The compressed blocks of all levels: their bytes in a temporary file, their offsets in
     memory.
     """
@@ -200,17 +202,23 @@ class _Spool:
     spec: RasterSpec
     block: int
     file: IO[bytes]
+    bands: int | None = None
+    """Number of bands, each in blocks of its own. None: one, whose blocks have no band in their
+    index.
+    """
     offsets: list[NDArray[np.int64]] = field(default_factory=list)
-    """Offset of each block in `file`, per level an array (row, column)."""
+    """Offset of each block in `file`, per level an array (row, column) or (band, row, column)."""
     sizes: list[NDArray[np.int64]] = field(default_factory=list)
     """Bytes of each block; 0: not yet added."""
 
     @classmethod
-    def empty(cls, spec: RasterSpec, block: int, file: IO[bytes]) -> _Spool:
+    def empty(
+        cls, spec: RasterSpec, block: int, file: IO[bytes], bands: int | None = None
+    ) -> Spool:
         """A spool without blocks; `block` is the side of a block in pixels."""
-        spool = cls(spec, block, file)
+        spool, before = cls(spec, block, file, bands), () if bands is None else (bands,)
         for level in range(_level_count(spec.shape, block)):
-            counts = tuple(-(-n // block) for n in _level_shape(spec.shape, level))
+            counts = (*before, *(-(-n // block) for n in level_shape(spec.shape, level)))
             spool.offsets.append(np.zeros(counts, np.int64))
             spool.sizes.append(np.zeros(counts, np.int64))
         return spool
@@ -220,7 +228,7 @@ class _Spool:
         level, index = block.level, block.index
         known = (
             0 <= level < len(self.sizes)
-            and len(index) == 2
+            and len(index) == self.sizes[level].ndim
             and all(0 <= i < n for i, n in zip(index, self.sizes[level].shape, strict=True))
         )
         if not known or not block.payload:
@@ -250,7 +258,7 @@ class _Spool:
             raise RunError(
                 f"The mask of {self.spec.location} lacks {len(missing)} of "
                 f"{self.sizes[level].size} blocks of level {level}, "
-                f"the first at row {missing[0][0]}, column {missing[0][1]}. Run the same command "
+                f"the first at row {missing[0][-2]}, column {missing[0][-1]}. Run the same command "
                 "again."
             )
 
@@ -267,13 +275,13 @@ class _Spool:
             )
         return kinds[size]
 
-    def labels(self, level: int, index: Shape, dtype: str) -> NDArray[np.integer]:
+    def labels(self, level: int, index: Shape, dtype: str) -> NDArray[Any]:
         """The part of a block that is inside the image."""
         import imagecodecs
 
         height, width = (
             min(self.block, n - i * self.block)
-            for n, i in zip(_level_shape(self.spec.shape, level), index, strict=True)
+            for n, i in zip(level_shape(self.spec.shape, level), index[-2:], strict=True)
         )
         size = self.block**2 * np.dtype(dtype).itemsize
         values = np.frombuffer(
@@ -282,7 +290,8 @@ class _Spool:
         return values.reshape(self.block, self.block)[:height, :width]
 
 
-def _level_shape(shape: Shape, level: int) -> Shape:
+def level_shape(shape: Shape, level: int) -> Shape:
+    """Shape of a level of an image."""
     return tuple(-(-n >> level) for n in shape)
 
 
@@ -291,7 +300,7 @@ def _level_count(shape: Shape, block: int) -> int:
     return 1 + (-(-max(shape) // block) - 1).bit_length()
 
 
-def _encoded_levels(shape: Shape, tile_shape: Shape) -> int:
+def encoded_levels(shape: Shape, tile_shape: Shape) -> int:
     """Number of levels whose blocks are each inside one tile."""
     block = block_size(tile_shape)
     blocks_per_tile = tile_shape[0] // block
@@ -299,17 +308,19 @@ def _encoded_levels(shape: Shape, tile_shape: Shape) -> int:
     return min(powers_of_two, _level_count(shape, block))
 
 
-def _encode_level(
-    labels: NDArray[np.integer], level: int, first: tuple[int, int], block: int
+def encode_level(
+    labels: NDArray[np.integer], level: int, first: tuple[int, ...], block: int
 ) -> Iterator[EncodedBlock]:
-    """The blocks of an array whose first block has the index `first`."""
+    """The blocks of an array (y, x) whose first block has the index `first`."""
+    *band, row, column = first
     for y in range(0, labels.shape[0], block):
         for x in range(0, labels.shape[1], block):
-            payload = _compress(labels[y : y + block, x : x + block], block)
-            yield EncodedBlock(level, (first[0] + y // block, first[1] + x // block), payload)
+            payload = compress(labels[y : y + block, x : x + block], block)
+            yield EncodedBlock(level, (*band, row + y // block, column + x // block), payload)
 
 
-def _compress(labels: NDArray[np.integer], block: int) -> bytes:
+def compress(labels: NDArray[np.integer], block: int) -> bytes:
+    """One compressed block, padded at the border."""
     import imagecodecs
 
     if labels.shape != (block, block):
@@ -319,21 +330,21 @@ def _compress(labels: NDArray[np.integer], block: int) -> bytes:
     return bytes(imagecodecs.deflate_encode(labels.tobytes(), level=1, raw=False))
 
 
-def _build_level(spool: _Spool, level: int, dtype: str) -> None:
+def build_level(
+    spool: Spool, level: int, dtype: str, halve: Callable[[NDArray[Any]], NDArray[Any]]
+) -> None:
     """Build each block of a level from the up to four blocks below it."""
-    from maskloom.segcore.kernels.overviews import halve
-
-    rows, columns = spool.sizes[level - 1].shape
-    for row, column in np.ndindex(spool.sizes[level].shape):
+    *_, rows, columns = spool.sizes[level - 1].shape
+    for *band, row, column in np.ndindex(spool.sizes[level].shape):
         below = [
             [
-                spool.labels(level - 1, (y, x), dtype)
+                spool.labels(level - 1, (*band, y, x), dtype)
                 for x in range(2 * column, min(2 * column + 2, columns))
             ]
             for y in range(2 * row, min(2 * row + 2, rows))
         ]
         spool.add(
-            EncodedBlock(level, (row, column), _compress(halve(np.block(below)), spool.block))
+            EncodedBlock(level, (*band, row, column), compress(halve(np.block(below)), spool.block))
         )
 
 
@@ -341,13 +352,13 @@ def _tags(spec: RasterSpec, classes: ClassTable, dtype: str) -> list[Tag]:
     """The tags of the full resolution that do not depend on sizes and offsets."""
     tags = [
         Tag.of(258, SHORT, np.dtype(dtype).itemsize * 8),
-        Tag.of(259, SHORT, _DEFLATE),
+        Tag.of(259, SHORT, DEFLATE),
         Tag.of(262, SHORT, 3 if dtype == "uint8" else 1),
         Tag.of(277, SHORT, 1),
         Tag.of(284, SHORT, 1),
         Tag.of(339, SHORT, 1),
-        *_geo_tags(spec.space),
-        *_resolution_tags(spec.space),
+        *geo_tags(spec.space),
+        *resolution_tags(spec.space),
     ]
     if dtype == "uint8":
         palette = np.zeros((3, 256), np.uint16)
@@ -360,7 +371,7 @@ def _tags(spec: RasterSpec, classes: ClassTable, dtype: str) -> list[Tag]:
     return tags
 
 
-def _geo_tags(space: Space) -> list[Tag]:
+def geo_tags(space: Space) -> list[Tag]:
     """The georeferencing tags, as GDAL writes them for any coordinate system that it supports."""
     import rasterio
     from rasterio.control import GroundControlPoint
@@ -391,7 +402,7 @@ def _geo_tags(space: Space) -> list[Tag]:
         return [tag for tag in read_first_directory(memory.read()) if tag.code in _GEO_TAGS]
 
 
-def _resolution_tags(space: Space) -> list[Tag]:
+def resolution_tags(space: Space) -> list[Tag]:
     """Pixels per centimetre, which QuPath and ImageJ read; none if they are not known, or too many
     or too few for a tag.
     """
@@ -417,10 +428,11 @@ def _class_metadata(classes: ClassTable) -> str:
     return f"<GDALMetadata>{''.join(items)}</GDALMetadata>"
 
 
-def _directories(spool: _Spool, tags: list[Tag]) -> list[list[Tag]]:
+def directories_of(spool: Spool, tags: list[Tag]) -> list[list[Tag]]:
+    """The directories of all levels; `tags` are those of full resolution."""
     directories = []
     for level in range(len(spool.sizes)):
-        height, width = _level_shape(spool.spec.shape, level)
+        height, width = level_shape(spool.spec.shape, level)
         directories.append(
             [
                 Tag.of(254, LONG, int(level > 0)),

@@ -176,6 +176,9 @@ def test_scores_and_labels_agree() -> None:
         labels, scores = model.segment(block).values[core], model.scores(block)[core]
         np.testing.assert_array_equal(labels, scores.argmax(axis=-1))
         np.testing.assert_allclose(scores.sum(axis=-1), 1, atol=1e-6)
+        together = model.segment_and_score(block)
+        np.testing.assert_array_equal(together[0].values[core], labels)
+        np.testing.assert_array_equal(together[1][core], scores)
 
 
 def test_objects_keep_their_place_and_size() -> None:

@@ -20,6 +20,7 @@ from maskloom.segcore.deep.inference.files.weights import Weights
 from maskloom.segcore.deep.networks.recipe import NETWORKS
 from maskloom.segcore.errors import ModelMismatch, RecipeError, WeightsError
 from maskloom.segcore.ground.space import Metric, Space
+from maskloom.segcore.models.protocols import gives_scores
 from maskloom.segcore.models.rescaled import Rescaled
 from maskloom.segcore.models.selection import pending_selections, with_selections
 from maskloom.segcore.pipeline.in_memory import segment_source, with_selection
@@ -101,6 +102,9 @@ def test_a_volume_is_segmented_plane_by_plane(unet):
     assert np.array_equal(check.labelled(model, volume, (2, 32, 16)), expected)
     first = volume.blocks(model)[0]
     assert np.array_equal(model.scores(first)[0].argmax(axis=-1), expected[0])
+    labels, scores = model.segment_and_score(first)
+    assert np.array_equal(labels.values, model.segment(first).values)
+    assert np.array_equal(scores, model.scores(first))
 
 
 def test_a_planar_member_leaves_an_ensemble_its_volumes(unet):
@@ -214,6 +218,7 @@ def test_class_ids_of_windows_are_not_averaged(tmp_path):
     assert np.array_equal(labels, check.labelled(model, picture, (16, 32)))
     (block,) = picture.blocks(model)
     assert np.array_equal(model.scores(block).argmax(axis=-1), labels)
+    assert not gives_scores(model)
 
 
 def test_class_ids_without_a_class_are_refused(tmp_path):
@@ -238,7 +243,32 @@ def test_scores_are_probabilities_of_the_labels(unet):
     (block,) = PICTURE.blocks(model)
     scores = model.scores(block)
     assert np.allclose(scores.sum(axis=-1), 1, atol=1e-5)
-    assert np.array_equal(scores.argmax(axis=-1), model.segment(block).values)
+    labels = model.segment(block).values
+    assert np.array_equal(scores.argmax(axis=-1), labels)
+    together = model.segment_and_score(block)
+    assert np.array_equal(together[0].values, labels)
+    assert np.array_equal(together[1], scores)
+
+
+def test_a_temperature_changes_scores_as_divided_logits_would_and_no_label(unet):
+    model = Unet(unet, **EXACTLY).start()
+    cool = replace(model, card=replace(model.card, temperature=2.5))
+    (block,) = PICTURE.blocks(model)
+    labels, scores = cool.segment_and_score(block)
+    assert np.array_equal(labels.values, model.segment(block).values)
+    powers = model.scores(block).astype(float) ** (1 / 2.5)
+    np.testing.assert_allclose(scores, powers / powers.sum(axis=-1, keepdims=True), atol=1e-6)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 1.3])
+def test_tiling_changes_no_bit_of_a_score(unet, temperature):
+    model = Unet(unet, **EXACTLY).start()
+    model = replace(model, card=replace(model.card, temperature=temperature))
+    (whole,) = PICTURE.blocks(model)
+    scores = model.scores(whole)
+    for block in PICTURE.blocks(model, (32, 128)):
+        found = block.tile.trim(model.segment_and_score(block)[1])
+        assert np.array_equal(found, scores[block.tile.core.slices])
 
 
 def test_networks_stand_inside_other_segmenters(unet):

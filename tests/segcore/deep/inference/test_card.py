@@ -167,6 +167,16 @@ def test_colours_of_a_card_are_those_of_the_classes_whatever_their_names_in_a_re
     assert stated_colours(without) == {}
 
 
+def test_the_temperature_of_a_card_is_kept_and_checked() -> None:
+    assert Card.load(replace(card(None), temperature=1.7).dump(), "").temperature == 1.7
+    # Earlier versions read cards without one.
+    assert "temperature" not in json.loads(card(None).dump())
+    assert Card.load(card(None).dump(), "").temperature == 1
+    for wrong in (0, -1.0, "hot"):
+        with pytest.raises(ValueError, match="temperature: expected a number above 0"):
+            replace(card(None), temperature=wrong)
+
+
 def test_colours_of_a_card_are_kept_and_decide_no_label() -> None:
     plain, stated = card(None), replace(card(None), colours={"cell": "#112233"})
     assert Card.load(stated.dump(), "").colours == stated.colours
