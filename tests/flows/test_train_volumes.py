@@ -142,6 +142,7 @@ def stored(folder: Path) -> list[bytes]:
     return [weights.tobytes() for weights in model.get_weights()]
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("changes", CASES)
 def test_an_interrupted_training_ends_as_an_undisturbed_one(folder, changes):
     whole = trained(made(folder, *changes, output="whole"), Watch())

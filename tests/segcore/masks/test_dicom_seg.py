@@ -202,6 +202,7 @@ def test_scans_without_patient_and_date_give_segmentations_with_these_left_empty
     assert places_in(seg, 1) == places(spec, labels, 1)
 
 
+@pytest.mark.nightly
 def test_a_recipe_asks_for_them_and_is_told_what_they_hold(tmp_path):
     import subprocess
     import sys
