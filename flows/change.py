@@ -381,8 +381,9 @@ def _errors_for_users() -> Iterator[None]:
 
 def _begin(store: Store) -> set[str]:
     """Remove the tables of an earlier comparison, so that none of them describes new masks; the
-    names of its masks.
+    names of its masks. What killed processes have left half-written goes too.
     """
+    store.sweep()
     try:
         uris = read_table(store, _PAIRS_TABLE, ["mask_uri"])["mask_uri"].to_pylist()
     except FileNotFoundError:

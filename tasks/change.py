@@ -128,8 +128,8 @@ def by_place(a: Sequence[MaskedImage], b: Sequence[MaskedImage]) -> Paired:
             pairs.append(_pair(ours[0], theirs[0]))
             continue
         reason = (
-            f"its place has {len(ours)} image(s) in the first output and {len(theirs)} in the "
-            "second; pair them by id"
+            f"its place has more than one image: {len(ours)} in the first output, {len(theirs)} in "
+            "the second; pair them by id"
         )
         pairs += [Pair(each.image_id, each, None, reason) for each in ours]
     return Paired(
