@@ -68,14 +68,19 @@ SLOW = (
     "objects.md",
     "clusters.md",
     "stac.md",
+    "evaluation.md",
+    "python.md",
+    "report.md",
+    "zones.md",
+    "applications/*.md",
     "segmenters/*.md",
     "concepts/*.md",
     "guides/*.md",
 )
 """Pages whose commands other tests run too: README.md has those of the first steps,
 tests/flows/test_train.py trains, and tests/pipeline has runs of networks, of every format and
-segmenter, of objects, of STAC, of the audit and on clusters. The guides read tables by other
-programs.
+segmenter, of objects, of zones, of STAC, of the audit and on clusters; evaluation, samples, reports
+and Python have tests of their own. The guides read tables by other programs.
 """
 
 
@@ -173,6 +178,7 @@ def test_every_segmenter_has_a_page_with_its_parameters():
         assert text == module.with_parameters(text), "run: python docs/make_reference.py"
 
 
+@pytest.mark.nightly
 def test_the_site_is_made_without_a_warning(tmp_path):
     pytest.importorskip("sphinx", reason="the extra `docs` is not installed")
     done = subprocess.run(

@@ -184,6 +184,7 @@ def test_a_run_of_another_recipe_ends_with_a_message_where_it_finds_the_first_on
     assert [images for _, images in groups] == [1, 5]
 
 
+@pytest.mark.nightly
 def test_three_at_once_leave_one_dataset(folder):
     processes = [start() for _ in range(3)]
     assert [ended(process)[0] for process in processes] == [0, 0, 0]

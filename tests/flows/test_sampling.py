@@ -55,7 +55,8 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
             file.write(pixels, 1)
     (folder / "images" / "c.tif").write_bytes(b"II*\0 nothing")
     run = ("segment", folder / "images", "-o", folder / "out", "-s", "threshold", "-p", "value=200")
-    command(*run, "-p", "classes=[low, high]", "--no-prefect", "-q", exit_code=3)
+    more = ("-p", "classes=[low, high]", "--no-prefect", "-q", "--set", "cluster=serial")
+    command(*run, *more, exit_code=3)
     return folder / "out"
 
 

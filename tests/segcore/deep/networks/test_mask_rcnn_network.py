@@ -70,6 +70,7 @@ def test_it_is_registered_under_its_name() -> None:
 
 
 @pytest.mark.timeout(300)
+@pytest.mark.nightly
 def test_it_learns_the_objects_it_is_shown(trained: tuple[MaskRcnnNetwork, list[float]]) -> None:
     network, losses = trained
     assert losses[-1] < 0.3 * losses[0]
