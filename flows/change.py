@@ -476,7 +476,9 @@ def _picture(found: Changes, views: Sequence[tuple[int, Any]]) -> bytes:
     kept = [i for i in range(len(table.names)) if i in seen]
     changes = ClassTable(tuple(table.names[i] for i in kept), tuple(table.colours[i] for i in kept))
     title = "What changed" if len(rows) == 1 else f"The {len(rows)} pairs that changed most"
-    return draw((title, found.summary), rows, (legend.classes, changes))
+    # Objects have colours of their own.
+    numbered = any(each.numbered for _, each in views)
+    return draw((title, found.summary), rows, (changes,) if numbered else (legend.classes, changes))
 
 
 def _aligned(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
