@@ -96,15 +96,21 @@ class _Map:
 
     def __init__(self, spec: RasterSpec) -> None:
         from pyproj import CRS, Transformer
+        from pyproj.exceptions import ProjError
 
         assert spec.space.affine is not None
         self.affine = spec.space.affine
         height, width = spec.shape
         middle = to_lonlat(spec.space, np.array([width / 2]), np.array([height / 2]))
         longitude, latitude = (float(each[0]) for each in middle)
-        crs = CRS.from_user_input(spec.space.crs)
-        here = CRS.from_proj4(f"+proj=aeqd +lat_0={latitude} +lon_0={longitude} +datum=WGS84")
-        self.transformer = Transformer.from_crs(crs, here, always_xy=True)
+        try:
+            here = CRS.from_proj4(f"+proj=aeqd +lat_0={latitude} +lon_0={longitude} +datum=WGS84")
+            self.transformer = Transformer.from_crs(spec.space.crs, here, always_xy=True)
+        except ProjError as error:
+            raise RecipeError(
+                f"--spread: the CRS of {spec.location} has no longitude and latitude, so there is "
+                f"no north: {error}."
+            ) from error
 
     def at(self, row: Floats, column: Floats) -> Floats:
         """East and north in metres (n, 2) of positions in pixels from the first corner."""
