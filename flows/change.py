@@ -381,8 +381,9 @@ def _errors_for_users() -> Iterator[None]:
 
 def _begin(store: Store) -> set[str]:
     """Remove the tables of an earlier comparison, so that none of them describes new masks; the
-    names of its masks.
+    names of its masks. What killed processes have left half-written goes too.
     """
+    store.sweep()
     try:
         uris = read_table(store, _PAIRS_TABLE, ["mask_uri"])["mask_uri"].to_pylist()
     except FileNotFoundError:
@@ -475,7 +476,9 @@ def _picture(found: Changes, views: Sequence[tuple[int, Any]]) -> bytes:
     kept = [i for i in range(len(table.names)) if i in seen]
     changes = ClassTable(tuple(table.names[i] for i in kept), tuple(table.colours[i] for i in kept))
     title = "What changed" if len(rows) == 1 else f"The {len(rows)} pairs that changed most"
-    return draw((title, found.summary), rows, (legend.classes, changes))
+    # Objects have colours of their own.
+    numbered = any(each.numbered for _, each in views)
+    return draw((title, found.summary), rows, (changes,) if numbered else (legend.classes, changes))
 
 
 def _aligned(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -26,6 +26,8 @@ _DOOR = {
     "train": "maskloom.door.commands",
     "evaluate": "maskloom.door.commands",
     "Evaluation": "maskloom.door.commands",
+    "change": "maskloom.door.commands",
+    "Changes": "maskloom.door.commands",
     "MaskloomError": "maskloom.segcore.errors",
     "RecipeError": "maskloom.segcore.errors",
     "RunError": "maskloom.segcore.errors",

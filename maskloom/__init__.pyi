@@ -1,4 +1,6 @@
+from maskloom.door.commands import Changes as Changes
 from maskloom.door.commands import Evaluation as Evaluation
+from maskloom.door.commands import change as change
 from maskloom.door.commands import evaluate as evaluate
 from maskloom.door.commands import run as run
 from maskloom.door.commands import train as train

@@ -29,6 +29,7 @@ from maskloom.segcore.change.legend import Legend
 from maskloom.segcore.change.tables import SCHEMAS
 from maskloom.segcore.errors import ImageError, RecipeError, Unavailable, WorkerDied
 from maskloom.segcore.raster.classes import BACKGROUND_NAMES, ClassTable
+from maskloom.segcore.storage.records import read_table
 from maskloom.segcore.storage.store import Store
 
 if TYPE_CHECKING:
@@ -128,8 +129,8 @@ def by_place(a: Sequence[MaskedImage], b: Sequence[MaskedImage]) -> Paired:
             pairs.append(_pair(ours[0], theirs[0]))
             continue
         reason = (
-            f"its place has {len(ours)} image(s) in the first output and {len(theirs)} in the "
-            "second; pair them by id"
+            f"its place has more than one image: {len(ours)} in the first output, {len(theirs)} in "
+            "the second; pair them by id"
         )
         pairs += [Pair(each.image_id, each, None, reason) for each in ours]
     return Paired(
@@ -221,6 +222,10 @@ class Classes:
     """Of each image, by id in its mask."""
     colours: dict[str, str] = field(default_factory=dict)
     """Colour by name, where the tables have one."""
+    _files: dict[str, str] = field(default_factory=dict)
+    """Name of the file with an image's rows in each table."""
+    _read: tuple[str, pa.Table] | None = None
+    """The file of objects that was read last: images that follow one another share one."""
 
     @classmethod
     def read(cls, output: Output) -> Classes:
@@ -252,12 +257,26 @@ class Classes:
         others = [name for name in own.values() if name != first]
         if len(others) == 1:
             return Side(image.mask, np.array([names.index(first)]), names.index(others[0]))
-        table = self.output.objects(["object_id", "class_name"], of=[image.image_id])
+        table = self._objects(image.image_id)
         ids = table["object_id"].to_numpy()
         class_of = np.full(int(ids.max(initial=0)) + 1, UNKNOWN)
         class_of[0] = names.index(first)
         class_of[ids] = [names.index(name) for name in table["class_name"].to_pylist()]
         return Side(image.mask, class_of)
+
+    def _objects(self, image_id: str) -> pa.Table:
+        """Ids and classes of the objects of an image."""
+        store = self.output.store
+        if not self._files:
+            for name in store.names("tables/images", ".parquet"):
+                ids = read_table(store, name, ["image_id"])["image_id"].to_pylist()
+                self._files |= dict.fromkeys(ids, f"tables/objects/{name.rpartition('/')[2]}")
+        file = self._files[image_id]
+        if self._read is None or self._read[0] != file:
+            columns = ["image_id", "object_id", "class_name"]
+            self._read = file, read_table(store, file, columns)
+        table = self._read[1]
+        return table.filter(pc.equal(table["image_id"], image_id))
 
 
 def legend_of(a: Classes, b: Classes) -> Legend:

@@ -1,4 +1,4 @@
-"""`maskloom.run`, `train` and `evaluate`: the commands, called from Python."""
+"""`maskloom.run`, `train`, `evaluate` and `change`: the commands, called from Python."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from maskloom.door import outputs
 from maskloom.segcore.errors import RecipeError
@@ -21,6 +21,7 @@ from maskloom.segcore.errors import RecipeError
 if TYPE_CHECKING:
     import pandas as pd
 
+    from maskloom.flows.change import Changes as Compared
     from maskloom.flows.evaluation.report import Evaluation as Evaluated
     from maskloom.segcore.training.run import TrainingResult
 
@@ -225,6 +226,98 @@ class Evaluation:
     @cached_property
     def _rows(self) -> dict[str, list[dict[str, Any]]]:
         return self._found.result.rows()
+
+
+def change(  # noqa: PLR0913  the options of the command
+    before: str | os.PathLike[str] | outputs.Output,
+    after: str | os.PathLike[str] | outputs.Output | None = None,
+    *,
+    by: Literal["id", "place"] = "id",
+    key: str | None = None,
+    warp: bool = False,
+    spread: str | None = None,
+    days: float | None = None,
+    out: str | os.PathLike[str] | None = None,
+    workers: int | None = None,
+    quiet: bool = True,
+) -> Changes:
+    """What changed between two outputs, or by date inside one, as `maskloom change` does: tables,
+    change masks and a picture are written to `out`, or to the folder `change` of the later output.
+
+    Raises `RecipeError` and `RunError` as `run`.
+    """
+    from maskloom.flows import change as flow
+    from maskloom.flows.evaluation.options import cluster_of
+
+    first, last = (
+        None
+        if each is None
+        else _absolute(each.location if isinstance(each, outputs.Output) else os.fspath(each))
+        for each in (before, after)
+    )
+    assert first is not None
+    request = flow.ChangeRequest(
+        by=by,
+        key=key,
+        warp=warp,
+        spread=spread,
+        days=days,
+        out=None if out is None else _absolute(os.fspath(out)),
+        cluster=None if workers is None else cluster_of(workers),
+    )
+    with _main_hidden():
+        return Changes(flow.change(first, last, request, quiet=quiet))
+
+
+@dataclass(frozen=True, eq=False)
+class Changes:
+    """What changed, as tables; their columns are in docs/change.md."""
+
+    _found: Compared
+
+    @cached_property
+    def pairs(self) -> pd.DataFrame:
+        """The pairs of images."""
+        return self._table("pairs")
+
+    @cached_property
+    def transitions(self) -> pd.DataFrame:
+        """Pixels and area by pair, class before and class after."""
+        return self._table("change")
+
+    @cached_property
+    def spread(self) -> pd.DataFrame:
+        """The spread of a class by pair and direction; empty unless asked for."""
+        return self._table("spread")
+
+    @property
+    def summary(self) -> str:
+        """The main figures in one line."""
+        return self._found.summary
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was left out, and what limits the results."""
+        return self._found.notes
+
+    @property
+    def folder(self) -> str:
+        """Where tables, masks and picture are; what became of objects is in `tables/objects`."""
+        return self._found.folder
+
+    def __repr__(self) -> str:
+        return f"<Changes in {self.summary}>\n{self._found.table}"
+
+    def _table(self, name: str) -> pd.DataFrame:
+        import pandas as pd
+
+        from maskloom.segcore.change.tables import SCHEMAS
+
+        return pd.DataFrame(self._rows[name], columns=SCHEMAS[name].names)
+
+    @cached_property
+    def _rows(self) -> dict[str, list[dict[str, Any]]]:
+        return self._found.rows()
 
 
 def _loaded(recipe: Recipe, changes: Sequence[str], load: Any, make: Any) -> Any:

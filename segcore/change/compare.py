@@ -17,7 +17,7 @@ from maskloom.segcore.annotations.places import fit
 from maskloom.segcore.change.joint import UNKNOWN, Joint, JointSum
 from maskloom.segcore.change.objects import object_changes
 from maskloom.segcore.change.spread import Spread, spread_of
-from maskloom.segcore.change.warped import WarpedMask
+from maskloom.segcore.change.warped import WarpedMask, can_be_warped
 from maskloom.segcore.errors import RecipeError
 from maskloom.segcore.geometry import Box, Grid, Tiling
 from maskloom.segcore.ground.shifts import largest_shift
@@ -216,10 +216,13 @@ def _open(sides: tuple[Side, Side], options: ChangeOptions, stack: ExitStack) ->
         )
     difference = grid_difference(here, there)
     if difference and not options.warp:
-        raise GridMismatch(
-            f"{here.location} and {there.location} lie on different grids: {difference}. With "
-            "--warp, the second mask is resampled to the grid of the first one (nearest "
+        remedy = (
+            " With --warp, the second mask is resampled to the grid of the first one (nearest "
             "neighbour)."
+        )
+        raise GridMismatch(
+            f"{here.location} and {there.location} lie on different grids: {difference}."
+            + (remedy if can_be_warped(here) and can_be_warped(there) else "")
         )
     after = WarpedMask.open(there, here) if difference else open_mask(there, "index")
     tile = Tiling(options.tile).tile(here.shape)
@@ -237,22 +240,22 @@ def _open(sides: tuple[Side, Side], options: ChangeOptions, stack: ExitStack) ->
 def grid_difference(here: RasterSpec, there: RasterSpec) -> str:
     """How the grids of two rasters differ, in words; empty if they are the same."""
     sizes = [" x ".join(str(n) for n in reversed(spec.shape)) for spec in (here, there)]
-    names = [_crs_name(spec.space.crs) for spec in (here, there)]
+    names = [_crs_text(spec.space.crs) for spec in (here, there)]
     if (here.space.crs is None) != (there.space.crs is None):
-        return f"CRS {names[0]} and {names[1]}"
+        return f"one {names[0]}, the other {names[1]}"
     if sizes[0] != sizes[1] or names[0] != names[1]:
-        return f"{sizes[0]} pixels in {names[0]}, and {sizes[1]} pixels in {names[1]}"
+        return f"{sizes[0]} pixels {names[0]}, and {sizes[1]} pixels {names[1]}"
     shift = largest_shift(there.space, here.space, here.shape)
     if not shift <= _LARGEST_SHIFT:
-        return f"their corners are {shift:.3g} pixels apart ({names[0]})"
+        return f"their corners are {shift:.3g} pixels apart, both {names[0]}"
     return fit(there, here).elsewhere
 
 
-def _crs_name(crs: str | None) -> str:
+def _crs_text(crs: str | None) -> str:
     if crs is None:
-        return "none"
+        return "without a CRS"
     from pyproj import CRS
 
     system = CRS.from_user_input(crs)
     code = system.to_authority()
-    return ":".join(code) if code else system.name
+    return f"in {':'.join(code) if code else system.name}"

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from maskloom.segcore.errors import RecipeError
+from maskloom.segcore.geometry import Box
 from maskloom.segcore.ground.lonlat import is_located, to_lonlat
 from maskloom.segcore.processes import limits
 from maskloom.segcore.statistics.exact_areas import add_areas, check_areas, quanta_in_unit
@@ -26,7 +27,7 @@ from maskloom.segcore.statistics.exact_areas import add_areas, check_areas, quan
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from maskloom.segcore.geometry import Box, Grid, Tile
+    from maskloom.segcore.geometry import Grid, Tile
     from maskloom.segcore.raster.spec import RasterSpec
 
     Ints = NDArray[np.int64]
@@ -81,14 +82,12 @@ def spread_of(
         )
     place = _Map(spec)
     old = _old_front(grid, read, class_id)
-    # The order of tiles must not matter among pixels at equal distances.
-    old = old[np.lexsort(old.T[::-1])]
-    tree = _tree(place.at(*_centres(old))) if len(old) else None
+    front = _Front(old, place) if len(old) else None
     sums = _Sums()
     for tile in grid:
         limits.begin_work(tile.core.size)
         before, after = read(tile.read)
-        sums.add(_Tile(spec, tile, before, after, class_id), place, tree)
+        sums.add(_Tile(spec, tile, before, after, class_id), place, front)
     return sums.rows(quanta_in_unit(spec.space), spec)
 
 
@@ -97,15 +96,21 @@ class _Map:
 
     def __init__(self, spec: RasterSpec) -> None:
         from pyproj import CRS, Transformer
+        from pyproj.exceptions import ProjError
 
         assert spec.space.affine is not None
         self.affine = spec.space.affine
         height, width = spec.shape
         middle = to_lonlat(spec.space, np.array([width / 2]), np.array([height / 2]))
         longitude, latitude = (float(each[0]) for each in middle)
-        crs = CRS.from_user_input(spec.space.crs)
-        here = CRS.from_proj4(f"+proj=aeqd +lat_0={latitude} +lon_0={longitude} +datum=WGS84")
-        self.transformer = Transformer.from_crs(crs, here, always_xy=True)
+        try:
+            here = CRS.from_proj4(f"+proj=aeqd +lat_0={latitude} +lon_0={longitude} +datum=WGS84")
+            self.transformer = Transformer.from_crs(spec.space.crs, here, always_xy=True)
+        except ProjError as error:
+            raise RecipeError(
+                f"--spread: the CRS of {spec.location} has no longitude and latitude, so there is "
+                f"no north: {error}."
+            ) from error
 
     def at(self, row: Floats, column: Floats) -> Floats:
         """East and north in metres (n, 2) of positions in pixels from the first corner."""
@@ -120,10 +125,20 @@ def _centres(pixels: Ints) -> tuple[Floats, Floats]:
     return rows, columns
 
 
-def _tree(points: Floats) -> tuple[Floats, object]:
-    from scipy.spatial import KDTree
+class _Front:
+    """The pixels of the old front, to look up the nearest one."""
 
-    return points, KDTree(points)
+    def __init__(self, pixels: Ints, place: _Map) -> None:
+        from scipy.spatial import KDTree
+
+        # The order of tiles must not matter among pixels at equal distances.
+        self.points = place.at(*_centres(pixels[np.lexsort(pixels.T[::-1])]))
+        self.tree = KDTree(self.points)
+
+    def nearest(self, points: Floats) -> tuple[Floats, Floats]:
+        """The distance of each point to the front, and the way from there (east, north)."""
+        distance, number = self.tree.query(points)
+        return distance, points - self.points[number]
 
 
 def _beside(inside: Bools, step: tuple[int, int], tile: Tile) -> Bools:
@@ -181,7 +196,7 @@ class _Sums:
         self.length = 0
         self.equal = True
 
-    def add(self, tile: _Tile, place: _Map, tree: tuple[Floats, object] | None) -> None:
+    def add(self, tile: _Tile, place: _Map, front: _Front | None) -> None:
         origin = np.array(tile.tile.core.start)
         for side, corners in tile.sides:
             at = np.argwhere(side) + origin
@@ -193,11 +208,9 @@ class _Sums:
             return
         sector = np.full(len(new), _APART)
         advance = np.zeros(len(new), np.int64)
-        if tree is not None:
-            points, nearest_of = tree
-            here = place.at(*_centres(new + origin))
-            distance, nearest = nearest_of.query(here)  # type: ignore[attr-defined]
-            east, north = (here - points[nearest]).T
+        if front is not None:
+            distance, way = front.nearest(place.at(*_centres(new + origin)))
+            east, north = way.T
             turn = np.degrees(np.arctan2(east, north)) / (360 / len(SECTORS))
             sector = np.floor(turn + 0.5).astype(np.int64) % len(SECTORS)
             advance = np.rint(distance * _STEPS).astype(np.int64)
@@ -220,7 +233,8 @@ class _Sums:
             self.areas[i] += high * 2**32 + low
 
     def rows(self, quanta: float, spec: RasterSpec) -> tuple[Spread, ...]:
-        cell = spec.space.cell_size(_first(spec), spec.shape) if self.equal else 0.0
+        first = Box.whole((1,) * len(spec.shape))
+        cell = spec.space.cell_size(first, spec.shape) if self.equal else 0.0
         rows = []
         sectors = list(range(_APART))
         for name, chosen in (
@@ -246,9 +260,3 @@ class _Sums:
                 )
             )
         return tuple(rows)
-
-
-def _first(spec: RasterSpec) -> Box:
-    from maskloom.segcore.geometry import Box
-
-    return Box.whole((1,) * len(spec.shape))

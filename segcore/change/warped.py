@@ -12,6 +12,7 @@ import numpy as np
 from maskloom.segcore.errors import ReadError, RecipeError
 from maskloom.segcore.formats.source import StoredFile
 from maskloom.segcore.formats.tiff.dataset import TiffDataset, errors, reason
+from maskloom.segcore.ground.lonlat import is_located
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -39,7 +40,7 @@ class WarpedMask:
         from rasterio.vrt import WarpedVRT
 
         for each in (mask, onto):
-            if each.format != "tiff" or each.space.affine is None or each.space.crs is None:
+            if not can_be_warped(each):
                 raise RecipeError(
                     f"--warp: {each.location} is no GeoTIFF with a CRS and a transform, so it "
                     "cannot be resampled to another grid."
@@ -84,3 +85,8 @@ class WarpedMask:
     def __exit__(self, *_: object) -> None:
         self.dataset.run(self.warped.close)
         self.dataset.close()
+
+
+def can_be_warped(mask: RasterSpec) -> bool:
+    """Whether a mask is a GeoTIFF that says where its pixels are."""
+    return mask.format == "tiff" and is_located(mask.space)

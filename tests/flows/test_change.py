@@ -14,6 +14,7 @@ from affine import Affine
 from skimage.measure import label
 from typer.testing import CliRunner
 
+import maskloom
 from maskloom.flows import change as flow
 from maskloom.flows.cli import app
 from maskloom.tasks.output import Output
@@ -103,6 +104,11 @@ def test_transitions_add_up_to_the_areas_of_both_outputs(
     assert east["max_metres_per_day"] == pytest.approx(150, rel=1e-3)
     whole = next(r for r in table(tmp_path, "spread") if r["sector"] == "all")
     assert whole["hectares_per_day"] == pytest.approx(moved[0]["area"] / 1e4 / 2)
+
+    # The same from Python.
+    found = maskloom.change(*outputs, out=tmp_path, spread="burned", days=2)
+    assert found.transitions["area"].tolist() == [row["area"] for row in rows]
+    assert found.spread["area"].tolist() == [row["area"] for row in table(tmp_path, "spread")]
 
     # GDAL and QGIS see the names of the transitions and their colours.
     with rasterio.open(tmp_path / pairs["hill"]["mask_uri"]) as mask:

@@ -134,7 +134,7 @@ def elsewhere(path: Path) -> Iterator[tuple[str, Path, str]]:
     yield "moved", written(path / "1.tif", values, {**UTM, "transform": moved}), "0.5 pixels apart"
     yield "smaller", written(path / "2.tif", values[:50]), "90 x 50 pixels"
     yield "other CRS", written(path / "3.tif", values, {**UTM, "crs": "EPSG:32634"}), "EPSG:32634"
-    yield "no CRS", written(path / "4.tif", values, {}), "none"
+    yield "no CRS", written(path / "4.tif", values, {}), "without a CRS"
 
 
 def test_other_grids_are_refused_and_both_named(tmp_path: Path) -> None:

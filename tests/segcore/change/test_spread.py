@@ -113,3 +113,6 @@ def test_a_new_fire_has_no_front_to_measure_from(tmp_path: Path) -> None:
 def test_without_a_place_there_are_no_metres(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="no place on earth"):
         spread(tmp_path, disc(10), disc(20), {})
+    site = 'LOCAL_CS["site",UNIT["metre",1]]'
+    with pytest.raises(RecipeError, match="no longitude and latitude"):
+        spread(tmp_path, disc(10), disc(20), {**UTM, "crs": site})
