@@ -139,8 +139,8 @@ def verify(output: Output) -> None:
 
 
 def clean(output: Output, dry_run: DryRun = False, idle: IdleHours = 24.0) -> None:
-    """Remove what killed runs left in an output. These are temporary and staged files, and masks
-    and previews of images that are not in the tables.
+    """Remove what killed runs left in an output. These are temporary and staged files, and masks,
+    scores and previews of images that are not in the tables.
 
     Files that a running run on any machine may still need stay; they are listed with the reason.
     """

@@ -356,8 +356,8 @@ class RunFile(pydantic.BaseModel):
     """
     scores: Annotated[bool, pydantic.Field(strict=True)] = False
     """Whether to keep the probability of each class, as files in `scores`, with the mean entropy
-    and margin of each image in the table `images`. For segmenters that give probabilities, see
-    `maskloom list segmenters`.
+    and margin of each image in the table `images`. For segmenters that give probabilities: mixture,
+    network, unet, fcn, deeplab, and ensembles of these.
     """
     colours: dict[str, ColourText] = {}
     """Colours by class name, for masks, pictures and tables: `#rrggbb` or a name of CSS, e.g.

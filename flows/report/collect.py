@@ -41,6 +41,8 @@ _OBJECT_COLUMNS = (
 )
 _DATES = ("acquired", "datetime")
 """Columns of the table `images` with the time of acquisition, where a run writes one."""
+MARGIN = "mean_margin"
+"""Column of the table `images` with the mean margin of its scores, where a run keeps them."""
 _DATE_IN_NAME = re.compile(
     r"(?<!\d)((?:19|20)\d\d)([-_]?)(0[1-9]|1[0-2])\2(0[1-9]|[12]\d|3[01])(?!\d)"
 )
@@ -130,7 +132,7 @@ def collect(output: Output, open_runs: Sequence[str] = ()) -> Collected:
     `StoreError`.
     """
     manifests = output.manifests()
-    rows = _concatenated(output.tables("images", [*_IMAGE_COLUMNS, *_DATES]))
+    rows = _concatenated(output.tables("images", [*_IMAGE_COLUMNS, *_DATES, MARGIN]))
     ids: list[str] = rows["image_id"].to_pylist()
     done = {
         image_id: number

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from maskloom.flows.report.collect import Collected, Images
+from maskloom.flows.report.collect import MARGIN, Collected, Images
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -89,7 +89,9 @@ class Findings:
     distance: NDArray[np.float32]
     """(image,): robust standard deviations of its oddest share; 0 where unknown."""
     score: NDArray[np.float32]
-    """(image,): mean score of its objects; NaN where unknown."""
+    """(image,): mean score of its objects, or mean margin of its pixels; NaN where unknown."""
+    score_name: str
+    """What `score` is."""
     order: NDArray[np.int64]
     """All images, those that need a look first."""
 
@@ -98,9 +100,7 @@ def find(collected: Collected) -> Findings:
     """Rank the images."""
     images = collected.images
     distance, oddest = _distances(images.shares)
-    score = np.array(
-        [collected.objects.scores.get(each, np.nan) for each in images.ids], np.float32
-    )
+    score, score_name, said = _sureness(collected)
     total, nodata = images.column("total_pixels"), images.column("nodata_pixels")
     without = np.divide(nodata, total, out=np.zeros(len(total)), where=total > 0)
     warned = np.array(images.rows["warning"].is_valid())
@@ -118,7 +118,7 @@ def find(collected: Collected) -> Findings:
         _odd(collected, distance, oddest),
         int((distance >= ODD).sum()),
         [
-            Notable(int(i), f"{score[i]:.2f}", "mean score of its objects")
+            Notable(int(i), f"{score[i]:.2f}", said)
             for i in np.argsort(score, kind="stable")[:_SHOWN]
             if not np.isnan(score[i])
         ],
@@ -130,8 +130,21 @@ def find(collected: Collected) -> Findings:
         _warnings(images),
         distance,
         score,
+        score_name,
         order,
     )
+
+
+def _sureness(collected: Collected) -> tuple[NDArray[np.float32], str, str]:
+    """How sure the segmenter was of each image, its name, and its meaning: by the scores of
+    objects, or else of pixels; NaN where unknown.
+    """
+    images, scores = collected.images, collected.objects.scores
+    if not scores and MARGIN in images.rows.column_names:
+        margin = images.rows[MARGIN].to_numpy(zero_copy_only=False).astype(np.float32)
+        return margin, "mean margin", "mean margin between its two most probable classes"
+    score = np.array([scores.get(each, np.nan) for each in images.ids], np.float32)
+    return score, "mean score", "mean score of its objects"
 
 
 def _distances(

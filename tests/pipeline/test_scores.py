@@ -94,6 +94,9 @@ def test_scores_are_verified_made_again_and_removed_with_the_wish_for_them(colle
     folder = collection.output / "scores"
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     assert len(before) == 4
+    page = (collection.output / "report.html").read_text()
+    assert "Least sure" in page
+    assert "least sure first" in page
     (folder / "pixel.tif").unlink()
     (folder / "plain.tif").write_bytes(before["plain.tif"][:-1])
     found = maskloom("verify", collection.output)
@@ -108,6 +111,7 @@ def test_scores_are_verified_made_again_and_removed_with_the_wish_for_them(colle
     without = collection.recipe(segmenter=MIXTURE, inputs=["images/p*.*"])
     assert maskloom("run", without, *QUIET).exit_code == 0
     assert list(folder.iterdir()) == []
+    assert "Least sure" not in (collection.output / "report.html").read_text()
     assert all(row["mean_entropy"] is None for row in read_table(collection.output, "images"))
 
 

@@ -87,6 +87,7 @@ def rows_of(subject: RunSubject) -> dict[str, Any]:
         "seconds": images.column("seconds")[chosen].round(2).tolist(),
         "nodata": nodata.round(4).tolist(),
         "odd": (np.floor(np.float64(findings.distance[chosen]) * 10) / 10).tolist(),
+        "score_name": findings.score_name,
         "score": [None if np.isnan(each) else round(float(each), 3) for each in score],
         "date": [
             None if images.dates[i] is None else images.dates[i].isoformat()  # type: ignore[union-attr]

@@ -200,7 +200,7 @@
     if (!data.failed[i]) {
       say("without data", data.nodata[i] ? percent(data.nodata[i]) : "");
       say("odd by", data.odd[i] ? data.odd[i].toFixed(1) : "");
-      say("mean score", data.score[i] === null ? "" : data.score[i].toFixed(2));
+      say(data.score_name, data.score[i] === null ? "" : data.score[i].toFixed(2));
       say("objects", data.objects[i] ? data.objects[i].toLocaleString("en") : "");
     }
     say("time", data.seconds[i] ? `${data.seconds[i].toFixed(1)} s` : "");
