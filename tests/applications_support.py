@@ -21,5 +21,5 @@ def prepare(name: str, folder: Path) -> Path:
     script = _PYTHON.search(page)
     assert script, f"{name}: the page makes no images"
     with contextlib.chdir(folder):
-        exec(compile(script[1], f"{name}.md", "exec"), {"__name__": name})  # noqa: S102
+        exec(compile(script[1], f"{name}.md", "exec"), {"__name__": name})
     return Path(shutil.copy(RECIPES / f"{name}.yaml", folder))
