@@ -73,6 +73,7 @@ SLOW = (
     "report.md",
     "zones.md",
     "change.md",
+    "alerts.md",
     "applications/*.md",
     "segmenters/*.md",
     "concepts/*.md",
@@ -80,8 +81,9 @@ SLOW = (
 )
 """Pages whose commands other tests run too: README.md has those of the first steps,
 tests/flows/test_train.py trains, and tests/pipeline has runs of networks, of every format and
-segmenter, of objects, of zones, of STAC, of the audit and on clusters; evaluation, samples, change,
-reports and Python have tests of their own. The guides read tables by other programs.
+segmenter, of objects, of zones, of alerts, of STAC, of the audit and on clusters; evaluation,
+samples, change, reports and Python have tests of their own. The guides read tables by other
+programs.
 """
 
 

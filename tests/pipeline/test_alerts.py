@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +12,7 @@ import pytest
 import rasterio
 import yaml
 from affine import Affine
+from hooks_support import Hook
 from typer.testing import CliRunner
 
 from maskloom.flows.cli import app
@@ -22,38 +20,6 @@ from maskloom.flows.cli import app
 UTM = {"crs": "EPSG:32633", "transform": Affine(10, 0, 500000, 0, -10, 5300000)}
 SIDE = 50
 """50 x 50 pixels of 100 m2 are 25 ha, and some 0.08 % more on the ground."""
-
-
-class Hook:
-    """A webhook that may be out of order."""
-
-    def __init__(self) -> None:
-        self.received: list[dict[str, Any]] = []
-        self.keys: list[str] = []
-        self.broken = False
-        hook = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                content = self.rfile.read(int(self.headers["Content-Length"]))
-                self.send_response(503 if hook.broken else 200)
-                self.end_headers()
-                if not hook.broken:
-                    hook.received.append(json.loads(content))
-                    hook.keys.append(self.headers["Idempotency-Key"])
-
-            def log_message(self, *_: Any) -> None:
-                """Say nothing."""
-
-        self.server = HTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_port}/c0ffee-canary"
-        self.thread = threading.Thread(target=self.server.serve_forever, daemon=True)
-        self.thread.start()
-
-    def close(self) -> None:
-        self.server.shutdown()
-        self.thread.join()
-        self.server.server_close()
 
 
 @pytest.fixture
