@@ -24,6 +24,7 @@ from maskloom.segcore.raster.classes import ClassTable
 from maskloom.segcore.raster.colours import Colour
 from maskloom.segcore.statistics.objects.outlines import Outlines, find_rings, trace_outlines
 from maskloom.segcore.statistics.objects.polygons import geometries
+from maskloom.tasks.export.request import Exported, counted
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -38,6 +39,8 @@ one, pixels of the mask; pixels of full resolution.
 """
 _TILE = 2048
 _RING = 2
+_NAMED = 5
+"""Images that a note names."""
 _OBJECT = "object"
 _GEOMETRY = frozenset({"geometry", "bbox"})
 _LEFT_OUT = frozenset({"run_id", "image_id", "fingerprint", *_GEOMETRY})
@@ -140,6 +143,18 @@ class Features:
                 ClassTable.of((_OBJECT,)).colours[0],
             )
             yield Feature(shape, class_id, name, colour, measures)
+
+    def exported(self, location: str, count: int) -> Exported:
+        """What is said of them when they are written."""
+        summary = f"{counted(count, 'polygon')} of {counted(len(self.images), 'image')}"
+        if not self.passed_over:
+            return Exported(location, summary)
+        some = ", ".join(self.passed_over[:_NAMED])
+        more = len(self.passed_over) - _NAMED
+        left_out = f"{counted(len(self.passed_over), 'image')} without outlines left out: {some}"
+        return Exported(
+            location, summary, (f"{left_out} and {more} more." if more > 0 else f"{left_out}.",)
+        )
 
     def _image(self, row: Mapping[str, Any]) -> Image | None:
         mask = self._output.mask_spec(row["image_id"])

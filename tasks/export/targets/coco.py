@@ -42,7 +42,7 @@ def coco(request: Request) -> Exported:
                 file.write(f"{separator}{json.dumps({'id': count, **said})}".encode())
             file.write(b"\n]}\n")
     where = request.store.uri(request.folder + ("coco" if request.per_image else "coco.json"))
-    return Exported(where, len(features.images), count, tuple(features.passed_over))
+    return features.exported(where, count)
 
 
 def _described(number: int, image: Image) -> dict[str, Any]:
