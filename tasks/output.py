@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import threading
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -151,7 +151,8 @@ class Output:
     def _file_of(self, image_id: str) -> str | None:
         """Name of the files of tables with an image; all tables have the same names of files."""
         folder = "tables/images"
-        known = self._files.get(image_id)
+        # The next image is often in the file of the last one.
+        known = self._files.get(image_id) or next(reversed(self._files.values()), None)
         names = self.store.names(folder, ".parquet")
         for name in sorted(names, key=lambda name: name != known):
             try:
@@ -226,13 +227,14 @@ class Output:
             f"{self.store.root} has no image {image_id!r} among its {len(ids)}.{meant}"
         )
 
-    def source_spec(self, image_id: str) -> RasterSpec:
+    def source_spec(self, image: str | Mapping[str, Any]) -> RasterSpec:
         """The header of an image, as the run read it, with its own bands where the segmenter saw
-        features of them. Raises `RecipeError`, and `FormatError` if it could not be read.
+        features of them. The image is an id or, where it is known already, its row in the table
+        `images`. Raises `RecipeError`, and `FormatError` if it could not be read.
         """
-        row = self.image(image_id)
+        row = self.image(image) if isinstance(image, str) else image
         plan = self._plan(row["run_id"])
-        planned = plan.find(image_id) if plan is not None else None
+        planned = plan.find(row["image_id"]) if plan is not None else None
         if planned is None or planned.spec is None:
             return describe(row["uri"])
         return planned.spec if planned.spec.features is None else source_of(planned.spec)
@@ -253,11 +255,13 @@ class Output:
         spec = self.source_spec(image_id)
         return Layer(spec, open_image(spec))
 
-    def mask_spec(self, image_id: str) -> RasterSpec:
-        """The header of an image's mask. Raises `RecipeError` if the image failed, and has none."""
-        row = self.image(image_id)
+    def mask_spec(self, image: str | Mapping[str, Any]) -> RasterSpec:
+        """The header of the mask of an image: an id or a row, as for `source_spec`. Raises
+        `RecipeError` if the image failed, and has none.
+        """
+        row = self.image(image) if isinstance(image, str) else image
         if row["mask_uri"] is None:
-            raise RecipeError(f"{image_id} has no mask: {row['error']}")
+            raise RecipeError(f"{row['image_id']} has no mask: {row['error']}")
         return describe(self.store.uri(row["mask_uri"]))
 
     def mask(self, image_id: str) -> Layer:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pkgutil
 from typing import Annotated
 
 import typer
@@ -9,14 +10,25 @@ import typer
 from maskloom.flows.commands.messages import errors_as_messages, location_of
 from maskloom.flows.commands.options import Output
 from maskloom.flows.terminal import line
+from maskloom.tasks.export import targets
 
+
+def kinds(incomplete: str) -> list[str]:
+    """Targets that begin so, for the completion of shells."""
+    from maskloom.tasks.export.request import TARGETS
+
+    return [kind for kind in TARGETS if kind.startswith(incomplete)]
+
+
+# Each file has the name of its target: they are imported only where one is written.
+_KINDS = ", ".join(sorted(module.name for module in pkgutil.iter_modules(targets.__path__)))
 Wanted = Annotated[
     str,
     typer.Option(
         "--to",
         metavar="KIND",
-        help="geojson (longitude and latitude, or pixels), gpkg or geoparquet (CRS of the image), "
-        "qupath (a file per image), coco, or stac (a static catalog of the masks).",
+        autocompletion=kinds,
+        help=f"{_KINDS}, or one of a plug-in. See docs/vectors.md.",
     ),
 ]
 Target = Annotated[
@@ -25,11 +37,9 @@ Target = Annotated[
         "--output",
         "-o",
         metavar="FOLDER",
-        help="Folder for the files. Default: OUTPUT/export, or OUTPUT/stac.",
+        help="Folder for the files. Default: OUTPUT/export or, for stac, OUTPUT/stac.",
     ),
 ]
-
-
 PerImage = Annotated[bool, typer.Option("--per-image", help="A file per image.")]
 
 
@@ -42,28 +52,7 @@ def export(output: Output, to: Wanted, target: Target = None, per_image: PerImag
 
     with errors_as_messages():
         folder = None if target is None else location_of(target)
-        if to == "stac":
-            _write_stac(location_of(output), folder)
-            return
         done = write(Read.open(location_of(output)), to, folder, per_image=per_image)
-        if done.passed_over:
-            some = ", ".join(done.passed_over[:5])
-            typer.echo(line(f"{len(done.passed_over)} images left out: {some}."), err=True)
-        typer.echo(line(f"{done.features} polygons of {done.images} images: {done.location}"))
-
-
-def _write_stac(output: str, target: str | None) -> None:
-    from maskloom.tasks.output import Output as Read
-    from maskloom.tasks.stac import write_stac
-
-    done = write_stac(Read.open(output), target)
-    if done.left_out:
-        typer.echo(line(f"{_number(done.left_out, 'image')} without a mask left out."), err=True)
-    if done.unplaced:
-        items = _number(done.unplaced, "item")
-        typer.echo(line(f"{items} without a geometry: no place on a map is known."), err=True)
-    typer.echo(line(f"{_number(done.items, 'item')}: {done.location}"))
-
-
-def _number(count: int, what: str) -> str:
-    return f"{count} {what}" if count == 1 else f"{count} {what}s"
+        for note in done.notes:
+            typer.echo(line(note), err=True)
+        typer.echo(line(f"{done.summary}: {done.location}"))

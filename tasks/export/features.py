@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
-from maskloom.segcore.annotations.masks import holds_object_ids
+from maskloom.segcore.annotations.masks import holds_object_ids, open_mask
 from maskloom.segcore.errors import RecipeError
 from maskloom.segcore.geometry import Box, Grid
 from maskloom.segcore.ground.lonlat import NO_SPACING, is_located, vertex_spacing
@@ -24,20 +25,26 @@ from maskloom.segcore.raster.classes import ClassTable
 from maskloom.segcore.raster.colours import Colour
 from maskloom.segcore.statistics.objects.outlines import Outlines, find_rings, trace_outlines
 from maskloom.segcore.statistics.objects.polygons import geometries
+from maskloom.segcore.storage.records import record_errors
+from maskloom.tasks.export.request import Exported, counted
+from maskloom.tasks.output import Layer
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from maskloom.segcore.raster.spec import RasterSpec
     from maskloom.segcore.statistics.objects.outlines import Rings
-    from maskloom.tasks.output import Layer, Output
+    from maskloom.tasks.output import Output
 
 Coordinates = Literal["degrees", "map", "pixels"]
 """Longitude and latitude or, without a CRS, pixels of the mask; the CRS of the image or, without
 one, pixels of the mask; pixels of full resolution.
 """
 _TILE = 2048
+_ROWS = 8192
 _RING = 2
+_NAMED = 5
+"""Images that a note names."""
 _OBJECT = "object"
 _GEOMETRY = frozenset({"geometry", "bbox"})
 _LEFT_OUT = frozenset({"run_id", "image_id", "fingerprint", *_GEOMETRY})
@@ -103,7 +110,9 @@ class Features:
         if not self.images:
             raise RecipeError(f"{output.store.root} has no mask of an image, only volumes or none.")
         self._classes = _classes(output)
-        self._rows = _ObjectRows(output)
+        objects = any(image.holds_objects for image in self.images)
+        self.measures = _measures(output) if objects else []
+        """Columns of the measures of objects."""
 
     @property
     def names(self) -> list[str]:
@@ -115,12 +124,6 @@ class Features:
         }
         return list(dict.fromkeys(name for _, name in sorted(found)))
 
-    @property
-    def measures(self) -> list[pa.Field]:
-        """Columns of the measures of objects."""
-        objects = any(image.holds_objects for image in self.images)
-        return self._rows.measures if objects else []
-
     def of(self, image: Image, coordinates: Coordinates) -> Iterator[Feature]:
         """The features of an image, in the order of their class or id."""
         labels, rings = self._traced(image, coordinates)
@@ -128,24 +131,47 @@ class Features:
             return
         shapes = _placed(rings, image, coordinates)
         classes = self._classes[image.image_id]
-        rows = self._rows.of(image.image_id) if image.holds_objects else {}
-        for label, shape in zip(labels.tolist(), shapes, strict=True):
-            if not image.holds_objects:
+        if not image.holds_objects:
+            for label, shape in zip(labels.tolist(), shapes, strict=True):
                 yield Feature(shape, label - 1, *classes[label - 1])
-                continue
-            measures = rows.get(label, {"object_id": label})
-            class_id = measures.get("class_id", max(classes, default=1))
-            name, colour = classes.get(class_id) or (
-                measures.get("class_name", _OBJECT),
-                ClassTable.of((_OBJECT,)).colours[0],
-            )
-            yield Feature(shape, class_id, name, colour, measures)
+            return
+        plain = ClassTable.of((_OBJECT,)).colours[0]
+        for row, shape in zip(self._measured(image, labels), shapes, strict=True):
+            class_id = row.get("class_id", max(classes, default=1))
+            name, colour = classes.get(class_id) or (row.get("class_name", _OBJECT), plain)
+            yield Feature(shape, class_id, name, colour, row)
+
+    def _measured(self, image: Image, ids: NDArray[np.int64]) -> Iterator[dict[str, Any]]:
+        """The row of each object with these ids, some thousands in memory."""
+        columns = [each.name for each in self.measures]
+        table = self._output.objects_of(image.image_id, columns)
+        for start in range(0, len(ids), _ROWS):
+            some = ids[start : start + _ROWS]
+            rows: list[dict[str, Any]] = [{}] * len(some)
+            if "object_id" in table.column_names:
+                known = table["object_id"].combine_chunks()
+                found = pc.index_in(pa.array(some, known.type), value_set=known)
+                rows = table.take(found).to_pylist()
+            for number, row in zip(some.tolist(), rows, strict=True):
+                yield row if row.get("object_id") == number else {"object_id": number}
+
+    def exported(self, location: str, count: int) -> Exported:
+        """What is said of them when they are written."""
+        summary = f"{counted(count, 'polygon')} of {counted(len(self.images), 'image')}"
+        if not self.passed_over:
+            return Exported(location, summary)
+        some = ", ".join(self.passed_over[:_NAMED])
+        more = len(self.passed_over) - _NAMED
+        left_out = f"{counted(len(self.passed_over), 'image')} without outlines left out: {some}"
+        return Exported(
+            location, summary, (f"{left_out} and {more} more." if more > 0 else f"{left_out}.",)
+        )
 
     def _image(self, row: Mapping[str, Any]) -> Image | None:
-        mask = self._output.mask_spec(row["image_id"])
+        mask = self._output.mask_spec(row)
         if len(mask.shape) != len("yx"):
             return None
-        reduction = self._output.source_spec(row["image_id"]).reduction[-2:] or (1.0, 1.0)
+        reduction = self._output.source_spec(row).reduction[-2:] or (1.0, 1.0)
         return Image(row, mask, (reduction[1], reduction[0]), holds_object_ids(mask))
 
     def _traced(self, image: Image, coordinates: Coordinates) -> tuple[NDArray[np.int64], Rings]:
@@ -155,7 +181,7 @@ class Features:
         bent = coordinates == "degrees" and image.crs is not None
         spacing = vertex_spacing(image.mask.space, image.mask.shape) if bent else NO_SPACING
         end = 2**32 if image.holds_objects else max(self._classes[image.image_id]) + 1
-        with self._output.mask(image.image_id) as mask:
+        with Layer(image.mask, open_mask(image.mask, "index")) as mask:
             labels, outlines = _trace(mask, end, 0 if image.holds_objects else 1, spacing)
         rings = find_rings(outlines)
         if image.holds_objects:
@@ -166,39 +192,13 @@ class Features:
         )
 
 
-class _ObjectRows:
-    """Rows of the table `objects` by image, with one of its files in memory."""
-
-    def __init__(self, output: Output) -> None:
-        self._store = output.store
-        self._files: dict[str, list[str]] = defaultdict(list)
-        self._read: tuple[str, Any] = ("", None)
-        schemas = []
-        for name in output.store.names("tables/objects", ".parquet"):
-            for image in pc.unique(self._table(name)["image_id"]).to_pylist():
-                self._files[image].append(name)
-            schemas.append(self._table(name).schema.remove_metadata())
-        found = pa.unify_schemas(schemas, promote_options="permissive") if schemas else ()
-        self.measures = [each for each in found if each.name not in _LEFT_OUT]
-
-    def of(self, image_id: str) -> dict[int, dict[str, Any]]:
-        """The row of each object by its id."""
-        found: dict[int, dict[str, Any]] = {}
-        for name in self._files.get(image_id, ()):
-            table = self._table(name)
-            kept = [each for each in table.column_names if each not in _LEFT_OUT]
-            rows = table.filter(pc.equal(table["image_id"], image_id)).select(kept)
-            found.update({row["object_id"]: row for row in rows.to_pylist()})
-        return found
-
-    def _table(self, name: str) -> pa.Table:
-        from maskloom.segcore.storage.records import read_table
-
-        if self._read[0] != name:
-            table = read_table(self._store, name)
-            kept = [each for each in table.column_names if each not in _GEOMETRY]
-            self._read = (name, table.select(kept))
-        return self._read[1]
+def _measures(output: Output) -> list[pa.Field]:
+    schemas = []
+    for name in output.store.names("tables/objects", ".parquet"):
+        with record_errors(output.store, name), output.store.open(name) as file:
+            schemas.append(pq.read_schema(file).remove_metadata())
+    found = pa.unify_schemas(schemas, promote_options="permissive") if schemas else ()
+    return [each for each in found if each.name not in _LEFT_OUT]
 
 
 def _classes(output: Output) -> dict[str, dict[int, tuple[str, Colour]]]:

@@ -23,22 +23,31 @@ class Request:
     """What to write, and where."""
 
     output: Output
-    store: Store
-    folder: str = ""
-    """Where files go in the store; empty, or ends in a slash."""
+    target: str | None = None
+    """Folder or URI for the files. None: one below the output."""
     per_image: bool = False
     """A file per image, instead of one for all."""
+
+    @property
+    def store(self) -> Store:
+        """Where files go."""
+        return self.output.store if self.target is None else Store(self.target)
+
+    @property
+    def folder(self) -> str:
+        """Where files go in the store; empty, or ends in a slash."""
+        return "export/" if self.target is None else ""
 
 
 @dataclass(frozen=True, slots=True)
 class Exported:
-    """What was written."""
+    """What was written, in words for people."""
 
     location: str
-    images: int
-    features: int
-    passed_over: tuple[str, ...] = ()
-    """Images that have no outlines: volumes and failed ones."""
+    summary: str
+    """How much, such as `12 polygons of 2 images`."""
+    notes: tuple[str, ...] = ()
+    """What was left out, and why: a sentence each."""
 
 
 TARGETS: Registry[Callable[[Request], Exported]] = Registry(
@@ -46,8 +55,8 @@ TARGETS: Registry[Callable[[Request], Exported]] = Registry(
 )
 
 
-def export(output: Output, to: str, folder: str | None, *, per_image: bool = False) -> Exported:
-    """Write an output for other programs, to a folder of its own or `export` of the output.
+def export(output: Output, to: str, target: str | None, *, per_image: bool = False) -> Exported:
+    """Write an output for other programs, to a folder of its own or one below the output.
 
     Raises `RecipeError` if there is no such target or it cannot hold these images, `StoreError`.
     """
@@ -55,6 +64,13 @@ def export(output: Output, to: str, folder: str | None, *, per_image: bool = Fal
         write = TARGETS[to]
     except KeyError as error:
         raise RecipeError(f"--to: {error.args[0]}") from None
-    if folder is None:
-        return write(Request(output, output.store, "export/", per_image))
-    return write(Request(output, Store(folder), "", per_image))
+    return write(Request(output, target, per_image))
+
+
+def counted(count: int, what: str) -> str:
+    """A number of things in words.
+
+    >>> counted(1, "image"), counted(2, "image")
+    ('1 image', '2 images')
+    """
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"

@@ -42,7 +42,7 @@ def write_tables(request: Request, folder: str, suffix: str, write: Write) -> Ex
         rows = _tables(features, images, schema, counts)
         write(request.folder + name, images[0].crs, schema, rows)
     where = request.store.uri(request.folder + (folder if request.per_image else groups[0][0]))
-    return Exported(where, len(features.images), counts[0], tuple(features.passed_over))
+    return features.exported(where, counts[0])
 
 
 def _schema(features: Features) -> pa.Schema:

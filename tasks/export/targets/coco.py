@@ -20,7 +20,7 @@ _COCO_BITS = 5
 
 @TARGETS.register("coco")
 def coco(request: Request) -> Exported:
-    """Write one file, or one per image, all with the same categories and ids of images."""
+    """Write one file, or one per image; ids of images and categories are the same in all."""
     features = Features(request.output)
     categories = {name: i for i, name in enumerate(features.names, 1)}
     numbered = list(enumerate(features.images, 1))
@@ -30,19 +30,18 @@ def coco(request: Request) -> Exported:
     count = 0
     for name, images in groups:
         with request.store.writing(request.folder + name) as file:
-            head = {
-                "images": [_described(i, image) for i, image in images],
-                "categories": [{"id": i, "name": each} for each, i in categories.items()],
-            }
-            file.write(f'{json.dumps(head)[:-1]}, "annotations": [\n'.encode())
+            described = [_described(i, image) for i, image in images]
+            file.write(f'{{"images": {json.dumps(described)}, "annotations": [\n'.encode())
             first = count
             for said in _annotations(features, images, categories):
                 count += 1
                 separator = "" if count == first + 1 else ",\n"
                 file.write(f"{separator}{json.dumps({'id': count, **said})}".encode())
-            file.write(b"\n]}\n")
+            # Last: an object may have a class that no table of areas names.
+            known = [{"id": i, "name": each} for each, i in categories.items()]
+            file.write(f'\n], "categories": {json.dumps(known)}}}\n'.encode())
     where = request.store.uri(request.folder + ("coco" if request.per_image else "coco.json"))
-    return Exported(where, len(features.images), count, tuple(features.passed_over))
+    return features.exported(where, count)
 
 
 def _described(number: int, image: Image) -> dict[str, Any]:

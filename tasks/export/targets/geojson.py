@@ -38,4 +38,4 @@ def geojson(request: Request) -> Exported:
                     add(each.geometry, {"properties": said})
                     count += 1
     where = request.store.uri(request.folder + ("geojson" if request.per_image else groups[0][0]))
-    return Exported(where, len(features.images), count, tuple(features.passed_over))
+    return features.exported(where, count)

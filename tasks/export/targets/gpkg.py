@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -37,13 +38,16 @@ def gpkg(request: Request) -> Exported:
 def _add(path: Path, crs: str | None, table: pa.Table, *, append: bool) -> None:
     import pyogrio
 
-    pyogrio.write_arrow(
-        table,
-        path,
-        layer="classes",
-        driver="GPKG",
-        geometry_name="geometry",
-        geometry_type="Unknown",
-        crs=crs,
-        append=append,
-    )
+    with warnings.catch_warnings():
+        # Images without a CRS have none to give.
+        warnings.filterwarnings("ignore", "'crs' was not provided", UserWarning)
+        pyogrio.write_arrow(
+            table,
+            path,
+            layer="classes",
+            driver="GPKG",
+            geometry_name="geometry",
+            geometry_type="Unknown",
+            crs=crs,
+            append=append,
+        )

@@ -32,4 +32,4 @@ def qupath(request: Request) -> Exported:
                 add(each.geometry, {"id": key, "properties": said})
                 count += 1
     where = request.store.uri(f"{request.folder}qupath")
-    return Exported(where, len(features.images), count, tuple(features.passed_over))
+    return features.exported(where, count)
