@@ -28,6 +28,7 @@ VOLATILE = {
 ADDED = {
     *("equivalent_diameter", "feret_diameter_max"),
     *("pixel_size_z", "pixel_size_y", "pixel_size_x", "pixel_size_from"),
+    *("mean_entropy", "mean_margin", "scores_uri", "scores_sha256"),
 }
 """Columns that are newer than the digests."""
 _LENGTH = 16
