@@ -263,13 +263,13 @@ class ImageRun:
         them.
         """
         tile, model, class_table = block.tile, self.model, self.class_table
-        assert isinstance(model, Segmenter)
         valid = tile.trim(block.valid)
         wanted = self.settings.scores
         if not valid.any():
             shape = tile.core.shape
             none = no_scores(len(model.classes), shape) if wanted else None
             return np.full(shape, class_table.nodata, class_table.dtype), *self._encoded(none, tile)
+        assert isinstance(model, Segmenter)
         labels, scores = labels_and_scores(model, block) if wanted else (model.segment(block), None)
         values: NDArray[np.unsignedinteger] = tile.trim(labels.values).astype(
             class_table.dtype, copy=False

@@ -94,6 +94,8 @@ def test_maps_lie_where_up_sampling_takes_them_to_be() -> None:
     ("variant", "strides"), [("32s", [32]), ("16s", [32, 16]), ("8s", [32, 16, 8])]
 )
 def test_scores_start_as_bilinear_up_sampling_of_sums(variant: str, strides: list[int]) -> None:
+    # Some weights of so few channels leave next to nothing behind 16 layers.
+    keras.utils.set_random_seed(3)
     model = Fcn(variant, width=2).build(1, 3)  # type: ignore[arg-type]
     parts = [
         *(model.get_layer(f"score{stride}").output for stride in strides),
