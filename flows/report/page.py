@@ -10,6 +10,8 @@ from typing import Any
 
 from maskloom.flows.report.document import Head, Section, base64_of, document, embedded, fact
 from maskloom.flows.report.sections import (
+    accuracy,
+    alerts,
     areas,
     images,
     look,
@@ -25,6 +27,8 @@ from maskloom.segcore.ground.amounts import amount
 
 SECTIONS: tuple[Section[RunSubject], ...] = (
     areas.SECTION,
+    alerts.SECTION,
+    accuracy.SECTION,
     look.SECTION,
     images.SECTION,
     shares.SECTION,
