@@ -49,6 +49,16 @@ def pytest_sessionfinish() -> None:
     gc.unfreeze()
 
 
+@pytest.fixture(autouse=True)
+def _without_reports(request, monkeypatch):
+    """Runs of this process end without their report, which takes a third of a small run, except in
+    tests marked `reports`. The first test of a process imports the module later, and has one.
+    """
+    module = sys.modules.get("maskloom.flows.run")
+    if module is not None and request.node.get_closest_marker("reports") is None:
+        monkeypatch.setattr(module, "_report", lambda *_, **__: None)
+
+
 @pytest.fixture(scope="session")
 def two_workers():
     """The `cluster` section for two worker processes, shared by all tests of this process: to start

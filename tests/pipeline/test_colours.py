@@ -24,6 +24,8 @@ from maskloom.segcore.raster.classes import ClassTable
 from maskloom.segcore.raster.colours import hexadecimal
 from maskloom.tasks.output import Output
 
+pytestmark = pytest.mark.reports
+
 CLASSES = ("water", "crop", "snow")
 STATED = {"water": "#12c0fe", "crop": "#dc143c", "snow": "#0b0b70"}
 """Each is unlike the conventional colour of its name."""

@@ -9,6 +9,8 @@ from tests_support import read_table
 
 from maskloom.flows.demo import cells, demonstrate
 
+pytestmark = pytest.mark.reports
+
 
 @pytest.fixture
 def small(monkeypatch):

@@ -18,6 +18,8 @@ from tests_support import assert_same_results, read_scores, read_table
 
 import maskloom as ml
 
+pytestmark = pytest.mark.reports
+
 MIXTURE = {"kind": "mixture", "components": 4}
 QUIET = ("--no-prefect", "--quiet")
 

@@ -7,11 +7,14 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pytest
 import yaml
 from PIL import Image
 from typer.testing import CliRunner
 
 from maskloom.flows.cli import app
+
+pytestmark = pytest.mark.reports
 
 
 def command(*words: object) -> str:

@@ -19,6 +19,8 @@ from typer.testing import CliRunner
 
 from maskloom.flows.cli import app
 
+pytestmark = pytest.mark.reports
+
 HOSTILE = "<script>alert(1)<⁄script>"
 IMAGES = [f"2026-05-{number:02d} <b>.png" for number in range(1, 11)]
 AXE = Path(__file__).parent / "axe" / "axe.min.js"
