@@ -69,6 +69,7 @@ SLOW = (
     "clusters.md",
     "stac.md",
     "evaluation.md",
+    "extending.md",
     "python.md",
     "report.md",
     "zones.md",
@@ -82,8 +83,8 @@ SLOW = (
 """Pages whose commands other tests run too: README.md has those of the first steps,
 tests/flows/test_train.py trains, and tests/pipeline has runs of networks, of every format and
 segmenter, of objects, of zones, of alerts, of STAC, of the audit and on clusters; evaluation,
-samples, change, reports and Python have tests of their own. The guides read tables by other
-programs.
+samples, change, reports, Python and plug-ins (tests/segcore/test_plugins.py) have tests of their
+own. The guides read tables by other programs.
 """
 
 

@@ -80,7 +80,11 @@ VARIANTS = [
 ]
 
 
-@pytest.mark.parametrize("recipe", VARIANTS, ids=str)
+@pytest.mark.parametrize(
+    "recipe",
+    [VARIANTS[0], *(pytest.param(each, marks=pytest.mark.nightly) for each in VARIANTS[1:])],
+    ids=str,
+)
 def test_contract(recipe: FeatureMeanShift) -> None:
     picture = photo("uint8", 3)
     check.check_tiling(recipe, picture, (17, 129))
