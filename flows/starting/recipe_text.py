@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 
-if TYPE_CHECKING:
-    from maskloom.flows.starting.rules import Line
+from maskloom.flows.starting.rules import Line
 
 _WIDTH, _COLUMN = 100, 30
 """Columns of the recipe, and the one at which comments begin."""
@@ -25,8 +24,9 @@ def text_of(head: Sequence[str], lines: Sequence[Line], document: Mapping[str, A
             parts += ["", *_entry(each, document[each.key])]
         else:
             parts += _entry(each, document[each.key])
-    for key in document.keys() - known.keys():
-        parts += ["", *_entry(Line(key, document[key], ("as said by --set",)), document[key])]
+    for key, value in document.items():
+        if key not in known:
+            parts += ["", *_entry(Line(key, value, ("as said by --set",)), value)]
     return "\n".join(parts) + "\n"
 
 

@@ -96,6 +96,16 @@ def test_the_recipe_for_any_images_runs(write, tmp_path, maskloom):
         assert len(read_table(tmp_path / "new-masks", "objects")) == 3
 
 
+def test_keys_of_which_init_says_nothing_are_written_as_set(tmp_path, maskloom):
+    photo(tmp_path)
+    path = tmp_path / "new.yaml"
+    changes = {"statistics": ["area", "objects"], "fit": "image", "max_failed_fraction": 0.5}
+    told = [each for key, value in changes.items() for each in ("--set", f"{key}={value}")]
+    made = maskloom("init", tmp_path, "-o", path, "--quiet", *told)
+    assert made.exit_code == 0, made.output
+    assert {key: yaml.safe_load(path.read_text())[key] for key in changes} == changes
+
+
 def test_what_was_not_chosen_is_a_recipe_too(tmp_path, maskloom):
     """Every alternative of the comments can take the place of what was chosen."""
     for write in KINDS:
