@@ -13,6 +13,7 @@ import numpy as np
 from maskloom.segcore.annotations import label_mapping
 from maskloom.segcore.annotations.metrics import Confusion, mean_of_known
 from maskloom.segcore.deep.inference.patches import sides_of
+from maskloom.segcore.deep.networks.vectors import logits_of
 from maskloom.segcore.errors import RecipeError
 from maskloom.segcore.figures.training import Curve, Example, shown
 from maskloom.segcore.geometry import Box, sizes_text
@@ -138,7 +139,7 @@ class SemanticTask:
         setup = self.setup
         counts = setup.class_counts.classes[list(setup.training)].sum(axis=0)
         wanted = setup.recipe.loss
-        return keras.Model(model.inputs, _logits_of(model)), loss_of(
+        return keras.Model(model.inputs, logits_of(model)), loss_of(
             wanted, class_weights(wanted, counts)
         )
 
@@ -300,18 +301,4 @@ def _cross_entropy(labels: NDArray[np.uint8], logits: NDArray[np.float32]) -> fl
     values -= values.max(axis=-1, keepdims=True)
     return float(
         (np.log(np.exp(values).sum(axis=-1)) - values[np.arange(len(labels)), labels]).sum()
-    )
-
-
-def _logits_of(model: Any) -> Any:
-    """Input of the network's last softmax; without one, the logarithm of its probabilities, which
-    has the same softmax.
-    """
-    import keras
-
-    last = model.layers[-1]
-    if isinstance(last, keras.layers.Softmax):
-        return last.input
-    return keras.ops.log(
-        keras.ops.maximum(keras.ops.cast(model.outputs[0], "float32"), keras.backend.epsilon())
     )

@@ -1,0 +1,62 @@
+"""Loops over pixels that walk to the middle of their object.
+
+A place is kept as a pixel and an offset from it, so that the arithmetic of a pixel does not depend
+on where its tile begins.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from maskloom.segcore.kernels.compiling import strict_njit
+
+
+@strict_njit
+def walk(foreground, vectors, frame, steps, rate, ends):  # type: ignore[no-untyped-def]
+    """Write where each pixel of the foreground (y, x) ends after some steps of `rate` pixels
+    against the vectors (y, x, 2: x and y): its flat place, or -1 outside the foreground.
+
+    `frame` are the least and greatest row and column of the image, relative to the arrays: walks
+    end there. Walks beyond the arrays see their outermost pixels.
+    """
+    height, width = foreground.shape
+    top, bottom, left, right = frame
+    for y in range(height):
+        for x in range(width):
+            if not foreground[y, x]:
+                ends[y, x] = -1
+                continue
+            down, across = 0.0, 0.0
+            row, column = y, x
+            for _ in range(steps):
+                towards_x, towards_y = vectors[row, column, 0], vectors[row, column, 1]
+                down -= rate * min(max(towards_y, -1.0), 1.0)
+                across -= rate * min(max(towards_x, -1.0), 1.0)
+                down = min(max(down, float(top - y)), float(bottom - y))
+                across = min(max(across, float(left - x)), float(right - x))
+                row = min(max(y + int(np.floor(down + 0.5)), 0), height - 1)
+                column = min(max(x + int(np.floor(across + 0.5)), 0), width - 1)
+            ends[y, x] = row * width + column
+
+
+@strict_njit
+def count_ends(ends, counts):  # type: ignore[no-untyped-def]
+    """Add the number of pixels that end at each place to `counts` (flat)."""
+    for end in ends.ravel():
+        if end >= 0:
+            counts[end] += 1
+
+
+@strict_njit
+def sum_votes(owners, classes, quanta, sizes, votes):  # type: ignore[no-untyped-def]
+    """Add the pixels of each owner from 1 on to `sizes`, and their class scores (y, x, class) in
+    whole `quanta`-ths to `votes` (owner, class).
+    """
+    height, width, count = classes.shape
+    for y in range(height):
+        for x in range(width):
+            owner = owners[y, x]
+            if owner > 0:
+                sizes[owner] += 1
+                for k in range(count):
+                    votes[owner, k] += np.int64(np.floor(classes[y, x, k] * quanta + 0.5))
