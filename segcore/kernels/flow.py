@@ -14,7 +14,8 @@ from maskloom.segcore.kernels.compiling import strict_njit
 @strict_njit
 def walk(foreground, vectors, frame, steps, rate, ends):  # type: ignore[no-untyped-def]
     """Write where each pixel of the foreground (y, x) ends after some steps of `rate` pixels
-    against the vectors (y, x, 2: x and y): its flat place, or -1 outside the foreground.
+    against the direction of the vectors (y, x, 2: x and y): its flat place, or -1 outside the
+    foreground. A step goes by the vector of the nearest pixel; one of length 0 stays where it is.
 
     `frame` are the least and greatest row and column of the image, relative to the arrays: walks
     end there. Walks beyond the arrays see their outermost pixels.
@@ -29,9 +30,12 @@ def walk(foreground, vectors, frame, steps, rate, ends):  # type: ignore[no-unty
             down, across = 0.0, 0.0
             row, column = y, x
             for _ in range(steps):
-                towards_x, towards_y = vectors[row, column, 0], vectors[row, column, 1]
-                down -= rate * min(max(towards_y, -1.0), 1.0)
-                across -= rate * min(max(towards_x, -1.0), 1.0)
+                along_x, along_y = float(vectors[row, column, 0]), float(vectors[row, column, 1])
+                length = np.sqrt(along_x * along_x + along_y * along_y)
+                if length == 0.0:
+                    break
+                down -= rate * along_y / length
+                across -= rate * along_x / length
                 down = min(max(down, float(top - y)), float(bottom - y))
                 across = min(max(across, float(left - x)), float(right - x))
                 row = min(max(y + int(np.floor(down + 0.5)), 0), height - 1)

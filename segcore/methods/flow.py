@@ -2,9 +2,9 @@
 
 Each pixel of the foreground has a vector: its offset from the middle of its object, along x and y,
 each divided by the object's reach to that side (HoVer-Net, Graham et al. 2019). Pixels walk against
-it for some steps of `RATE` pixels. Where at least `LEAST_ARRIVALS` of them end is a sink; sinks,
+its direction for some steps of `RATE` pixels. Where at least `LEAST_ARRIVALS` of them end is a sink; sinks,
 widened by one pixel, that touch (corners included) are one part, and every pixel belongs to the
-part where it ends (as in Cellpose, Stringer et al. 2021, whose vectors have a length of one).
+part where it ends (as in Cellpose, Stringer et al. 2021).
 
 All of this is local. Where a pixel ends depends on the vectors within `Walk.reach` pixels, whether
 a pixel is a sink on the ends within one pixel of it, and a pixel's part on the sinks within `reach`
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from maskloom.segcore.geometry import Shape
 
 RATE = 0.5
-"""Pixels of a step where the vector has a length of one along an axis."""
+"""Pixels of a step."""
 LEAST_ARRIVALS = 3
 
 

@@ -1,0 +1,164 @@
+"""Objects whose pixels belong to a part elsewhere are those of the whole image under any tiling,
+however large they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import ndimage
+
+from maskloom.segcore.geometry import Grid
+from maskloom.segcore.methods.flow import LEAST_ARRIVALS, RATE, Walk
+from maskloom.segcore.models.fragments import Equivalences, Fragments, TileBoundary
+from maskloom.segcore.models.protocols import Exactness, Requirements
+from maskloom.segcore.objects.arrivals import join_parts, part_fragments
+from maskloom.segcore.raster.spec import Block, RasterSpec
+from maskloom.segcore.testing.segmenters import Picture, object_mask
+
+CLASSES = ("background", "round", "long")
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A segmenter whose images are maps: scores of the classes, then x and y."""
+
+    steps: int
+    min_size: int = 1
+    threshold: float = 0.5
+    classes: tuple[str, ...] = CLASSES
+    exactness: Exactness = Exactness.EXACT
+
+    @property
+    def requirements(self) -> Requirements:
+        return Requirements(Walk(self.steps).margin)
+
+    def select(self, spec: RasterSpec) -> RasterSpec:
+        return spec
+
+    def fragment(self, block: Block) -> Fragments:
+        maps = block.pixels
+        classes = np.ascontiguousarray(maps[..., : len(self.classes)])
+        foreground = block.valid & (1 - classes[..., 0] > self.threshold)
+        tile, shape = block.tile, block.spec.shape
+        vectors = np.ascontiguousarray(maps[..., len(self.classes) :])
+        parts = Walk(self.steps).parts(foreground, vectors, tile.read, shape, tile.core)
+        core = np.ascontiguousarray(tile.trim(classes))
+        return part_fragments(parts, core, tile, shape, self.min_size)
+
+    def join(self, grid: Grid, boundaries: Sequence[TileBoundary]) -> list[Equivalences]:
+        return join_parts(grid, boundaries, self.min_size)
+
+    def provenance(self) -> Mapping[str, object]:
+        return {}
+
+
+def expected_objects(maps: np.ndarray, valid: np.ndarray, model: Shown) -> np.ndarray:
+    """The objects of the whole image, by other means: all pixels walk at once, and each object is
+    painted alone.
+    """
+    scores, vectors = maps[..., :-2].astype(float), maps[..., -2:].astype(float)
+    foreground = valid & (1 - maps[..., 0] > model.threshold)
+    start = np.argwhere(foreground).T
+    moved, most = np.zeros(start.shape), np.array(valid.shape)[:, None] - 1
+    for _ in range(model.steps):
+        here = np.floor(start + moved + 0.5).astype(int)
+        step = vectors[here[0], here[1]][:, ::-1].T
+        length = np.sqrt(step[1] * step[1] + step[0] * step[0])
+        gone = RATE * step / np.where(length > 0, length, 1)
+        moved = np.clip(moved - gone, -start, most - start)
+    ends = np.floor(start + moved + 0.5).astype(int)
+    arrivals = np.zeros(valid.shape, int)
+    np.add.at(arrivals, tuple(ends), 1)
+    around = np.ones((3, 3))
+    parts, _ = ndimage.label(ndimage.binary_dilation(arrivals >= LEAST_ARRIVALS, around), around)
+    owners = np.zeros(valid.shape, int)
+    owners[tuple(start)] = parts[tuple(ends)]
+    out, classes = np.zeros(valid.shape, int), np.zeros(valid.shape, int)
+    names, firsts = np.unique(owners, return_index=True)
+    for name in names[np.argsort(firsts)]:
+        pixels = owners == name
+        if name > 0 and pixels.sum() >= model.min_size:
+            out[pixels] = out.max() + 1
+            classes[pixels] = 1 + scores[pixels].sum(axis=0)[1:].argmax()
+    return np.stack([out, classes])
+
+
+def maps_of(shape: tuple[int, int], kind: str, seed: int) -> np.ndarray:
+    """Scores and vectors (y, x, class + 2), float32: of any kind, or such that objects are larger
+    than what a tile reads.
+    """
+    random = np.random.default_rng(seed)
+    rows, columns = np.indices(shape).astype(float)
+    if kind == "noise":
+        coarse = random.normal(0, 1, (*(-(-n // 4) for n in shape), 2))
+        vectors = np.kron(coarse, np.ones((4, 4, 1)))[: shape[0], : shape[1]]
+    elif kind == "ridge":
+        # All walk to one long bent line.
+        middle = shape[0] / 2 + shape[0] / 4 * np.sin(columns / 7 + seed)
+        vectors = np.stack([np.zeros(shape), rows - middle], axis=-1)
+    else:
+        centres = random.uniform(0, 1, (1 + seed % 7, 2)) * shape
+        away = np.stack([rows, columns], axis=-1)[:, :, None] - centres
+        nearest = (away**2).sum(axis=-1).argmin(axis=-1)
+        vectors = np.take_along_axis(away, nearest[..., None, None], axis=2)[:, :, 0, ::-1] / 20
+    scores = random.dirichlet([2, 1, 1], (-(-shape[0] // 3), -(-shape[1] // 3)))
+    scores = np.kron(scores, np.ones((3, 3, 1)))[: shape[0], : shape[1]]
+    if kind != "noise":
+        scores[..., 0] *= 0.3
+        scores /= scores.sum(axis=-1, keepdims=True)
+    return np.concatenate([scores, vectors], axis=-1).astype(np.float32)
+
+
+KINDS = ("noise", "ridge", "middles")
+
+
+@given(
+    shape=st.tuples(st.integers(3, 60), st.integers(3, 60)),
+    tile=st.tuples(st.integers(1, 70), st.integers(1, 70)),
+    kind=st.sampled_from(KINDS),
+    steps=st.integers(1, 12),
+    min_size=st.sampled_from([1, 9, 40]),
+    seed=st.integers(0, 99),
+)
+def test_objects_of_any_size_are_those_of_the_whole_image(shape, tile, kind, steps, min_size, seed):
+    # Tiles of a few pixels take long and meet the same seams as larger ones.
+    tile = tuple(max(side, n // 8) for side, n in zip(tile, shape, strict=True))
+    maps, model = maps_of(shape, kind, seed), Shown(steps, min_size)
+    valid = np.random.default_rng(seed).random(shape) < (0.95 if seed % 3 == 0 else 2)
+    expected = expected_objects(maps, valid, model)
+    for sides in (None, tile):
+        ids, classes = object_mask(model, Picture(maps, valid), sides)
+        assert np.array_equal(ids, expected[0])
+        assert np.array_equal(classes, expected[1])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_object_has_one_score_in_all_tiles(kind):
+    shape, model = (40, 50), Shown(8, 5)
+    maps, valid = maps_of(shape, kind, 4), np.ones((40, 50), bool)
+    grid = Grid(shape, (16, 16), model.requirements.halo)
+    found = [model.fragment(block) for block in Picture(maps, valid).blocks(model, (16, 16))]
+    scores = np.zeros(shape, np.float32)
+    joined = model.join(grid, [each.boundary for each in found])
+    for tile, each, joins in zip(grid, found, joined, strict=True):
+        score_of = each.score_of.copy()
+        score_of[joins.fragments] = np.where(joins.groups > 0, joins.score_of, 0)
+        scores[tile.core.slices] = score_of[each.values]
+    ids, _ = expected_objects(maps, valid, model)
+    assert ids.max() > 0
+    for number in range(ids.max() + 1):
+        mean = (1 - maps[..., 0].astype(float))[ids == number].mean() if number else 0
+        assert np.abs(scores[ids == number] - mean).max() < 2e-5
+
+
+def test_the_ridge_is_larger_than_what_a_tile_reads():
+    shape = (40, 60)
+    ids, _ = object_mask(Shown(8), Picture(maps_of(shape, "ridge", 0), np.ones(shape, bool)))
+    columns = np.flatnonzero((ids == np.bincount(ids[ids > 0]).argmax()).any(axis=0))
+    assert np.ptp(columns) > 2 * Walk(8).margin
