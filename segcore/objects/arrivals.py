@@ -72,26 +72,32 @@ class Tally:
 class Parts:
     """The parts that a tile knows, from 1 on."""
 
-    owners: NDArray[np.uint32]
-    """The part of each pixel of the core; 0: none."""
     numbers: NDArray[np.uint32]
     """The parts of the box `around` the core; 0: none."""
+    core: Box
     around: Box
     """The core and `reach` pixels around it, as far as the image goes."""
     reach: int
     """Pixels between a pixel and a place of its part, at most, along each axis."""
+    shape: Shape
+    """Of the image."""
 
 
 def part_fragments(
-    parts: Parts, classes: NDArray[np.float32], tile: Tile, shape: Shape, min_size: int
+    parts: Parts, owners: NDArray[np.uint32], classes: NDArray[np.float32], min_size: int
 ) -> Fragments:
-    """The objects of one tile of an image of this shape, from the scores (y, x, class) of its
-    core. Numbers 1 ... n are fragments, higher numbers are parts without a pixel in the core.
+    """The objects of one tile, from the part that each pixel of its core belongs to (0: none), and
+    from the scores (y, x, class) of the core. Numbers 1 ... n are fragments, higher numbers are
+    parts without a pixel in the core.
+
+    The parts may be in resampled pixels (`segcore.models.rescaled`), each of which may be that of
+    pixels of two tiles.
     """
     around = parts.around
     count = int(parts.numbers.max(initial=0))
-    tally = Tally.of(parts.owners, classes, count)
-    interior = interior_of(Tile(tile.index, tile.core, around), parts.reach, shape)
+    tally = Tally.of(owners, classes, count)
+    # One more than the reach, for resampled pixels of two tiles.
+    interior = interior_of(Tile((0, 0), parts.core, around), parts.reach + 1, parts.shape)
     run_length, run_value = frame_runs(parts.numbers, interior)
     seen = np.zeros(count + 1, np.bool_)
     seen[run_value] = True
@@ -108,7 +114,7 @@ def part_fragments(
     class_of, scores = kept.class_of, kept.scores
     class_of[0], scores[0] = 0, 0
     return Fragments(
-        number[parts.owners],
+        number[owners],
         class_of,
         {
             "start": np.array(around.start, np.int64),

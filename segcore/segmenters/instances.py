@@ -11,17 +11,18 @@ one.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from maskloom.segcore.deep.inference.files.weights import file_name
-from maskloom.segcore.errors import RecipeError
+from maskloom.segcore.errors import ModelMismatch, RecipeError
 from maskloom.segcore.geometry import Box, wider
 from maskloom.segcore.models.planes import PLANAR, fragment_by_plane, join_by_plane
 from maskloom.segcore.models.protocols import MODELS, SEGMENTERS, Exactness, caution_of
-from maskloom.segcore.models.rescaled import Rescaled
-from maskloom.segcore.objects.flow import DEFAULT_STEPS, FlowRule, Maps
+from maskloom.segcore.models.rescaled import FARTHEST, Rescaled, pixel_sides
+from maskloom.segcore.objects.flow import DEFAULT_STEPS, FlowRule, Maps, Shown
 from maskloom.segcore.segmenters.network import Network, NetworkModel
 
 if TYPE_CHECKING:
@@ -31,9 +32,11 @@ if TYPE_CHECKING:
     from maskloom.segcore.models.protocols import Requirements
     from maskloom.segcore.raster.spec import Block, RasterSpec
 
-_MOST_STEPS, _MOST_OWN_STEPS = 1000, 200
+_LEAST_STEPS, _MOST_STEPS, _MOST_OWN_STEPS = 8, 1000, 200
 # Classes, vectors, foreground, ends, counts, sinks and parts.
 _BYTES_PER_PIXEL = 48
+_COARSEST = 2.0
+"""Coarser pixels, relative to those of training, would take more memory than is stated."""
 
 
 @SEGMENTERS.register("instances")
@@ -71,8 +74,8 @@ class Instances(Network):
         Network.__post_init__(self)
         if not 0 < self.threshold < 1:
             raise ValueError(f"threshold: expected a number between 0 and 1; got {self.threshold}")
-        if self.steps is not None and not 1 <= self.steps <= _MOST_STEPS:
-            raise ValueError(f"steps: expected 1 to {_MOST_STEPS}; got {self.steps}")
+        if self.steps is not None and not _LEAST_STEPS <= self.steps <= _MOST_STEPS:
+            raise ValueError(f"steps: expected {_LEAST_STEPS} to {_MOST_STEPS}; got {self.steps}")
         if self.min_size < 1:
             raise ValueError(
                 f"min_size: expected a number of pixels from 1 on; got {self.min_size}"
@@ -83,16 +86,15 @@ class Instances(Network):
         other settings do not fit it.
         """
         network = Network.start(self)
-        model = network.model if isinstance(network, Rescaled) else network
-        assert isinstance(model, NetworkModel)
-        if model.card.vectors == 0:
+        card = _inner_of(network).card
+        if card.vectors == 0:
             raise RecipeError(
                 f"weights: {file_name(self.weights)} gives classes only; instances needs a network "
                 "with vectors, trained with labels: {kind: instances, target: flow}. Put "
-                f"`watershed` around {model.card.kind}, or give other weights."
+                f"`watershed` around {card.kind}, or give other weights."
             )
-        rule = FlowRule(float(self.threshold), self._steps(model.card), self.min_size)
-        return InstancesModel(model, rule)
+        rule = FlowRule(float(self.threshold), self._steps(card), self.min_size)
+        return InstancesModel(network, rule)
 
     def _steps(self, card: Card) -> int:
         """The steps of the recipe, or those that the largest object of training needs."""
@@ -111,7 +113,7 @@ class Instances(Network):
 class InstancesModel:
     """A network of classes and vectors, and how its pixels become objects."""
 
-    network: NetworkModel
+    network: NetworkModel | Rescaled
     rule: FlowRule
 
     @property
@@ -126,27 +128,50 @@ class InstancesModel:
 
     @property
     def requirements(self) -> Requirements:
-        """Those of the network, with the margin of the walk."""
-        inner = self.network.requirements
+        """Those of the network, with the margin of the walk, in the finest pixels that it may
+        get.
+        """
+        inner, margin = self.network.requirements, self.rule.margin
+        if isinstance(self.network, Rescaled):
+            margin = math.ceil(FARTHEST * margin)
         return replace(
             inner,
-            halo=wider(inner.halo, self.rule.margin),
+            halo=wider(inner.halo, margin),
             bytes_per_pixel=inner.bytes_per_pixel + _BYTES_PER_PIXEL + 4 * len(self.classes),
             cost=inner.cost + 10,
         )
 
     def select(self, spec: RasterSpec) -> RasterSpec:
-        """The image with the bands of the network."""
-        return self.network.select(spec)
+        """The image with the bands of the network. Raises `ModelMismatch` if it does not suit, or
+        if its pixels are much coarser than those of training.
+        """
+        selected = self.network.select(spec)
+        sides = pixel_sides(spec)
+        if isinstance(self.network, Rescaled) and sides is not None:
+            wanted = self.network.pixel_size
+            if max(sides) > _COARSEST * wanted:
+                raise ModelMismatch(
+                    f"{spec.location} has pixels of {max(sides):.4g} um; the network was trained "
+                    f"on {wanted:g} um, and does not tell objects apart in pixels more than "
+                    f"{_COARSEST:g} times as large. Choose a finer `level` of a slide, correct "
+                    "`pixel_size` of the recipe, or set `pixel_size: any` of the segmenter."
+                )
+        return selected
 
     @fragment_by_plane
     def fragment(self, block: Block) -> Fragments:
         """The objects of the block's core, as far as the block alone determines them."""
+        shown = None
+        if isinstance(self.network, Rescaled):
+            other = self.network.resampled(block, self.rule.margin)
+            if other is not None:
+                shown = Shown(other.nearest, block.tile.trim(block.valid))
+                block = other.block
         tile, shape = block.tile, block.spec.shape
         seen = tile.core.grow((self.rule.margin,) * 2) & Box.whole(shape)
-        classes, vectors = self.network.maps(replace(block, tile=replace(tile, core=seen)))
+        classes, vectors = self._inner.maps(replace(block, tile=replace(tile, core=seen)))
         valid = block.valid[seen.relative_to(tile.read).slices]
-        return self.rule.fragment(Maps(seen, classes, vectors, valid), tile, shape)
+        return self.rule.fragment(Maps(seen, classes, vectors, valid), tile.core, shape, shown)
 
     @join_by_plane
     def join(self, grid: Grid, boundaries: Sequence[TileBoundary]) -> list[Equivalences]:
@@ -162,6 +187,16 @@ class InstancesModel:
             "min_size": self.rule.min_size,
         }
 
+    @property
+    def _inner(self) -> NetworkModel:
+        return _inner_of(self.network)
+
     def caution(self, spec: RasterSpec, shares: Mapping[str, float]) -> str | None:
         """The warning of the network."""
         return caution_of([self.network], spec, shares)
+
+
+def _inner_of(network: NetworkModel | Rescaled) -> NetworkModel:
+    model = network.model if isinstance(network, Rescaled) else network
+    assert isinstance(model, NetworkModel)
+    return model

@@ -44,7 +44,7 @@ class Shown:
             np.ascontiguousarray(part) for part in np.split(block.pixels, [count], axis=-1)
         )
         maps = Maps(block.tile.read, classes, vectors, block.valid)
-        return self.rule.fragment(maps, block.tile, block.spec.shape)
+        return self.rule.fragment(maps, block.tile.core, block.spec.shape)
 
     def join(self, grid: Grid, boundaries: Sequence[TileBoundary]) -> list[Equivalences]:
         return self.rule.join(grid, boundaries)
