@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from maskloom.segcore.geometry import Box
-from maskloom.segcore.objects.arrivals import Parts, join_parts, part_fragments
+from maskloom.segcore.objects.arrivals import Maps, Parts, Shown, join_parts, part_fragments
 from maskloom.segcore.objects.components import Components
 
 if TYPE_CHECKING:
@@ -34,32 +34,7 @@ if TYPE_CHECKING:
 RATE = 0.5
 """Pixels of a step."""
 LEAST_ARRIVALS = 3
-
-
 DEFAULT_STEPS = 40
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Maps:
-    """What a network says of the pixels of a box of an image."""
-
-    seen: Box
-    classes: NDArray[np.float32]
-    """(y, x, class): probabilities, the background first."""
-    vectors: NDArray[np.float32]
-    """(y, x, 2): x and y."""
-    valid: NDArray[np.bool_]
-    """(y, x): whether there is data."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Shown:
-    """The core of a tile whose maps are in other pixels."""
-
-    nearest: tuple[NDArray[np.int_], NDArray[np.int_]]
-    """For each pixel of the core, the index of that of the maps' core that contains its centre."""
-    valid: NDArray[np.bool_]
-    """(y, x): whether a pixel of the core has data."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,17 +63,10 @@ class FlowRule:
         self, maps: Maps, core: Box, shape: Shape, shown: Shown | None = None
     ) -> Fragments:
         """The objects of a tile with this core in an image of this shape, as far as the maps of the
-        core and of `margin` pixels around it determine them. With `shown`, these are pixels of the
-        maps, and the objects have those of the tile's own core.
+        core and of `margin` pixels around it determine them. `shown`: see `part_fragments`.
         """
         parts, owners = self._parts(maps, core, shape)
-        classes = maps.classes[core.relative_to(maps.seen).slices]
-        if shown is not None:
-            owners, classes = (
-                np.where(shown.valid, owners[shown.nearest], 0),
-                classes[shown.nearest],
-            )
-        return part_fragments(parts, owners, np.ascontiguousarray(classes), self.min_size)
+        return part_fragments(parts, owners, maps, self.min_size, shown)
 
     def whole(self, classes: NDArray[np.float32], vectors: NDArray[np.float32]) -> Fragments:
         """The objects of a whole image (y, x, class) and (y, x, 2)."""

@@ -5,15 +5,18 @@ end together are one object (`segcore.objects.flow`). This is exact under tiling
 size: walks are short, the network is exact (`segcore.segmenters.network`), and the places where
 pixels end are joined over tiles as connected parts (`segcore.objects.arrivals`).
 
-`maskloom train` makes such networks with `labels: {kind: instances, target: flow}`; `nuclei` is
-one.
+A network without vectors may have a class for the border around objects instead: the parts inside
+are the objects, and grow back into it (`segcore.objects.borders`).
+
+`maskloom train` makes such networks with `labels: {kind: instances, target: flow}`, or with
+`border` and `outline` in place of `target`.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from maskloom.segcore.deep.inference.files.weights import file_name
@@ -22,7 +25,9 @@ from maskloom.segcore.geometry import Box, wider
 from maskloom.segcore.models.planes import PLANAR, fragment_by_plane, join_by_plane
 from maskloom.segcore.models.protocols import MODELS, SEGMENTERS, Exactness, caution_of
 from maskloom.segcore.models.rescaled import FARTHEST, Rescaled, pixel_sides
-from maskloom.segcore.objects.flow import DEFAULT_STEPS, FlowRule, Maps, Shown
+from maskloom.segcore.objects.arrivals import Maps, Shown
+from maskloom.segcore.objects.borders import BorderRule
+from maskloom.segcore.objects.flow import DEFAULT_STEPS, FlowRule
 from maskloom.segcore.segmenters.network import Network, NetworkModel
 
 if TYPE_CHECKING:
@@ -32,6 +37,7 @@ if TYPE_CHECKING:
     from maskloom.segcore.models.protocols import Requirements
     from maskloom.segcore.raster.spec import Block, RasterSpec
 
+_BORDER, _MOST_GROWTH = "border", 50
 _LEAST_STEPS, _MOST_STEPS, _MOST_OWN_STEPS = 8, 1000, 200
 # Classes, vectors, foreground, ends, counts, sinks and parts.
 _BYTES_PER_PIXEL = 48
@@ -55,6 +61,10 @@ class Instances(Network):
     """
     min_size: int = 20
     """Objects with fewer pixels become background."""
+    border: str | None = None
+    """Of a network without vectors: name of the class around objects. None: `border`."""
+    grow: int = 3
+    """Of a network without vectors: pixels by which objects grow back into their border."""
 
     units: ClassVar[str] = Network.units
     volumes: ClassVar[str] = PLANAR
@@ -80,6 +90,8 @@ class Instances(Network):
             raise ValueError(
                 f"min_size: expected a number of pixels from 1 on; got {self.min_size}"
             )
+        if not 1 <= self.grow <= _MOST_GROWTH:
+            raise ValueError(f"grow: expected 1 to {_MOST_GROWTH} pixels; got {self.grow}")
 
     def start(self) -> InstancesModel:  # type: ignore[override]
         """The model. Raises `WeightsError` if the file is not such a network, `RecipeError` if
@@ -88,13 +100,26 @@ class Instances(Network):
         network = Network.start(self)
         card = _inner_of(network).card
         if card.vectors == 0:
+            return InstancesModel(network, None, self._borders(network.classes, card))
+        if self.border is not None:
             raise RecipeError(
-                f"weights: {file_name(self.weights)} gives classes only; instances needs a network "
-                "with vectors, trained with labels: {kind: instances, target: flow}. Put "
-                f"`watershed` around {card.kind}, or give other weights."
+                f"border: {file_name(self.weights)} has vectors, which need no border. Leave "
+                "it out."
             )
-        rule = FlowRule(float(self.threshold), self._steps(card), self.min_size)
-        return InstancesModel(network, rule)
+        return InstancesModel(
+            network, FlowRule(float(self.threshold), self._steps(card), self.min_size), None
+        )
+
+    def _borders(self, classes: tuple[str, ...], card: Card) -> BorderRule:
+        name, others = self.border or _BORDER, classes[1:]
+        if name not in others or len(others) < 2:
+            raise RecipeError(
+                f"weights: {file_name(self.weights)} has neither vectors nor a class {name!r} "
+                f"beside objects; its classes are {', '.join(classes)}. Train it with labels: "
+                "{kind: instances, target: flow}, name the class around objects in `border`, or "
+                f"put `watershed` around {card.kind}."
+            )
+        return BorderRule(classes.index(name), self.grow, self.min_size)
 
     def _steps(self, card: Card) -> int:
         """The steps of the recipe, or those that the largest object of training needs."""
@@ -111,15 +136,25 @@ class Instances(Network):
 @MODELS.register("instances")
 @dataclass(frozen=True, slots=True)
 class InstancesModel:
-    """A network of classes and vectors, and how its pixels become objects."""
+    """A network of classes, and how its pixels become objects: by vectors, or by a border."""
 
     network: NetworkModel | Rescaled
-    rule: FlowRule
+    flow: FlowRule | None
+    borders: BorderRule | None
+
+    @property
+    def rule(self) -> FlowRule | BorderRule:
+        """How pixels become objects."""
+        rule = self.flow or self.borders
+        assert rule is not None
+        return rule
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Those of the network; the first is the background."""
-        return self.network.classes
+        """Those of the network but the border; the first is the background."""
+        names = self.network.classes
+        border = None if self.borders is None else self.borders.border
+        return tuple(name for i, name in enumerate(names) if i != border)
 
     @property
     def exactness(self) -> Exactness:
@@ -180,12 +215,7 @@ class InstancesModel:
 
     def provenance(self) -> Mapping[str, Any]:
         """The network's, and how pixels become objects."""
-        return {
-            **self.network.provenance(),
-            "threshold": self.rule.threshold,
-            "steps": self.rule.steps,
-            "min_size": self.rule.min_size,
-        }
+        return {**self.network.provenance(), **asdict(self.rule)}
 
     @property
     def _inner(self) -> NetworkModel:

@@ -146,6 +146,20 @@ def test_an_engine_is_selected(weights):
     check.check_tiling(recipe, PICTURE, (50, 70))
 
 
+def test_a_class_around_objects_stands_in_for_vectors(weights, tmp_path):
+    names = ("background", "round", "border", "long", "other")
+    other = with_card(weights, tmp_path, vectors=0, classes=names)
+    recipe = Instances(other, **EXACTLY)
+    assert recipe.start().classes == ("background", "round", "long", "other")
+    check.check_tiling(recipe, PICTURE, (50, 70))
+    check.check_values(recipe, PICTURE)
+    assert Instances(other, border="other").start().borders.border == 4
+    with pytest.raises(RecipeError, match="edge"):
+        Instances(other, border="edge").start()
+    with pytest.raises(RecipeError, match="need no border"):
+        Instances(weights, border="round").start()
+
+
 def test_steps_follow_the_largest_object_of_training(weights, tmp_path):
     assert Instances(weights).start().rule.steps == 40
     for side, steps in ((30, 40), (90, 90), (900, 200)):
