@@ -15,7 +15,6 @@ from pathlib import Path
 
 import psutil
 
-
 STARTED: list[subprocess.Popen[str]] = []
 """Servers of this process: to forget one that runs is a warning, and so a failure."""
 
