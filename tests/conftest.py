@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import json
 import os
 import sys
-from functools import partial
 
 import hypothesis
 import pytest
+import typer.testing
 from shared_support import once, serve
 
 # No deadline: a busy machine is not a defect, and pytest-timeout catches tests that hang. A failure
@@ -25,6 +26,11 @@ hypothesis.settings.register_profile(
     "nightly", hypothesis.settings.get_profile("ci"), max_examples=200
 )
 hypothesis.settings.load_profile("ci")
+
+# What every test would do again: build the commands from their signatures, and wait for the disk.
+# No test of this process cuts the power, and the drills run commands in processes of their own.
+typer.testing._get_command = functools.cache(typer.main.get_command)
+os.fsync = lambda file: None
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -63,7 +69,7 @@ def two_workers(tmp_path_factory):
     """The `cluster` section for two worker processes, shared by all tests: to start them takes
     seconds.
     """
-    address = once(tmp_path_factory, "cluster", partial(serve, "dask"))
+    address = once(tmp_path_factory, "cluster", functools.partial(serve, "dask"))
     return json.dumps({"kind": "address", "address": address})
 
 
@@ -71,7 +77,7 @@ def two_workers(tmp_path_factory):
 def s3_server(tmp_path_factory):
     """moto's server process, shared by all tests, with its credentials in the environment."""
     settings = {
-        "AWS_ENDPOINT_URL": once(tmp_path_factory, "s3", partial(serve, "s3")),
+        "AWS_ENDPOINT_URL": once(tmp_path_factory, "s3", functools.partial(serve, "s3")),
         "AWS_ACCESS_KEY_ID": "test",
         "AWS_SECRET_ACCESS_KEY": "test",
         "AWS_DEFAULT_REGION": "us-east-1",
