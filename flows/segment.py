@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import logging
+import functools
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -445,7 +446,9 @@ def _class_names(settings: RunSettings) -> tuple[str, ...]:
     return model.expected_classes if isinstance(model, Fitter) else model.classes
 
 
+@functools.cache
 def _versions() -> dict[str, Any]:
+    # The metadata of a distribution are read and parsed each time.
     found = {}
     for library in _LIBRARIES:
         try:
