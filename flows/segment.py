@@ -10,11 +10,10 @@ from __future__ import annotations
 
 import json
 import logging
-import functools
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cache, partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -446,7 +445,7 @@ def _class_names(settings: RunSettings) -> tuple[str, ...]:
     return model.expected_classes if isinstance(model, Fitter) else model.classes
 
 
-@functools.cache
+@cache
 def _versions() -> dict[str, Any]:
     # The metadata of a distribution are read and parsed each time.
     found = {}
