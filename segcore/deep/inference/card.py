@@ -230,7 +230,8 @@ class Card:
     """Colours of classes in masks, by name, as `#rrggbb`. They decide no label."""
     about: Mapping[str, Any] = field(default_factory=dict, compare=False)
     """Provenance: data and their digest, licence, epochs, metrics, versions. Informative only,
-    except for `bands`, for `largest_object`, which sets the halo of `mask_rcnn`, and for `shares`.
+    except for `bands`, for `largest_object`, which sets the halo of `mask_rcnn`, and for `shares`
+    and `sizes`, of which warnings speak.
     """
 
     def __post_init__(self) -> None:
@@ -305,7 +306,18 @@ class Card:
 
         A range is (least, greatest), as fractions. None: unknown.
         """
-        recorded = self.about.get("shares")
+        return self._ranges("shares")
+
+    @property
+    def sizes(self) -> tuple[tuple[float, float] | None, ...]:
+        """Range of the median size of the objects of each class in a training image, by class id.
+
+        A range is (least, greatest), in pixels. None: unknown.
+        """
+        return self._ranges("sizes")
+
+    def _ranges(self, of: str) -> tuple[tuple[float, float] | None, ...]:
+        recorded = self.about.get(of)
         known = recorded if isinstance(recorded, Mapping) else {}
         return tuple(_range(known.get(name)) for name in self.classes)
 
@@ -334,6 +346,27 @@ class Card:
             return None
         return (
             f"{weights} may not suit this kind of image: {', '.join(unusual)}. Look at the preview"
+        )
+
+    def caution_of_sizes(
+        self, weights: str, classes: Sequence[str], sizes: Mapping[str, float]
+    ) -> str | None:
+        """Warn if the median size of the objects of a class in an image lies outside the range seen
+        in training.
+
+        `weights` is the name shown to the user, `sizes` maps class names to pixels. Returns None if
+        the sizes were seen in training.
+        """
+        unusual = [
+            f"{name} {sizes[name]:.6g} pixels (in training {seen[0]:.6g} to {seen[1]:.6g})"
+            for name, seen in zip(classes, self.sizes, strict=False)
+            if name in sizes and seen is not None and not seen[0] <= sizes[name] <= seen[1]
+        ]
+        if not unusual:
+            return None
+        return (
+            f"{weights} may not suit objects of this size: the median is {', '.join(unusual)}. "
+            "Look at the preview"
         )
 
     @property
