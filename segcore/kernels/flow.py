@@ -52,6 +52,39 @@ def count_ends(ends, counts):  # type: ignore[no-untyped-def]
 
 
 @strict_njit
+def offsets(ranks, empty, vectors):  # type: ignore[no-untyped-def]
+    """Write the offset of each pixel (y, x) from the mean place of the pixels of its rank, along x
+    and y (y, x, 2), divided by the greatest offset to that side. Ranks that are `empty` keep what
+    is there.
+    """
+    height, width = ranks.shape
+    count = np.zeros(empty.size, np.int64)
+    middle = np.zeros((empty.size, 2))
+    for y in range(height):
+        for x in range(width):
+            rank = ranks[y, x]
+            count[rank] += 1
+            middle[rank, 0] += x
+            middle[rank, 1] += y
+    least, most = np.zeros((empty.size, 2)), np.zeros((empty.size, 2))
+    for y in range(height):
+        for x in range(width):
+            rank = ranks[y, x]
+            for axis, at in enumerate((x, y)):
+                offset = at - middle[rank, axis] / count[rank]
+                least[rank, axis] = min(least[rank, axis], offset)
+                most[rank, axis] = max(most[rank, axis], offset)
+    for y in range(height):
+        for x in range(width):
+            rank = ranks[y, x]
+            for axis, at in enumerate((x, y)):
+                offset = at - middle[rank, axis] / count[rank]
+                reach = most[rank, axis] if offset > 0 else -least[rank, axis]
+                if reach > 0 and not empty[rank]:
+                    vectors[y, x, axis] = offset / reach
+
+
+@strict_njit
 def sum_votes(owners, classes, quanta, sizes, votes):  # type: ignore[no-untyped-def]
     """Add the pixels of each owner from 1 on to `sizes`, and their class scores (y, x, class) in
     whole `quanta`-ths to `votes` (owner, class).

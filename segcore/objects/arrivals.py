@@ -56,13 +56,13 @@ class Tally:
     @property
     def class_of(self) -> NDArray[np.uint16]:
         """The class of each object, not the background; the first of equals."""
-        return (self.votes[:, 1:].argmax(axis=1) + 1).astype(np.uint16)
+        return np.asarray(self.votes[:, 1:].argmax(axis=1) + 1, np.uint16)
 
     @property
     def scores(self) -> NDArray[np.float32]:
         """The mean score of all classes but the background, over the pixels of each object."""
         background = self.votes[:, 0] / np.maximum(self.sizes * QUANTA, 1)
-        return (1 - background).astype(np.float32)
+        return np.asarray(1 - background, np.float32)
 
     def __getitem__(self, chosen: NDArray[np.integer]) -> Tally:
         return Tally(self.sizes[chosen], self.votes[chosen])

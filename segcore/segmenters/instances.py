@@ -1,7 +1,7 @@
 """Instances: objects that touch, from a network that gives each pixel a class and a vector.
 
 The vector points away from the middle of the pixel's object; pixels walk against it, and those that
-end together are one object (`segcore.methods.flow`). This is exact under tiling for objects of any
+end together are one object (`segcore.objects.flow`). This is exact under tiling for objects of any
 size: walks are short, the network is exact (`segcore.segmenters.network`), and the places where
 pixels end are joined over tiles as connected parts (`segcore.objects.arrivals`).
 
@@ -15,25 +15,23 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import numpy as np
-
 from maskloom.segcore.deep.inference.files.weights import file_name
 from maskloom.segcore.errors import RecipeError
 from maskloom.segcore.geometry import Box, wider
-from maskloom.segcore.methods.flow import Walk
 from maskloom.segcore.models.planes import PLANAR, fragment_by_plane, join_by_plane
 from maskloom.segcore.models.protocols import MODELS, SEGMENTERS, Exactness, caution_of
 from maskloom.segcore.models.rescaled import Rescaled
-from maskloom.segcore.objects.arrivals import join_parts, part_fragments
+from maskloom.segcore.objects.flow import DEFAULT_STEPS, FlowRule, Maps
 from maskloom.segcore.segmenters.network import Network, NetworkModel
 
 if TYPE_CHECKING:
+    from maskloom.segcore.deep.inference.card import Card
     from maskloom.segcore.geometry import Grid
     from maskloom.segcore.models.fragments import Equivalences, Fragments, TileBoundary
     from maskloom.segcore.models.protocols import Requirements
     from maskloom.segcore.raster.spec import Block, RasterSpec
 
-_MOST_STEPS = 1000
+_MOST_STEPS, _MOST_OWN_STEPS = 1000, 200
 # Classes, vectors, foreground, ends, counts, sinks and parts.
 _BYTES_PER_PIXEL = 48
 
@@ -47,9 +45,10 @@ class Instances(Network):
 
     threshold: float = 0.5
     """Least probability of all classes but the background, of a pixel that belongs to an object."""
-    steps: int = 40
-    """Steps of half a pixel that pixels walk to the middle of their object. 40 suit objects up to
-    about 80 pixels across; larger ones need more, and tiles then read more around them.
+    steps: int | None = None
+    """Steps of half a pixel that pixels walk to the middle of their object: about as many as the
+    largest object is pixels wide. Tiles read one and a half pixels more around them for each. None:
+    enough for the largest object in training, 40 to 200.
     """
     min_size: int = 20
     """Objects with fewer pixels become background."""
@@ -72,7 +71,7 @@ class Instances(Network):
         Network.__post_init__(self)
         if not 0 < self.threshold < 1:
             raise ValueError(f"threshold: expected a number between 0 and 1; got {self.threshold}")
-        if not 1 <= self.steps <= _MOST_STEPS:
+        if self.steps is not None and not 1 <= self.steps <= _MOST_STEPS:
             raise ValueError(f"steps: expected 1 to {_MOST_STEPS}; got {self.steps}")
         if self.min_size < 1:
             raise ValueError(
@@ -92,7 +91,19 @@ class Instances(Network):
                 "with vectors, trained with labels: {kind: instances, target: flow}. Put "
                 f"`watershed` around {model.card.kind}, or give other weights."
             )
-        return InstancesModel(model, float(self.threshold), Walk(self.steps), self.min_size)
+        rule = FlowRule(float(self.threshold), self._steps(model.card), self.min_size)
+        return InstancesModel(model, rule)
+
+    def _steps(self, card: Card) -> int:
+        """The steps of the recipe, or those that the largest object of training needs."""
+        if self.steps is not None:
+            return self.steps
+        side = card.about.get("largest_object", 0)
+        return (
+            max(DEFAULT_STEPS, min(side, _MOST_OWN_STEPS))
+            if isinstance(side, int)
+            else DEFAULT_STEPS
+        )
 
 
 @MODELS.register("instances")
@@ -101,9 +112,7 @@ class InstancesModel:
     """A network of classes and vectors, and how its pixels become objects."""
 
     network: NetworkModel
-    threshold: float
-    walk: Walk
-    min_size: int
+    rule: FlowRule
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -121,7 +130,7 @@ class InstancesModel:
         inner = self.network.requirements
         return replace(
             inner,
-            halo=wider(inner.halo, self.walk.margin),
+            halo=wider(inner.halo, self.rule.margin),
             bytes_per_pixel=inner.bytes_per_pixel + _BYTES_PER_PIXEL + 4 * len(self.classes),
             cost=inner.cost + 10,
         )
@@ -134,26 +143,23 @@ class InstancesModel:
     def fragment(self, block: Block) -> Fragments:
         """The objects of the block's core, as far as the block alone determines them."""
         tile, shape = block.tile, block.spec.shape
-        seen = tile.core.grow((self.walk.margin,) * 2) & Box.whole(shape)
+        seen = tile.core.grow((self.rule.margin,) * 2) & Box.whole(shape)
         classes, vectors = self.network.maps(replace(block, tile=replace(tile, core=seen)))
         valid = block.valid[seen.relative_to(tile.read).slices]
-        foreground = valid & (1 - classes[..., 0] > np.float32(self.threshold))
-        parts = self.walk.parts(foreground, vectors, seen, shape, tile.core)
-        core = np.ascontiguousarray(classes[tile.core.relative_to(seen).slices])
-        return part_fragments(parts, core, tile, shape, self.min_size)
+        return self.rule.fragment(Maps(seen, classes, vectors, valid), tile, shape)
 
     @join_by_plane
     def join(self, grid: Grid, boundaries: Sequence[TileBoundary]) -> list[Equivalences]:
         """Which fragments are one object: those whose pixels end in one part."""
-        return join_parts(grid, boundaries, self.min_size)
+        return self.rule.join(grid, boundaries)
 
     def provenance(self) -> Mapping[str, Any]:
         """The network's, and how pixels become objects."""
         return {
             **self.network.provenance(),
-            "threshold": self.threshold,
-            "steps": self.walk.steps,
-            "min_size": self.min_size,
+            "threshold": self.rule.threshold,
+            "steps": self.rule.steps,
+            "min_size": self.rule.min_size,
         }
 
     def caution(self, spec: RasterSpec, shares: Mapping[str, float]) -> str | None:

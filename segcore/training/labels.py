@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 
 import numpy as np
 
@@ -30,6 +30,7 @@ VOID, UNKNOWN = 255, 254
 """`label_mapping.VOID` and `UNKNOWN`, -1 and -2, in 8 bits."""
 _HEXADECIMAL = re.compile(r"#?[0-9A-Fa-f]{6}")
 Void = tuple[int, ...] | int | Literal["rest"]
+Target = Literal["classes", "flow"]
 LABELS: Registry[type[LabelKind]] = Registry("kind of labels")
 
 
@@ -142,9 +143,14 @@ class Instances:
     """Largest distance in pixels of a border pixel to both objects."""
     void: tuple[int, ...] | int = ()
     """Values that mean "not labelled"."""
+    target: Target = "classes"
+    """What networks for pixels learn. `classes`: the class of each pixel. `flow`: also its offset
+    from the middle of its object, by which the segmenter `instances` keeps touching objects apart.
+    """
 
     def __post_init__(self) -> None:
         _require_reach(self.reach)
+        _require_one_way(self.target, self.border)
 
     def decoder(self, classes: Sequence[str]) -> LabelDecoder:
         """The decoder for these classes."""
@@ -202,6 +208,10 @@ class Polygons:
     """Class for the pixels where two objects nearly touch, as in `instances`."""
     reach: int = 2
     """Largest distance in pixels of a border pixel to both objects."""
+    target: Target = "classes"
+    """What networks for pixels learn: `classes` or, if polygons are objects, `flow`, as in
+    `instances`.
+    """
     image: str = ""
     """Attribute that names the image of a polygon. Default: a file with the name of an image
     belongs to it, any other to all images, by place.
@@ -215,6 +225,9 @@ class Polygons:
         _require_reach(self.reach)
         if self.border is not None and not self.objects:
             raise ValueError("border: borders are those of objects; set objects: true")
+        if self.target == "flow" and not self.objects:
+            raise ValueError("target: flow leads to the middles of objects; set objects: true")
+        _require_one_way(self.target, self.border)
 
     def rules(self, classes: Sequence[str]) -> PolygonRules:
         """What the polygons mean for these classes. Raises `RecipeError`."""
@@ -282,6 +295,13 @@ def _require_all(named: Iterable[str], classes: Sequence[str], key: str) -> None
 def _require_reach(reach: int) -> None:
     if not 1 <= reach <= 50:
         raise ValueError(f"reach: expected 1 to 50 pixels; got {reach}")
+
+
+def _require_one_way(target: Target, border: str | None) -> None:
+    if target not in get_args(Target):
+        raise ValueError(f"target: expected {' or '.join(get_args(Target))}; got {target!r}")
+    if target == "flow" and border is not None:
+        raise ValueError("border: the target flow keeps objects apart without it; remove one")
 
 
 def _colour(text: str) -> int:

@@ -4,7 +4,7 @@ of the classes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -132,6 +132,11 @@ class SemanticTask:
         """Name of the score."""
         return "mean IoU"
 
+    def network(self) -> Any:
+        """The network to train."""
+        setup = self.setup
+        return setup.recipe.network.build(setup.channels, len(setup.recipe.classes))
+
     def trainer(self, model: Any) -> Any:
         """The network up to its logits, and the loss."""
         import keras
@@ -151,6 +156,18 @@ class SemanticTask:
         """IoU of all classes, and the mean cross-entropy of labelled pixels; with all windows, the
         calibration of the scores too.
         """
+        return self._measured(trainer, most, on_progress)
+
+    def _measured(
+        self,
+        trainer: Any,
+        most: int | None,
+        on_progress: OnProgress,
+        observe: Callable[[int, Box, NDArray[np.float32]], None] | None = None,
+    ) -> MeasuredEpoch:
+        """As `measure`; `observe` gets each image's number, window, and output of the network,
+        which begins with the logits of the classes.
+        """
         setup = self.setup
         windows = [
             (number, *both) for number in setup.validation for both in self._sliding_windows(number)
@@ -162,9 +179,12 @@ class SemanticTask:
         sample = _Sample(max(1, min(_SAMPLED, _SAMPLED_SCORES // classes) // max(1, len(windows))))
         for start in range(0, len(windows), size):
             some = windows[start : start + size]
-            for (_, box, counted), labels, logits in zip(
+            for (number, box, counted), labels, output in zip(
                 some, *self._predict(trainer, some), strict=True
             ):
+                if observe is not None:
+                    observe(number, box, output)
+                logits = output[..., :classes]
                 cut = counted.relative_to(setup.patch_shape.output(box)).slices
                 known = labels[cut] < classes
                 truth = np.where(known, labels[cut].astype(np.int64), label_mapping.VOID)
@@ -185,10 +205,13 @@ class SemanticTask:
 
     def card(self, model: Any, sha256: str, about: Mapping[str, Any]) -> Card:
         """The card of the network, with its receptive field and stride as measured."""
+        return self._card(model, sha256, about)
+
+    def _card(self, model: Any, sha256: str, about: Mapping[str, Any], vectors: int = 0) -> Card:
         from maskloom.segcore.deep.inference.files.examine import card_of_model
 
-        recipe = self.setup.recipe
-        return card_of_model(model, recipe.kind, recipe.classes, self.setup.scaling, sha256, about)
+        recipe, scaling = self.setup.recipe, self.setup.scaling
+        return card_of_model(model, recipe.kind, recipe.classes, scaling, sha256, about, vectors)
 
     def examples(self, trainer: Any) -> list[Example]:
         """The middles of some validation images; of volumes, those of their middle planes."""

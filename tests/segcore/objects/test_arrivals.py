@@ -14,10 +14,9 @@ from hypothesis import strategies as st
 from scipy import ndimage
 
 from maskloom.segcore.geometry import Grid
-from maskloom.segcore.methods.flow import LEAST_ARRIVALS, RATE, Walk
 from maskloom.segcore.models.fragments import Equivalences, Fragments, TileBoundary
 from maskloom.segcore.models.protocols import Exactness, Requirements
-from maskloom.segcore.objects.arrivals import join_parts, part_fragments
+from maskloom.segcore.objects.flow import LEAST_ARRIVALS, RATE, FlowRule, Maps
 from maskloom.segcore.raster.spec import Block, RasterSpec
 from maskloom.segcore.testing.segmenters import Picture, object_mask
 
@@ -28,45 +27,41 @@ CLASSES = ("background", "round", "long")
 class Shown:
     """A segmenter whose images are maps: scores of the classes, then x and y."""
 
-    steps: int
-    min_size: int = 1
-    threshold: float = 0.5
+    rule: FlowRule
     classes: tuple[str, ...] = CLASSES
     exactness: Exactness = Exactness.EXACT
 
     @property
     def requirements(self) -> Requirements:
-        return Requirements(Walk(self.steps).margin)
+        return Requirements(self.rule.margin)
 
     def select(self, spec: RasterSpec) -> RasterSpec:
         return spec
 
     def fragment(self, block: Block) -> Fragments:
-        maps = block.pixels
-        classes = np.ascontiguousarray(maps[..., : len(self.classes)])
-        foreground = block.valid & (1 - classes[..., 0] > self.threshold)
-        tile, shape = block.tile, block.spec.shape
-        vectors = np.ascontiguousarray(maps[..., len(self.classes) :])
-        parts = Walk(self.steps).parts(foreground, vectors, tile.read, shape, tile.core)
-        core = np.ascontiguousarray(tile.trim(classes))
-        return part_fragments(parts, core, tile, shape, self.min_size)
+        count = len(self.classes)
+        classes, vectors = (
+            np.ascontiguousarray(part) for part in np.split(block.pixels, [count], axis=-1)
+        )
+        maps = Maps(block.tile.read, classes, vectors, block.valid)
+        return self.rule.fragment(maps, block.tile, block.spec.shape)
 
     def join(self, grid: Grid, boundaries: Sequence[TileBoundary]) -> list[Equivalences]:
-        return join_parts(grid, boundaries, self.min_size)
+        return self.rule.join(grid, boundaries)
 
     def provenance(self) -> Mapping[str, object]:
         return {}
 
 
-def expected_objects(maps: np.ndarray, valid: np.ndarray, model: Shown) -> np.ndarray:
+def expected_objects(maps: np.ndarray, valid: np.ndarray, rule: FlowRule) -> np.ndarray:
     """The objects of the whole image, by other means: all pixels walk at once, and each object is
     painted alone.
     """
     scores, vectors = maps[..., :-2].astype(float), maps[..., -2:].astype(float)
-    foreground = valid & (1 - maps[..., 0] > model.threshold)
+    foreground = valid & (1 - maps[..., 0] > rule.threshold)
     start = np.argwhere(foreground).T
     moved, most = np.zeros(start.shape), np.array(valid.shape)[:, None] - 1
-    for _ in range(model.steps):
+    for _ in range(rule.steps):
         here = np.floor(start + moved + 0.5).astype(int)
         step = vectors[here[0], here[1]][:, ::-1].T
         length = np.sqrt(step[1] * step[1] + step[0] * step[0])
@@ -83,7 +78,7 @@ def expected_objects(maps: np.ndarray, valid: np.ndarray, model: Shown) -> np.nd
     names, firsts = np.unique(owners, return_index=True)
     for name in names[np.argsort(firsts)]:
         pixels = owners == name
-        if name > 0 and pixels.sum() >= model.min_size:
+        if name > 0 and pixels.sum() >= rule.min_size:
             out[pixels] = out.max() + 1
             classes[pixels] = 1 + scores[pixels].sum(axis=0)[1:].argmax()
     return np.stack([out, classes])
@@ -129,20 +124,20 @@ KINDS = ("noise", "ridge", "middles")
 def test_objects_of_any_size_are_those_of_the_whole_image(shape, tile, kind, steps, min_size, seed):
     # Tiles of a few pixels take long and meet the same seams as larger ones.
     tile = tuple(max(side, n // 8) for side, n in zip(tile, shape, strict=True))
-    maps, model = maps_of(shape, kind, seed), Shown(steps, min_size)
+    maps, rule = maps_of(shape, kind, seed), FlowRule(0.5, steps, min_size)
     valid = np.random.default_rng(seed).random(shape) < (0.95 if seed % 3 == 0 else 2)
-    expected = expected_objects(maps, valid, model)
+    expected = expected_objects(maps, valid, rule)
     for sides in (None, tile):
-        ids, classes = object_mask(model, Picture(maps, valid), sides)
+        ids, classes = object_mask(Shown(rule), Picture(maps, valid), sides)
         assert np.array_equal(ids, expected[0])
         assert np.array_equal(classes, expected[1])
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_object_has_one_score_in_all_tiles(kind):
-    shape, model = (40, 50), Shown(8, 5)
+    shape, rule = (40, 50), FlowRule(0.5, 8, 5)
     maps, valid = maps_of(shape, kind, 4), np.ones((40, 50), bool)
-    grid = Grid(shape, (16, 16), model.requirements.halo)
+    model, grid = Shown(rule), Grid(shape, (16, 16), rule.margin)
     found = [model.fragment(block) for block in Picture(maps, valid).blocks(model, (16, 16))]
     scores = np.zeros(shape, np.float32)
     joined = model.join(grid, [each.boundary for each in found])
@@ -150,7 +145,7 @@ def test_an_object_has_one_score_in_all_tiles(kind):
         score_of = each.score_of.copy()
         score_of[joins.fragments] = np.where(joins.groups > 0, joins.score_of, 0)
         scores[tile.core.slices] = score_of[each.values]
-    ids, _ = expected_objects(maps, valid, model)
+    ids, _ = expected_objects(maps, valid, rule)
     assert ids.max() > 0
     for number in range(ids.max() + 1):
         mean = (1 - maps[..., 0].astype(float))[ids == number].mean() if number else 0
@@ -159,6 +154,8 @@ def test_an_object_has_one_score_in_all_tiles(kind):
 
 def test_the_ridge_is_larger_than_what_a_tile_reads():
     shape = (40, 60)
-    ids, _ = object_mask(Shown(8), Picture(maps_of(shape, "ridge", 0), np.ones(shape, bool)))
+    ids, _ = object_mask(
+        Shown(FlowRule(0.5, 8)), Picture(maps_of(shape, "ridge", 0), np.ones(shape, bool))
+    )
     columns = np.flatnonzero((ids == np.bincount(ids[ids > 0]).argmax()).any(axis=0))
-    assert np.ptp(columns) > 2 * Walk(8).margin
+    assert np.ptp(columns) > 2 * FlowRule(0.5, 8).margin
