@@ -4,10 +4,10 @@
 
 Images and labels (one number a nucleus, the same names) are linked below FOLDER under names that
 tell their kind and group, such as `stained-017-0a1b2c.webp`. Kinds are fluorescence, brightfield,
-and stained. A group holds images of one size and kind that look nearly alike, as neighbouring fields of
-one slide do: brightness, colour and noise differ little from one to the next. Groups stay together
-when images are left out (`group` of `split`), so that a network is measured on images unlike those
-that it has seen.
+and stained. A group holds images of one size and kind that look nearly alike, as neighbouring
+fields of one slide do: brightness, colour and noise differ little from one to the next. Groups stay
+together when images are left out (`group` of `split`), so that a network is measured on images
+unlike those that it has seen.
 """
 
 from __future__ import annotations
@@ -78,4 +78,4 @@ def arrange(images: Path, labels: Path, folder: Path) -> dict[str, int]:
 
 if __name__ == "__main__":
     for name, count in arrange(*map(Path, sys.argv[1:4])).items():
-        print(f"{count:5} {name}")
+        sys.stdout.write(f"{count:5} {name}\n")
