@@ -410,11 +410,8 @@ def _of_target(fs: Any, link: Mapping[str, Any]) -> Mapping[str, Any]:
     """What a local store says of the file that a link names, whose version workers compare: fsspec
     gives the time of the link. Of links to anything else, what it says of the link.
     """
-    with contextlib.suppress(OSError):
-        found = info_of(fs, link["name"])
-        if found["type"] == "file":
-            return found
-    return link
+    found = info_of(fs, link["name"])
+    return found if found.get("type") == "file" else link
 
 
 def _is_sniffed(name: str) -> bool:
