@@ -306,7 +306,7 @@ class Card:
 
         A range is (least, greatest), as fractions. None: unknown.
         """
-        return self._ranges("shares")
+        return self._ranges("shares", 1.0)
 
     @property
     def sizes(self) -> tuple[tuple[float, float] | None, ...]:
@@ -314,12 +314,12 @@ class Card:
 
         A range is (least, greatest), in pixels. None: unknown.
         """
-        return self._ranges("sizes")
+        return self._ranges("sizes", _GREATEST)
 
-    def _ranges(self, of: str) -> tuple[tuple[float, float] | None, ...]:
+    def _ranges(self, of: str, most: float) -> tuple[tuple[float, float] | None, ...]:
         recorded = self.about.get(of)
         known = recorded if isinstance(recorded, Mapping) else {}
-        return tuple(_range(known.get(name)) for name in self.classes)
+        return tuple(_range(known.get(name), most) for name in self.classes)
 
     def caution(
         self, weights: str, classes: Sequence[str], shares: Mapping[str, float]
@@ -437,17 +437,16 @@ def card_name(weights: str) -> str:
     return (stem if dot and "/" not in suffix else weights) + _SUFFIX
 
 
-def _range(recorded: object) -> tuple[float, float] | None:
-    """Two ascending fractions; None for anything else."""
+def _range(recorded: object, most: float) -> tuple[float, float] | None:
+    """Two ascending numbers from 0 to `most`; None for anything else."""
     if (
         not isinstance(recorded, list | tuple)
         or len(recorded) != 2
-        or not all(isinstance(share, int | float) for share in recorded)
+        or not all(isinstance(value, int | float) for value in recorded)
     ):
         return None
-    return (
-        (float(recorded[0]), float(recorded[1])) if 0 <= recorded[0] <= recorded[1] <= 1 else None
-    )
+    least, greatest = map(float, recorded)
+    return (least, greatest) if 0 <= least <= greatest <= most else None
 
 
 def _check_count(name: str, value: object, least: int, most: int) -> None:
