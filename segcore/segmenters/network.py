@@ -78,7 +78,7 @@ class Network:
 
     weights: WeightsLocation
     """The file, relative to the recipe, or the name of weights that come with maskloom: `nuclei`,
-    for fluorescence micrographs. On stained tissue (such as H&E) it finds tissue, not nuclei.
+    for nuclei in micrographs. It is best on fluorescence; in stained tissue (H&E) it misses more.
     """
     bands: tuple[int, ...] | None = None
     """Input bands of the network in order, counted from 1. None: those of its training; a network
@@ -242,7 +242,7 @@ class Unet(Network):
 
     use_when: ClassVar[str] = (
         "classes are known by shape and texture, and you have labelled some images; `weights: "
-        "nuclei` for nuclei in fluorescence images"
+        "nuclei` for the pixels of nuclei in micrographs"
     )
     not_when: ClassVar[str] = "there are no labels, or a threshold does"
     reference: ClassVar[str] = (
