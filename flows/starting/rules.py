@@ -187,7 +187,7 @@ def _fluorescence(_: Sequence[Seen]) -> Iterator[Line]:
         },
         (
             "bright spots on a dark ground: nuclei, split where they touch, one row each",
-            "segmenter:         # the network in the box: slower; better on dim and touching nuclei",
+            "segmenter:        # the network in the box: slower; better on dim and touching nuclei",
             "  {kind: instances, weights: nuclei, min_size: 30}",
         ),
         {

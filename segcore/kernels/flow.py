@@ -85,6 +85,26 @@ def offsets(ranks, empty, vectors):  # type: ignore[no-untyped-def]
 
 
 @strict_njit
+def grow_into(parts, border, reach, grown):  # type: ignore[no-untyped-def]
+    """Write the parts (y, x), and for pixels of the border the nearest part within `reach` rows and
+    columns, the first of equals in C order; 0 if there is none.
+    """
+    height, width = parts.shape
+    for y in range(height):
+        for x in range(width):
+            grown[y, x] = parts[y, x]
+            if parts[y, x] > 0 or not border[y, x]:
+                continue
+            least = 2 * reach * reach + 1
+            for row in range(max(0, y - reach), min(height, y + reach + 1)):
+                for column in range(max(0, x - reach), min(width, x + reach + 1)):
+                    away = (row - y) * (row - y) + (column - x) * (column - x)
+                    if parts[row, column] > 0 and away < least:
+                        least = away
+                        grown[y, x] = parts[row, column]
+
+
+@strict_njit
 def sum_votes(owners, classes, quanta, sizes, votes):  # type: ignore[no-untyped-def]
     """Add the pixels of each owner from 1 on to `sizes`, and their class scores (y, x, class) in
     whole `quanta`-ths to `votes` (owner, class).

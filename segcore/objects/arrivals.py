@@ -34,6 +34,29 @@ QUANTA = 2**16 - 1
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Maps:
+    """What a network says of the pixels of a box of an image."""
+
+    seen: Box
+    classes: NDArray[np.float32]
+    """(y, x, class): probabilities, the background first."""
+    vectors: NDArray[np.float32]
+    """(y, x, 2): x and y."""
+    valid: NDArray[np.bool_]
+    """(y, x): whether there is data."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Shown:
+    """The core of a tile whose maps are in other pixels."""
+
+    nearest: tuple[NDArray[np.int_], NDArray[np.int_]]
+    """For each pixel of the core, the index of that of the maps' core that contains its centre."""
+    valid: NDArray[np.bool_]
+    """(y, x): whether a pixel of the core has data."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Tally:
     """Pixels of some objects, and their class scores."""
 
@@ -72,26 +95,40 @@ class Tally:
 class Parts:
     """The parts that a tile knows, from 1 on."""
 
-    owners: NDArray[np.uint32]
-    """The part of each pixel of the core; 0: none."""
     numbers: NDArray[np.uint32]
     """The parts of the box `around` the core; 0: none."""
+    core: Box
     around: Box
     """The core and `reach` pixels around it, as far as the image goes."""
     reach: int
     """Pixels between a pixel and a place of its part, at most, along each axis."""
+    shape: Shape
+    """Of the image."""
 
 
 def part_fragments(
-    parts: Parts, classes: NDArray[np.float32], tile: Tile, shape: Shape, min_size: int
+    parts: Parts,
+    owners: NDArray[np.uint32],
+    maps: Maps,
+    min_size: int,
+    shown: Shown | None = None,
 ) -> Fragments:
-    """The objects of one tile of an image of this shape, from the scores (y, x, class) of its
-    core. Numbers 1 ... n are fragments, higher numbers are parts without a pixel in the core.
+    """The objects of one tile, from the part that each pixel of its core belongs to (0: none), and
+    from the scores of their classes. Numbers 1 ... n are fragments, higher numbers are parts
+    without a pixel in the core.
+
+    With `shown`, parts and maps are those of resampled pixels (`segcore.models.rescaled`), which
+    may have pixels of two tiles, and the objects have the pixels of the tile.
     """
+    classes = maps.classes[parts.core.relative_to(maps.seen).slices]
+    if shown is not None:
+        owners = np.where(shown.valid, owners[shown.nearest], np.uint32(0))
+        classes = classes[shown.nearest]
     around = parts.around
     count = int(parts.numbers.max(initial=0))
-    tally = Tally.of(parts.owners, classes, count)
-    interior = interior_of(Tile(tile.index, tile.core, around), parts.reach, shape)
+    tally = Tally.of(owners, np.ascontiguousarray(classes), count)
+    # One more than the reach, for resampled pixels of two tiles.
+    interior = interior_of(Tile((0, 0), parts.core, around), parts.reach + 1, parts.shape)
     run_length, run_value = frame_runs(parts.numbers, interior)
     seen = np.zeros(count + 1, np.bool_)
     seen[run_value] = True
@@ -108,7 +145,7 @@ def part_fragments(
     class_of, scores = kept.class_of, kept.scores
     class_of[0], scores[0] = 0, 0
     return Fragments(
-        number[parts.owners],
+        number[owners],
         class_of,
         {
             "start": np.array(around.start, np.int64),

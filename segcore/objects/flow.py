@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from maskloom.segcore.geometry import Box, Tile
-from maskloom.segcore.objects.arrivals import Parts, join_parts, part_fragments
+from maskloom.segcore.geometry import Box
+from maskloom.segcore.objects.arrivals import Maps, Parts, Shown, join_parts, part_fragments
 from maskloom.segcore.objects.components import Components
 
 if TYPE_CHECKING:
@@ -34,22 +34,7 @@ if TYPE_CHECKING:
 RATE = 0.5
 """Pixels of a step."""
 LEAST_ARRIVALS = 3
-
-
 DEFAULT_STEPS = 40
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Maps:
-    """What a network says of the pixels of a box of an image."""
-
-    seen: Box
-    classes: NDArray[np.float32]
-    """(y, x, class): probabilities, the background first."""
-    vectors: NDArray[np.float32]
-    """(y, x, 2): x and y."""
-    valid: NDArray[np.bool_]
-    """(y, x): whether there is data."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,25 +59,27 @@ class FlowRule:
         """
         return 3 * self.reach + 1
 
-    def fragment(self, maps: Maps, tile: Tile, shape: Shape) -> Fragments:
-        """The objects of a tile of an image of this shape, as far as its maps determine them: those
-        of its core and `margin` pixels around it, as far as the image goes.
+    def fragment(
+        self, maps: Maps, core: Box, shape: Shape, shown: Shown | None = None
+    ) -> Fragments:
+        """The objects of a tile with this core in an image of this shape, as far as the maps of the
+        core and of `margin` pixels around it determine them. `shown`: see `part_fragments`.
         """
-        core = tile.core.relative_to(maps.seen).slices
-        classes = np.ascontiguousarray(maps.classes[core])
-        return part_fragments(self._parts(maps, tile, shape), classes, tile, shape, self.min_size)
+        parts, owners = self._parts(maps, core, shape)
+        return part_fragments(parts, owners, maps, self.min_size, shown)
 
     def whole(self, classes: NDArray[np.float32], vectors: NDArray[np.float32]) -> Fragments:
         """The objects of a whole image (y, x, class) and (y, x, 2)."""
         shape = classes.shape[:2]
         maps = Maps(Box.whole(shape), classes, vectors, np.ones(shape, np.bool_))
-        return self.fragment(maps, Tile.whole(shape), shape)
+        return self.fragment(maps, Box.whole(shape), shape)
 
     def join(self, grid: Grid, boundaries: Sequence[TileBoundary]) -> list[Equivalences]:
         """Which fragments of all tiles are one object, from what `fragment` left of each."""
         return join_parts(grid, boundaries, self.min_size)
 
-    def _parts(self, maps: Maps, tile: Tile, shape: Shape) -> Parts:
+    def _parts(self, maps: Maps, core: Box, shape: Shape) -> tuple[Parts, NDArray[np.uint32]]:
+        """The parts around a core, and the part of each of its pixels."""
         from maskloom.segcore.kernels.flow import count_ends, walk
 
         foreground = maps.valid & (1 - maps.classes[..., 0] > np.float32(self.threshold))
@@ -103,14 +90,14 @@ class FlowRule:
         counts = np.zeros(ends.size, np.int32)
         count_ends(ends, counts)
         sinks = _widened((counts >= LEAST_ARRIVALS).reshape(ends.shape))
-        around = tile.core.grow((self.reach, self.reach)) & Box.whole(shape)
+        around = core.grow((self.reach, self.reach)) & Box.whole(shape)
         inner = around.relative_to(maps.seen).slices
         found, _ = Components((1,)).label(np.ascontiguousarray(sinks[inner]))
         parts = np.zeros(ends.shape, np.uint32)
         parts[inner] = found
-        at = ends[tile.core.relative_to(maps.seen).slices]
+        at = ends[core.relative_to(maps.seen).slices]
         owners = np.where(at >= 0, parts.ravel()[at], np.uint32(0))
-        return Parts(owners, found, around, self.reach)
+        return Parts(found, core, around, self.reach, shape), owners
 
 
 def _widened(sinks: NDArray[np.bool_]) -> NDArray[np.uint8]:

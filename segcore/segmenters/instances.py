@@ -5,23 +5,29 @@ end together are one object (`segcore.objects.flow`). This is exact under tiling
 size: walks are short, the network is exact (`segcore.segmenters.network`), and the places where
 pixels end are joined over tiles as connected parts (`segcore.objects.arrivals`).
 
-`maskloom train` makes such networks with `labels: {kind: instances, target: flow}`; `nuclei` is
-one.
+A network without vectors may have a class for the border around objects instead: the parts inside
+are the objects, and grow back into it (`segcore.objects.borders`).
+
+`maskloom train` makes such networks with `labels: {kind: instances, target: flow}`, or with
+`border` and `outline` in place of `target`.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from maskloom.segcore.deep.inference.files.weights import file_name
-from maskloom.segcore.errors import RecipeError
+from maskloom.segcore.errors import ModelMismatch, RecipeError
 from maskloom.segcore.geometry import Box, wider
 from maskloom.segcore.models.planes import PLANAR, fragment_by_plane, join_by_plane
 from maskloom.segcore.models.protocols import MODELS, SEGMENTERS, Exactness, caution_of
-from maskloom.segcore.models.rescaled import Rescaled
-from maskloom.segcore.objects.flow import DEFAULT_STEPS, FlowRule, Maps
+from maskloom.segcore.models.rescaled import FARTHEST, Rescaled, pixel_sides
+from maskloom.segcore.objects.arrivals import Maps, Shown
+from maskloom.segcore.objects.borders import BorderRule
+from maskloom.segcore.objects.flow import DEFAULT_STEPS, FlowRule
 from maskloom.segcore.segmenters.network import Network, NetworkModel
 
 if TYPE_CHECKING:
@@ -31,9 +37,12 @@ if TYPE_CHECKING:
     from maskloom.segcore.models.protocols import Requirements
     from maskloom.segcore.raster.spec import Block, RasterSpec
 
-_MOST_STEPS, _MOST_OWN_STEPS = 1000, 200
+_BORDER, _MOST_GROWTH = "border", 50
+_LEAST_STEPS, _MOST_STEPS, _MOST_OWN_STEPS = 8, 1000, 200
 # Classes, vectors, foreground, ends, counts, sinks and parts.
 _BYTES_PER_PIXEL = 48
+_COARSEST = 2.0
+"""Coarser pixels, relative to those of training, would take more memory than is stated."""
 
 
 @SEGMENTERS.register("instances")
@@ -52,6 +61,10 @@ class Instances(Network):
     """
     min_size: int = 20
     """Objects with fewer pixels become background."""
+    border: str | None = None
+    """Of a network without vectors: name of the class around objects. None: `border`."""
+    grow: int = 3
+    """Of a network without vectors: pixels by which objects grow back into their border."""
 
     units: ClassVar[str] = Network.units
     volumes: ClassVar[str] = PLANAR
@@ -71,28 +84,42 @@ class Instances(Network):
         Network.__post_init__(self)
         if not 0 < self.threshold < 1:
             raise ValueError(f"threshold: expected a number between 0 and 1; got {self.threshold}")
-        if self.steps is not None and not 1 <= self.steps <= _MOST_STEPS:
-            raise ValueError(f"steps: expected 1 to {_MOST_STEPS}; got {self.steps}")
+        if self.steps is not None and not _LEAST_STEPS <= self.steps <= _MOST_STEPS:
+            raise ValueError(f"steps: expected {_LEAST_STEPS} to {_MOST_STEPS}; got {self.steps}")
         if self.min_size < 1:
             raise ValueError(
                 f"min_size: expected a number of pixels from 1 on; got {self.min_size}"
             )
+        if not 1 <= self.grow <= _MOST_GROWTH:
+            raise ValueError(f"grow: expected 1 to {_MOST_GROWTH} pixels; got {self.grow}")
 
     def start(self) -> InstancesModel:  # type: ignore[override]
         """The model. Raises `WeightsError` if the file is not such a network, `RecipeError` if
         other settings do not fit it.
         """
         network = Network.start(self)
-        model = network.model if isinstance(network, Rescaled) else network
-        assert isinstance(model, NetworkModel)
-        if model.card.vectors == 0:
+        card = _inner_of(network).card
+        if card.vectors == 0:
+            return InstancesModel(network, None, self._borders(network.classes, card))
+        if self.border is not None:
             raise RecipeError(
-                f"weights: {file_name(self.weights)} gives classes only; instances needs a network "
-                "with vectors, trained with labels: {kind: instances, target: flow}. Put "
-                f"`watershed` around {model.card.kind}, or give other weights."
+                f"border: {file_name(self.weights)} has vectors, which need no border. Leave "
+                "it out."
             )
-        rule = FlowRule(float(self.threshold), self._steps(model.card), self.min_size)
-        return InstancesModel(model, rule)
+        return InstancesModel(
+            network, FlowRule(float(self.threshold), self._steps(card), self.min_size), None
+        )
+
+    def _borders(self, classes: tuple[str, ...], card: Card) -> BorderRule:
+        name, others = self.border or _BORDER, classes[1:]
+        if name not in others or len(others) < 2:
+            raise RecipeError(
+                f"weights: {file_name(self.weights)} has neither vectors nor a class {name!r} "
+                f"beside objects; its classes are {', '.join(classes)}. Train it with labels: "
+                "{kind: instances, target: flow}, name the class around objects in `border`, or "
+                f"put `watershed` around {card.kind}."
+            )
+        return BorderRule(classes.index(name), self.grow, self.min_size)
 
     def _steps(self, card: Card) -> int:
         """The steps of the recipe, or those that the largest object of training needs."""
@@ -109,15 +136,25 @@ class Instances(Network):
 @MODELS.register("instances")
 @dataclass(frozen=True, slots=True)
 class InstancesModel:
-    """A network of classes and vectors, and how its pixels become objects."""
+    """A network of classes, and how its pixels become objects: by vectors, or by a border."""
 
-    network: NetworkModel
-    rule: FlowRule
+    network: NetworkModel | Rescaled
+    flow: FlowRule | None
+    borders: BorderRule | None
+
+    @property
+    def rule(self) -> FlowRule | BorderRule:
+        """How pixels become objects."""
+        rule = self.flow or self.borders
+        assert rule is not None
+        return rule
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Those of the network; the first is the background."""
-        return self.network.classes
+        """Those of the network but the border; the first is the background."""
+        names = self.network.classes
+        border = None if self.borders is None else self.borders.border
+        return tuple(name for i, name in enumerate(names) if i != border)
 
     @property
     def exactness(self) -> Exactness:
@@ -126,27 +163,50 @@ class InstancesModel:
 
     @property
     def requirements(self) -> Requirements:
-        """Those of the network, with the margin of the walk."""
-        inner = self.network.requirements
+        """Those of the network, with the margin of the walk, in the finest pixels that it may
+        get.
+        """
+        inner, margin = self.network.requirements, self.rule.margin
+        if isinstance(self.network, Rescaled):
+            margin = math.ceil(FARTHEST * margin)
         return replace(
             inner,
-            halo=wider(inner.halo, self.rule.margin),
+            halo=wider(inner.halo, margin),
             bytes_per_pixel=inner.bytes_per_pixel + _BYTES_PER_PIXEL + 4 * len(self.classes),
             cost=inner.cost + 10,
         )
 
     def select(self, spec: RasterSpec) -> RasterSpec:
-        """The image with the bands of the network."""
-        return self.network.select(spec)
+        """The image with the bands of the network. Raises `ModelMismatch` if it does not suit, or
+        if its pixels are much coarser than those of training.
+        """
+        selected = self.network.select(spec)
+        sides = pixel_sides(spec)
+        if isinstance(self.network, Rescaled) and sides is not None:
+            wanted = self.network.pixel_size
+            if max(sides) > _COARSEST * wanted:
+                raise ModelMismatch(
+                    f"{spec.location} has pixels of {max(sides):.4g} um; the network was trained "
+                    f"on {wanted:g} um, and does not tell objects apart in pixels more than "
+                    f"{_COARSEST:g} times as large. Choose a finer `level` of a slide, correct "
+                    "`pixel_size` of the recipe, or set `pixel_size: any` of the segmenter."
+                )
+        return selected
 
     @fragment_by_plane
     def fragment(self, block: Block) -> Fragments:
         """The objects of the block's core, as far as the block alone determines them."""
+        shown = None
+        if isinstance(self.network, Rescaled):
+            other = self.network.resampled(block, self.rule.margin)
+            if other is not None:
+                shown = Shown(other.nearest, block.tile.trim(block.valid))
+                block = other.block
         tile, shape = block.tile, block.spec.shape
         seen = tile.core.grow((self.rule.margin,) * 2) & Box.whole(shape)
-        classes, vectors = self.network.maps(replace(block, tile=replace(tile, core=seen)))
+        classes, vectors = self._inner.maps(replace(block, tile=replace(tile, core=seen)))
         valid = block.valid[seen.relative_to(tile.read).slices]
-        return self.rule.fragment(Maps(seen, classes, vectors, valid), tile, shape)
+        return self.rule.fragment(Maps(seen, classes, vectors, valid), tile.core, shape, shown)
 
     @join_by_plane
     def join(self, grid: Grid, boundaries: Sequence[TileBoundary]) -> list[Equivalences]:
@@ -155,13 +215,18 @@ class InstancesModel:
 
     def provenance(self) -> Mapping[str, Any]:
         """The network's, and how pixels become objects."""
-        return {
-            **self.network.provenance(),
-            "threshold": self.rule.threshold,
-            "steps": self.rule.steps,
-            "min_size": self.rule.min_size,
-        }
+        return {**self.network.provenance(), **asdict(self.rule)}
+
+    @property
+    def _inner(self) -> NetworkModel:
+        return _inner_of(self.network)
 
     def caution(self, spec: RasterSpec, shares: Mapping[str, float]) -> str | None:
         """The warning of the network."""
         return caution_of([self.network], spec, shares)
+
+
+def _inner_of(network: NetworkModel | Rescaled) -> NetworkModel:
+    model = network.model if isinstance(network, Rescaled) else network
+    assert isinstance(model, NetworkModel)
+    return model

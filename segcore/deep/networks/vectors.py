@@ -27,7 +27,7 @@ def build_with_vectors(recipe: Any, channels: int, classes: int, vectors: int) -
             f"vectors: expected a network whose last layer is a softmax, so that vectors can stand "
             f"beside its logits; {model.name} ends with {type(model.layers[-1]).__name__}"
         )
-    return keras.Model(model.input, logits_of(model), name=model.name)
+    return keras.Model(model.inputs[0], logits_of(model), name=model.name)
 
 
 def logits_of(model: Any) -> Any:

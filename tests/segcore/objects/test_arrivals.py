@@ -16,7 +16,9 @@ from scipy import ndimage
 from maskloom.segcore.geometry import Grid
 from maskloom.segcore.models.fragments import Equivalences, Fragments, TileBoundary
 from maskloom.segcore.models.protocols import Exactness, Requirements
-from maskloom.segcore.objects.flow import LEAST_ARRIVALS, RATE, FlowRule, Maps
+from maskloom.segcore.objects.arrivals import Maps
+from maskloom.segcore.objects.borders import BorderRule
+from maskloom.segcore.objects.flow import LEAST_ARRIVALS, RATE, FlowRule
 from maskloom.segcore.raster.spec import Block, RasterSpec
 from maskloom.segcore.testing.segmenters import Picture, object_mask
 
@@ -27,7 +29,7 @@ CLASSES = ("background", "round", "long")
 class Shown:
     """A segmenter whose images are maps: scores of the classes, then x and y."""
 
-    rule: FlowRule
+    rule: FlowRule | BorderRule
     classes: tuple[str, ...] = CLASSES
     exactness: Exactness = Exactness.EXACT
 
@@ -39,12 +41,12 @@ class Shown:
         return spec
 
     def fragment(self, block: Block) -> Fragments:
-        count = len(self.classes)
+        count = block.pixels.shape[-1] - 2
         classes, vectors = (
             np.ascontiguousarray(part) for part in np.split(block.pixels, [count], axis=-1)
         )
         maps = Maps(block.tile.read, classes, vectors, block.valid)
-        return self.rule.fragment(maps, block.tile, block.spec.shape)
+        return self.rule.fragment(maps, block.tile.core, block.spec.shape)
 
     def join(self, grid: Grid, boundaries: Sequence[TileBoundary]) -> list[Equivalences]:
         return self.rule.join(grid, boundaries)
@@ -159,3 +161,38 @@ def test_the_ridge_is_larger_than_what_a_tile_reads():
     )
     columns = np.flatnonzero((ids == np.bincount(ids[ids > 0]).argmax()).any(axis=0))
     assert np.ptp(columns) > 2 * FlowRule(0.5, 8).margin
+
+
+@given(
+    shape=st.tuples(st.integers(3, 50), st.integers(3, 50)),
+    tile=st.tuples(st.integers(1, 60), st.integers(1, 60)),
+    grow=st.integers(1, 4),
+    seed=st.integers(0, 99),
+)
+def test_parts_grow_into_their_border_as_in_the_whole_image(shape, tile, grow, seed):
+    tile = tuple(max(side, n // 8) for side, n in zip(tile, shape, strict=True))
+    random = np.random.default_rng(seed)
+    labels = np.kron(random.choice(4, (20, 20), p=[0.2, 0.4, 0.3, 0.1]), np.ones((3, 3), int))
+    labels = labels[: shape[0], : shape[1]]
+    maps = np.eye(4, 6, dtype=np.float32)[labels]
+    # Class 2 is the border; of the others, objects have the one with more pixels.
+    inside, _ = ndimage.label((labels == 1) | (labels == 3), np.ones((3, 3)))
+    owners = inside.copy()
+    for place in np.argwhere(labels == 2):
+        near = np.argwhere(inside > 0)
+        away = near - place
+        near, away = (each[np.abs(away).max(axis=1) <= grow] for each in (near, away))
+        if len(near):
+            owners[tuple(place)] = inside[tuple(near[(away**2).sum(axis=1).argmin()])]
+    expected, names = np.zeros(shape, int), np.zeros(shape, int)
+    present, firsts = np.unique(owners, return_index=True)
+    for each in present[np.argsort(firsts)]:
+        pixels = owners == each
+        if each > 0 and pixels.sum() >= 6:
+            expected[pixels] = expected.max() + 1
+            names[pixels] = 1 if (labels[pixels] == 1).sum() >= (labels[pixels] == 3).sum() else 2
+    model, picture = Shown(BorderRule(2, grow, 6)), Picture(maps, np.ones(shape, bool))
+    for sides in (None, tile):
+        ids, classes = object_mask(model, picture, sides)
+        assert np.array_equal(ids, expected)
+        assert np.array_equal(classes, names)

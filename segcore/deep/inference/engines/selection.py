@@ -129,11 +129,11 @@ def _agreements(
                 {"engine": choice.engine, "precision": choice.precision, "error": str(error)}
             )
         else:
-            agreements[choice] = _agreement(found, expected, card)
+            agreements[choice] = agreement_of(found, expected, card)
     return agreements, failures
 
 
-def _agreement(found: NDArray[np.float32], expected: NDArray[np.float32], card: Card) -> float:
+def agreement_of(found: NDArray[np.float32], expected: NDArray[np.float32], card: Card) -> float:
     """The share of pixels with the label and, in objects, about the vector of the reference."""
     labels, wanted = (labels_of(card.class_part(each), card.output) for each in (found, expected))
     same = labels == wanted
