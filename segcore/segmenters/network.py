@@ -48,7 +48,7 @@ from maskloom.segcore.models.planes import (
     segment_by_plane,
 )
 from maskloom.segcore.models.protocols import MODELS, SEGMENTERS, Exactness, Requirements
-from maskloom.segcore.models.rescaled import Rescaled
+from maskloom.segcore.models.rescaled import Rescaled, other_pixels
 from maskloom.segcore.raster.spec import Labels
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ class Network:
 
     weights: WeightsLocation
     """The file, relative to the recipe, or the name of weights that come with maskloom: `nuclei`,
-    for fluorescence micrographs. On stained tissue (such as H&E) it finds tissue, not nuclei.
+    for nuclei in micrographs. It is best on fluorescence; in stained tissue (H&E) it misses more.
     """
     bands: tuple[int, ...] | None = None
     """Input bands of the network in order, counted from 1. None: those of its training; a network
@@ -242,7 +242,7 @@ class Unet(Network):
 
     use_when: ClassVar[str] = (
         "classes are known by shape and texture, and you have labelled some images; `weights: "
-        "nuclei` for nuclei in fluorescence images"
+        "nuclei` for the pixels of nuclei in micrographs"
     )
     not_when: ClassVar[str] = "there are no labels, or a threshold does"
     reference: ClassVar[str] = (
@@ -447,9 +447,20 @@ class NetworkModel:
             "halo": self.layout.halo,
         }
 
-    def caution(self, spec: RasterSpec, shares: Mapping[str, float]) -> str | None:  # noqa: ARG002
-        """Return a warning if the share of a class in the image was never seen in training."""
-        return self.card.caution(file_name(self.weights.location), self.classes, shares)
+    def caution(self, spec: RasterSpec, shares: Mapping[str, float]) -> str | None:
+        """Return a warning if the share of a class in the image, or the size of its pixels, was
+        never seen in training.
+        """
+        name = file_name(self.weights.location)
+        cautions = (
+            self.card.caution(name, self.classes, shares),
+            other_pixels(spec, self.card.pixel_size, name),
+        )
+        return "; ".join(filter(None, cautions)) or None
+
+    def caution_of_sizes(self, spec: RasterSpec, sizes: Mapping[str, float]) -> str | None:  # noqa: ARG002
+        """Return a warning if objects have a size that was never seen in training."""
+        return self.card.caution_of_sizes(file_name(self.weights.location), self.classes, sizes)
 
     @property
     def running(self) -> Choice:

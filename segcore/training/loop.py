@@ -65,13 +65,16 @@ class TrainingLoop:
         return self._state
 
     def resume(self, monitor: ProgressMonitor) -> None:
-        """Continue from the last checkpoint, if there is one.
+        """Continue from the last checkpoint, if there is one, or start from the weights that the
+        recipe names.
 
         Raises `RunError` if it is broken or of another network, `RecipeError` if a training as
         short as the recipe's would have ended before.
         """
         found = checkpoint.read(self._store)
         if found is None:
+            if self._setup.initial is not None:
+                monitor.say(self._setup.initial.give(self._model))
             return
         state, values = found
         variables = self._variables()

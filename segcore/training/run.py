@@ -29,6 +29,7 @@ from maskloom.segcore.training import checkpoint
 from maskloom.segcore.training.class_counts import count_classes, require_labelled
 from maskloom.segcore.training.dataset import Dataset
 from maskloom.segcore.training.export import is_whole, publish
+from maskloom.segcore.training.initial import Initial
 from maskloom.segcore.training.loop import STOPPED, TrainingLoop
 from maskloom.segcore.training.pairs import data_digest, find_pairs, scaling_of
 from maskloom.segcore.training.setup import OnProgress, ProgressMonitor, TrainingSetup, TrainingTask
@@ -98,7 +99,9 @@ def prepare(
     training, validation = recipe.split.divide(
         [pair.name for pair in pairs], [pair.image.location for pair in pairs]
     )
-    scaling = scaling_of(pairs, recipe.scaling)
+    initial = None if recipe.initial is None else Initial.of(recipe.initial, recipe.kind)
+    usual = None if initial is None else initial.scaling
+    scaling = scaling_of(pairs, recipe.scaling or usual)
     decoder = recipe.labels.decoder(recipe.classes)
     _use_threads(recipe.training.threads)
     image = pairs[0].image
@@ -116,8 +119,11 @@ def prepare(
         tuple(validation),
         patch_shape,
         image.channels,
+        initial,
     )
     data = data_digest(pairs, checked("digests"))
+    if initial is not None:
+        settings = {**settings, "initial": initial.weights.sha256}
     return Prepared(
         recipe, setup, task_of(setup), _without(_UNDECISIVE, settings), data, tuple(notes)
     )
