@@ -33,6 +33,12 @@ from maskloom.segcore.deep.inference.blended_windows import Windowing
 from maskloom.segcore.deep.inference.card import Card, Scaling
 from maskloom.segcore.deep.inference.engines.protocol import Choice, EngineName, Precision
 from maskloom.segcore.deep.inference.files.weights import Weights, WeightsLocation, file_name
+from maskloom.segcore.deep.inference.flips import (
+    FlippedEngine,
+    Flips,
+    orientations,
+    probabilities,
+)
 from maskloom.segcore.deep.inference.patches import Patching
 from maskloom.segcore.deep.inference.runtime import LIBRARY_BYTES
 from maskloom.segcore.errors import ModelMismatch, RecipeError, WeightsError
@@ -112,6 +118,12 @@ class Network:
     [z, y, x], or one number for a cube with about as many voxels (512: 64 x 64 x 64). Larger
     patches are faster up to a point and take more memory.
     """
+    flips: Flips = "none"
+    """Test-time augmentation: the mean of the probabilities for the image and its mirror images.
+    horizontal: left and right exchanged (2 runs of the network). both: also top and bottom (4
+    runs). all: of a network of volumes, also along z (8 runs). For a network that was trained with
+    such flips; nearly as many times slower as it runs.
+    """
     trust: bool = False
     """Load a file that can run arbitrary code (Lambda layers, .h5). Only for files whose maker
     you trust.
@@ -168,6 +180,11 @@ class Network:
                     f"scaling.{name}: the network has {channels} bands; expected 1 or {channels} "
                     f"numbers, got {len(values)}."
                 )
+        if self.flips != "none" and card.output == "labels":
+            raise RecipeError(
+                f"flips: {file_name(self.weights)} gives class ids, which have no mean. Leave it "
+                "out, or give a network that gives scores."
+            )
         if self.windows == "exact" and not Patching.suits(card.reach):
             raise RecipeError(
                 f"windows: {file_name(self.weights)} has too large a receptive field for exact "
@@ -182,6 +199,7 @@ class Network:
             precision=self.precision,
             blended=self.windows == "blended" or _looks_too_far(self.windows, card),
             patch=self.patch,
+            flips=self.flips,
         )
         size = card.pixel_size if self.pixel_size is None else _micrometres(self.pixel_size)
         if card.dimensions != len("yx") and self.pixel_size not in (None, "any"):
@@ -291,6 +309,7 @@ class NetworkModel:
     precision: Precision | Literal["auto"] = "auto"
     blended: bool = False
     patch: int | tuple[int, ...] = 512
+    flips: Flips = "none"
     choice: Choice | None = None
     """None: float32 in the default engine of such files."""
 
@@ -319,11 +338,16 @@ class NetworkModel:
         layout = self.layout
         # Weights are in memory as read, in the engine, and in a second precision.
         pixels = math.prod(_length(layout, axis) for axis in range(self.card.dimensions))
-        fixed = LIBRARY_BYTES + 12 * self.card.parameters + self.card.bytes_per_pixel * pixels
+        runs = len(self._orientations)
+        # Mirrored pixels, their probabilities, and the sum.
+        mirrored = 0 if runs == 1 else 4 * self.card.channels + 8 * self.card.output_channels
+        patch = (self.card.bytes_per_pixel + mirrored) * pixels
+        fixed = LIBRARY_BYTES + 12 * self.card.parameters + patch
         planar = self.card.dimensions == 2
         engine = self.engine if self.choice is None else self.choice.engine
         device: Literal["any", "gpu"] = "gpu" if engine in ("auto", "tensorflow") else "any"
-        return Requirements(layout.halo, 16 + 8 * self.card.channels, 200, fixed, planar, device)
+        needed = 16 + 8 * self.card.channels
+        return Requirements(layout.halo, needed, 200 * runs, fixed, planar, device)
 
     @property
     def pending_selection(self) -> str | None:
@@ -431,6 +455,7 @@ class NetworkModel:
             "precision": running.precision,
             "windows": "blended" if self.blended else "exact",
             "halo": self.layout.halo,
+            **({} if self.flips == "none" else {"flips": self.flips}),
         }
 
     def caution(self, spec: RasterSpec, shares: Mapping[str, float]) -> str | None:  # noqa: ARG002
@@ -511,10 +536,21 @@ class NetworkModel:
         from maskloom.segcore.deep.inference.engines.opening import open_engine
 
         engine: Engine = open_engine(self.weights, self.card, self.running)
+        if len(self._orientations) > 1:
+            engine = FlippedEngine(engine, self.card.output, self.flips, self.card.dimensions)
         seen, prepare, layout = self._without_gaps(block), self.card.scaling.apply, self.layout
         if isinstance(layout, Windowing):
             return windows.core_scores(seen, layout, prepare, engine)
         return patches.core_scores(seen, layout, prepare, engine)
+
+    @property
+    def _orientations(self) -> list[tuple[int, ...]]:
+        return orientations(self.flips, self.card.dimensions)
+
+    @property
+    def _gives_logits(self) -> bool:
+        """Whether scores are logits; averages over flips are probabilities."""
+        return self.card.output == "logits" and len(self._orientations) == 1
 
     def _without_gaps(self, block: Block) -> Block:
         """Replace invalid pixels by the value that is scaled to 0.
@@ -568,7 +604,7 @@ class NetworkModel:
         for plane, part in zip(_planes(scores, 3), _planes(labels, 2), strict=True):
             if scores.shape[-1] == 1:
                 # One score for the second of two classes: its probability or its log-odds.
-                threshold_labels(plane, 0.5 if self.card.output == "sigmoid" else 0.0, part)
+                threshold_labels(plane, 0.0 if self._gives_logits else 0.5, part)
             else:
                 argmax_labels(plane, part)
 
@@ -597,13 +633,10 @@ class NetworkModel:
         return tempered(self._raw_probabilities(scores), self.card.temperature)
 
     def _raw_probabilities(self, scores: NDArray[np.float32]) -> NDArray[np.float32]:
-        if self.card.output == "logits" and scores.shape[-1] == 1:
-            scores = np.asarray(1 / (1 + np.exp(-scores)), np.float32)
+        if self._gives_logits:
+            scores = probabilities(scores)
         if scores.shape[-1] == 1:
             return np.concatenate([1 - scores, scores], axis=-1)
-        if self.card.output == "logits":
-            powers = np.exp(scores - scores.max(axis=-1, keepdims=True))
-            return np.asarray(powers / powers.sum(axis=-1, keepdims=True), np.float32)
         return scores
 
 
