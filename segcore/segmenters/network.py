@@ -121,8 +121,7 @@ class Network:
     flips: Flips = "none"
     """Test-time augmentation: the mean of the probabilities for the image and its mirror images.
     horizontal: left and right exchanged (2 runs of the network). both: also top and bottom (4
-    runs). all: of a network of volumes, also along z (8 runs). For a network that was trained with
-    such flips; nearly as many times slower as it runs.
+    runs). all: in networks of volumes, also along z (8 runs). For networks trained with such flips.
     """
     trust: bool = False
     """Load a file that can run arbitrary code (Lambda layers, .h5). Only for files whose maker
