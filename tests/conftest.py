@@ -27,6 +27,10 @@ hypothesis.settings.register_profile(
 )
 hypothesis.settings.load_profile("ci")
 
+# Converted networks are not kept, neither by tests nor by what they start: each test converts its
+# own.
+os.environ["MASKLOOM_CACHE"] = ""
+
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Run cases marked `nightly` only with `--hypothesis-profile=nightly`."""

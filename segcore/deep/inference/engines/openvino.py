@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from maskloom.segcore.deep.inference.engines.kept import kept_or
 from maskloom.segcore.deep.inference.engines.tensorflow import frozen
 from maskloom.segcore.deep.inference.files.onnx_files import load_onnx
 from maskloom.segcore.deep.inference.layouts import (
@@ -47,7 +48,7 @@ def openvino_runner(
     """
     where = weights.location
     try:
-        model = _converted(weights, precision)
+        model = _converted(weights, card, precision)
         # One patch at a time on all threads: several at once take more memory and more time.
         properties: dict[str, Any] = {
             "INFERENCE_PRECISION_HINT": _HINTS[precision],
@@ -104,11 +105,18 @@ def native_bfloat16() -> bool:
     return "BF16" in _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
-def _converted(weights: Weights, precision: Precision) -> Any:
-    import openvino
-
+def _converted(weights: Weights, card: Card, precision: Precision) -> Any:
+    """The network as OpenVINO's model, from the file or as it was kept."""
     if weights.suffix == ".onnx":
         return _core().read_model(io.BytesIO(load_onnx(weights)))
+    return kept_or(
+        lambda: _from_keras(weights, precision), _core().read_model, weights, card, precision
+    )
+
+
+def _from_keras(weights: Weights, precision: Precision) -> Any:
+    import openvino
+
     function = frozen(weights, precision)
     # `openvino.convert_model` would read the same graph node by node in Python, which takes
     # seconds, and send telemetry.
