@@ -39,6 +39,7 @@ from maskloom.segcore.deep.inference.flips import (
     orientations,
     probabilities,
 )
+from maskloom.segcore.deep.inference.kept import kept_card
 from maskloom.segcore.deep.inference.patches import Patching
 from maskloom.segcore.deep.inference.runtime import LIBRARY_BYTES
 from maskloom.segcore.errors import ModelMismatch, RecipeError, WeightsError
@@ -679,4 +680,4 @@ def _length(layout: Patching | Windowing, axis: int) -> int:
 def _examined(weights: Weights) -> Card:
     from maskloom.segcore.deep.inference.files.examine import examine
 
-    return examine(weights)
+    return kept_card(weights, lambda: examine(weights))

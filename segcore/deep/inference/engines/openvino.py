@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from maskloom.segcore.deep.inference.engines.kept import kept_or
 from maskloom.segcore.deep.inference.engines.tensorflow import frozen
 from maskloom.segcore.deep.inference.files.onnx_files import load_onnx
+from maskloom.segcore.deep.inference.kept import kept_network
 from maskloom.segcore.deep.inference.layouts import (
     Layout,
     from_network,
@@ -109,8 +109,8 @@ def _converted(weights: Weights, card: Card, precision: Precision) -> Any:
     """The network as OpenVINO's model, from the file or as it was kept."""
     if weights.suffix == ".onnx":
         return _core().read_model(io.BytesIO(load_onnx(weights)))
-    return kept_or(
-        lambda: _from_keras(weights, precision), _core().read_model, weights, card, precision
+    return kept_network(
+        weights, card, precision, lambda: _from_keras(weights, precision), _core().read_model
     )
 
 

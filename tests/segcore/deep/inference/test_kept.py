@@ -1,4 +1,6 @@
-"""Converted networks that are kept: the same bits as converted anew, never those of another one."""
+"""What is kept of networks: the same bits as converted anew, the card that was found, and never
+those of another one.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from maskloom.segcore.deep.inference import kept
 from maskloom.segcore.deep.inference.card import Card, ReceptiveField, Scaling
-from maskloom.segcore.deep.inference.engines import kept, openvino
+from maskloom.segcore.deep.inference.engines import openvino
 from maskloom.segcore.deep.inference.engines.opening import is_installed
 from maskloom.segcore.deep.inference.files.weights import Weights
 from maskloom.segcore.deep.inference.runtime import import_keras, set_threads
@@ -45,7 +48,9 @@ def answer(weights: Weights, precision: str) -> np.ndarray:
     return np.array(openvino.openvino_runner(weights, card(weights), precision)(PATCH))
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    "precision", ["float32", pytest.param("bfloat16", marks=pytest.mark.nightly)]
+)
 def test_a_kept_network_gives_the_same_bits_without_being_converted(
     weights, folder, monkeypatch, precision
 ):
@@ -75,7 +80,25 @@ def test_a_folder_of_others_is_not_used(weights, folder, monkeypatch):
     answer(weights, "float32")
 
 
-def test_networks_that_differ_in_anything_have_places_of_their_own(weights, monkeypatch):
+def test_a_file_is_examined_once(weights, folder):
+    found = replace(card(weights), classes=("sky", "land", "sea"), network={"pooling": ((1, 2),)})
+    asked = []
+
+    def examine() -> Card:
+        asked.append(1)
+        return found
+
+    assert [kept.kept_card(weights, examine) for _ in range(3)] == [found] * 3
+    assert len(asked) == 1
+    assert kept.kept_card(replace(weights, sha256="0" * 64), examine) == found
+    (folder / "other").mkdir()
+    for place in folder.glob("*/card.json"):
+        place.write_text("{}")
+    assert kept.kept_card(weights, examine) == found
+    assert len(asked) == 3
+
+
+def test_networks_that_differ_in_anything_have_places_of_their_own(weights, folder, monkeypatch):
     own = card(weights)
     cases = [
         (weights, own, "float32"),
@@ -85,9 +108,16 @@ def test_networks_that_differ_in_anything_have_places_of_their_own(weights, monk
         (weights, replace(own, network={"width": 2}), "float32"),
         (weights, replace(own, network={"width": (2, 3)}), "float32"),
     ]
-    keys = [kept._key(*case) for case in cases]
+
+    def kept_names() -> set[Path]:
+        for case in cases:
+            kept.kept_network(*case, lambda: "model", lambda _: "model")
+        return set(folder.iterdir())
+
+    monkeypatch.setattr("openvino.save_model", lambda _, path, **__: path.touch())
+    assert len(kept_names()) == len(kept_names()) == len(cases)
     monkeypatch.setattr(kept, "_code", lambda: "other")
-    assert len({*keys, kept._key(*cases[0])}) == len(cases) + 1
+    assert len(kept_names()) == 2 * len(cases)
 
 
 def test_the_least_recently_used_go_first(tmp_path, monkeypatch):
