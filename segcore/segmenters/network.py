@@ -66,10 +66,15 @@ if TYPE_CHECKING:
     from maskloom.segcore.raster.spec import Block, RasterSpec
 
 Windows = Literal["auto", "exact", "blended"]
-_LARGEST_PROBE = 1024
-"""Side of the largest patch for comparing engines, in pixels."""
+_LARGEST_PROBE = 512
+"""Side of the largest patch for comparing engines, in pixels, without its halo."""
 _LARGEST_CUBE_PROBE = 182
 """The same for networks of volumes: a cube of 32 voxels a side, to which the halo is added."""
+_PATCH, _LARGE_PATCH = 512, 1024
+"""Sides of patches, in pixels. Both divide the default tile."""
+_LARGE_HALO = 64
+"""Halo beyond which a patch of 512 pixels computes more than half of its pixels for nothing."""
+_LARGE_PATCH_BYTES = 1_000_000_000
 _KINDS = {2: "image", 3: "volume"}
 """What networks take, by their axes."""
 _FARTHEST_EXACT = {2: 512, 3: 64}
@@ -114,10 +119,11 @@ class Network:
     begins; of a network of volumes also [z, y, x]. None: from the card, or measured for a `.keras`
     file; other files run in blended windows.
     """
-    patch: int | tuple[int, ...] = 512
+    patch: int | tuple[int, ...] | None = None
     """Side of the area that one patch labels, without its halo, in pixels. Of a network of volumes
     [z, y, x], or one number for a cube with about as many voxels (512: 64 x 64 x 64). Larger
-    patches are faster up to a point and take more memory.
+    patches waste less on their halos and take more memory. None: 512; 1024 if the halo is larger
+    than 64 and such a patch takes at most 1 GB.
     """
     flips: Flips = "none"
     """Test-time augmentation: the mean of the probabilities for the image and its mirror images.
@@ -154,7 +160,7 @@ class Network:
             raise ValueError(f"halo: expected 0 or more pixels; got {self.halo}")
         if isinstance(self.patch, int) and not 32 <= self.patch <= 8192:
             raise ValueError(f"patch: expected 32 to 8192 pixels; got {self.patch}")
-        if not all(1 <= side <= 8192 for side in _numbers(self.patch)):
+        if self.patch is not None and not all(1 <= n <= 8192 for n in _numbers(self.patch)):
             raise ValueError(f"patch: expected 1 to 8192 pixels along each axis; got {self.patch}")
         if self.classes is not None:
             check_names(self.classes)
@@ -190,6 +196,7 @@ class Network:
                 f"windows: {file_name(self.weights)} has too large a receptive field for exact "
                 "patches (global pooling, or one small size of input). Use auto or blended."
             )
+        blended = self.windows == "blended" or _looks_too_far(self.windows, card)
         model = NetworkModel(
             weights=weights,
             card=card if self.scaling is None else replace(card, scaling=self.scaling, dtype=""),
@@ -197,8 +204,8 @@ class Network:
             bands=self.bands,
             engine=self.engine,
             precision=self.precision,
-            blended=self.windows == "blended" or _looks_too_far(self.windows, card),
-            patch=self.patch,
+            blended=blended,
+            patch=_patch_for(card, blended) if self.patch is None else self.patch,
             flips=self.flips,
         )
         size = card.pixel_size if self.pixel_size is None else _micrometres(self.pixel_size)
@@ -649,6 +656,16 @@ def _micrometres(size: str | None) -> float | None:
     except ValueError as error:
         raise ValueError(f"pixel_size: {error}; or say any") from error
     return metric.spacing[0] * MILLIMETRES[metric.unit] / MILLIMETRES["um"]
+
+
+def _patch_for(card: Card, blended: bool) -> int:
+    """The side of patches that suits a network. It depends on the network alone: if it depended on
+    the machine or the tiles, so might the last digit of a score.
+    """
+    if blended or card.dimensions != len("yx") or (card.reach.farthest or 0) <= _LARGE_HALO:
+        return _PATCH
+    pixels = (_LARGE_PATCH + 2 * (card.reach.farthest or 0)) ** 2
+    return _LARGE_PATCH if card.bytes_per_pixel * pixels <= _LARGE_PATCH_BYTES else _PATCH
 
 
 def _looks_too_far(wanted: Windows, card: Card) -> bool:

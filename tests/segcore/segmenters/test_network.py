@@ -131,6 +131,24 @@ def test_blended_windows_do_not_depend_on_tiles_either(unet):
     assert np.array_equal(check.labelled(model, PICTURE), check.labelled(model, PICTURE, (32, 32)))
 
 
+def test_patches_are_large_where_a_halo_would_waste_more_than_half(tmp_path):
+    def sides(channels: int = 1, **changes) -> tuple[int, ...]:
+        reach = ReceptiveField(changes.pop("halo", 107), 4)
+        card = Card("network", "", channels, CLASSES, Scaling(), reach, bytes_per_pixel=224)
+        (tmp_path / "any.keras").write_bytes(b"")
+        sha256 = Weights.of(str(tmp_path / "any.keras")).sha256
+        options = {name: changes.pop(name) for name in ("windows", "patch") if name in changes}
+        card = replace(card, sha256=sha256, **changes)
+        (tmp_path / "any.json").write_bytes(card.dump())
+        return Network(str(tmp_path / "any.keras"), **options).start().layout.sides
+
+    assert sides() == (1024, 1024)
+    # The halo is small, or the memory would be large, or the result would be another.
+    assert sides(halo=64) == sides(bytes_per_pixel=700) == (512, 512)
+    assert sides(windows="blended") == (512, 512)
+    assert sides(patch=256) == (256, 256)
+
+
 def test_models_are_values(unet):
     check.check_values(Unet(unet, **EXACTLY), PICTURE)
 

@@ -64,7 +64,8 @@ def openvino_runner(
         ) from error
     if len(compiled.inputs) != 1:
         raise WeightsError(f"{where}: expected a network of one input; got {len(compiled.inputs)}.")
-    otherwise: Layout = "first" if weights.suffix == ".onnx" else "last"
+    from_onnx = weights.suffix == ".onnx"
+    otherwise: Layout = "first" if from_onnx else "last"
     taken = _sizes(compiled.inputs[0])
     source = layout_of(taken, card.channels, otherwise)
     target = layout_of(_sizes(compiled.outputs[0]), card.output_channels, source)
@@ -72,7 +73,7 @@ def openvino_runner(
     request = compiled.create_infer_request()
 
     def run(patch: NDArray[np.float32]) -> NDArray[np.float32]:
-        if weights.suffix != ".onnx":
+        if not from_onnx:
             patch = split_pixels(patch, taken[-1] or 0)
         try:
             output = request.infer(
