@@ -17,6 +17,7 @@ from maskloom.segcore.models.protocols import SEGMENTERS
 from maskloom.segcore.raster.source import Source
 from maskloom.segcore.storage.filesystems import configure
 from maskloom.segcore.training.export import PICTURES
+from maskloom.segcore.training.flow import is_flow
 from maskloom.segcore.training.labels import Polygons
 from maskloom.segcore.training.run import TrainingResult, prepare, train
 from maskloom.tasks.discovery.discover import discover, passed_over_note
@@ -71,6 +72,8 @@ def usage(training: TrainingRun, result: TrainingResult) -> str:
     `network` runs those of plug-ins that bring none.
     """
     kind = training.recipe.kind if training.recipe.kind in SEGMENTERS else "network"
+    if is_flow(training.recipe.labels):
+        kind = "instances"
     bands = (
         f" -p bands='{list(training.recipe.bands)}'" if training.recipe.bands is not None else ""
     )

@@ -113,14 +113,16 @@ def make(document: dict[str, Any], folder: Path, changes: Sequence[str] = ()) ->
     """
     file = _checked(completed(document, changes, ("images", "masks")))
     training = dict(file.training)
-    loss, augmentation = training.pop("loss", "cross_entropy"), training.pop("augmentation", None)
+    labels = build(LABELS, file.labels, "labels", folder)
+    usual = "sum" if getattr(labels, "target", None) == "flow" else "cross_entropy"
+    loss, augmentation = training.pop("loss", usual), training.pop("augmentation", None)
     recipe = TrainingRecipe(
         name=file.name or "model",
         output=output_below(file.output, folder),
         kind=file.network if isinstance(file.network, str) else str(file.network.get("kind")),
         network=build(NETWORKS, file.network, "network", folder),
         classes=tuple(file.classes),
-        labels=build(LABELS, file.labels, "labels", folder),
+        labels=labels,
         loss=build(LOSSES, loss, "training.loss").terms,
         augmentation=_augmentation(augmentation),
         training=_section(Training, training, "training", ("loss", "augmentation")),
@@ -194,7 +196,8 @@ def schema() -> dict[str, Any]:
     properties["training"]["properties"] |= {
         "loss": {
             **_kinds(LOSSES),
-            "description": "What training minimises. Default: cross_entropy.",
+            "description": "What training minimises. Default: cross_entropy; sum for the target "
+            "flow, whose vectors have terms of their own.",
         },
         "augmentation": {
             "type": "array",

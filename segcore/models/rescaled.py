@@ -153,6 +153,22 @@ class Rescaled:
             whole[place] = self.model.scores(inner)[nearest]
         return whole
 
+    def resampled(self, block: Block, margin: int) -> Resampled | None:
+        """The core of a block of an image in the model's pixels, with `margin` of them around it.
+        None: the image is shown as it is.
+        """
+        axes = self._axes(block.spec)
+        if axes is None:
+            return None
+        spec, (y, x) = _resampled_spec(block.spec, axes), block.tile.core.slices
+        rows, columns = axes[0].nearest(y.start, y.stop), axes[1].nearest(x.start, x.stop)
+        core = Box((int(rows[0]), int(columns[0])), (int(rows[-1]) + 1, int(columns[-1]) + 1))
+        read = core.grow((self._halo + margin,) * 2) & Box.whole(spec.shape)
+        pixels, valid = _values(block, axes, read)
+        inner = Block(Tile(block.tile.index, core, read), pixels, valid, spec)
+        down, across = np.ix_(rows - core.start[0], columns - core.start[1])
+        return Resampled(inner, (down, across))
+
     def provenance(self) -> Mapping[str, Any]:
         """The model's, and the size of pixel that it wants."""
         return {**self.model.provenance(), "pixel_size": f"{self.pixel_size:g} um"}
@@ -189,6 +205,17 @@ class Rescaled:
             for size, side in zip(spec.shape[-2:], sides, strict=True)
         )
         return y, x
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Resampled:
+    """The core of a block in other pixels."""
+
+    block: Block
+    nearest: tuple[NDArray[np.int_], NDArray[np.int_]]
+    """The index, in the core of this block, of the pixel at the centre of each of the original
+    core.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,12 +265,7 @@ def _resampled(
     labels, the resampled block, and for each of these pixels its index in that block.
     """
     core, read = block.tile.core, block.tile.read
-    spec = replace(
-        block.spec,
-        shape=tuple(axis.count for axis in axes),
-        chunks=tuple(axis.count for axis in axes),
-        space=replace(block.spec.space, metric=None, affine=None, crs=None),
-    )
+    spec = _resampled_spec(block.spec, axes)
     whole = Box.whole(spec.shape)
     squares = [
         list(_squares(axis, start, stop))
@@ -264,6 +286,16 @@ def _resampled(
                 nearest.append(near[first:last] - inner_read.start[k])
             rows, columns = np.ix_(*nearest)
             yield (place[0], place[1]), inner, (rows, columns)
+
+
+def _resampled_spec(spec: RasterSpec, axes: tuple[_Axis, _Axis]) -> RasterSpec:
+    """The image in the resampled pixels, without their size."""
+    return replace(
+        spec,
+        shape=tuple(axis.count for axis in axes),
+        chunks=tuple(axis.count for axis in axes),
+        space=replace(spec.space, metric=None, affine=None, crs=None),
+    )
 
 
 def _squares(axis: _Axis, start: int, stop: int) -> Iterator[tuple[int, int]]:

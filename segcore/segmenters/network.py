@@ -447,6 +447,20 @@ class NetworkModel:
             core_scores[place] = self._probabilities(scores)
         return Labels(labels), whole
 
+    def maps(self, block: Block) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """The class probabilities (y, x, class) and the vectors (y, x, 2: x and y) of the core of a
+        block of an image; 0 where there is no data.
+        """
+        shape = block.tile.core.shape
+        classes = np.zeros((*shape, len(self.classes)), np.float32)
+        vectors = np.zeros((*shape, self.card.vectors), np.float32)
+        for place, output in self._scored_regions(block):
+            classes[place] = self._probabilities(output)
+            vectors[place] = output[..., output.shape[-1] - self.card.vectors :]
+        missing = ~block.tile.trim(block.valid)
+        classes[missing], vectors[missing] = 0, 0
+        return classes, vectors
+
     @property
     def gives_scores(self) -> bool:
         """Whether the network outputs more than class ids."""
@@ -605,6 +619,7 @@ class NetworkModel:
         """Write the labels of a region for the network's output."""
         from maskloom.segcore.kernels.scores import argmax_labels, threshold_labels
 
+        scores = self.card.class_part(scores)
         if self.card.output == "labels":
             labels[...] = self._ids(scores)
             return
@@ -637,7 +652,8 @@ class NetworkModel:
             return np.asarray(
                 self._ids(scores)[..., None] == np.arange(len(self.classes)), np.float32
             )
-        return tempered(self._raw_probabilities(scores), self.card.temperature)
+        classes = self._raw_probabilities(self.card.class_part(scores))
+        return tempered(classes, self.card.temperature)
 
     def _raw_probabilities(self, scores: NDArray[np.float32]) -> NDArray[np.float32]:
         if self._gives_logits:

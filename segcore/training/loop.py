@@ -51,7 +51,7 @@ class TrainingLoop:
         self._setup, self._task, self._store, self._steps = setup, task, store, setup.steps
         with precision(recipe.training.precision):
             keras.utils.set_random_seed(recipe.training.seed)
-            self._model = recipe.network.build(setup.channels, len(recipe.classes))
+            self._model = task.network()
             self._trainer, loss = task.trainer(self._model)
         self._trainer.compile(
             optimizer=optimiser(recipe, self._steps), loss=loss, jit_compile=compiled(self._trainer)
@@ -111,7 +111,7 @@ class TrainingLoop:
         recipe, model, trainer = self._setup.recipe, self._model, self._trainer
         if recipe.training.precision != "float32":
             with precision("float32"):
-                model = recipe.network.build(self._setup.channels, len(recipe.classes))
+                model = self._task.network()
                 trainer, _ = self._task.trainer(model)
         model.set_weights(checkpoint.read_best(self._store, self._state.best_epoch))
         return model, trainer

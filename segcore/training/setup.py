@@ -1,7 +1,7 @@
 """The setup of a training, and the protocols of its parts.
 
 A `TrainingTask` is a kind of network in training: the arguments of its steps, its measures and its
-pictures. There are two, `semantic` and `instances`; `segcore.training.loop` knows neither.
+pictures. There are three, `semantic`, `flow` and `instances`; `segcore.training.loop` knows none.
 """
 
 from __future__ import annotations
@@ -92,6 +92,10 @@ class TrainingTask(Protocol):
     @property
     def score_name(self) -> str:
         """Name of the score."""
+        ...
+
+    def network(self) -> Any:
+        """The keras model to train, with new weights."""
         ...
 
     def trainer(self, model: Any) -> Any:

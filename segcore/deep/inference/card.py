@@ -202,6 +202,10 @@ class Card:
     output: Output = "scores"
     dimensions: int = 2
     """2: the network takes images, 3: volumes."""
+    vectors: int = 0
+    """2: behind the classes, each pixel has a vector x, y from the middle of its object, each
+    divided by the object's reach to that side (-1 to 1). 0: the network gives classes only.
+    """
     parameters: int = 0
     """Number of weights."""
     bytes_per_pixel: int = 2048
@@ -253,6 +257,7 @@ class Card:
             raise ValueError(f"temperature: expected a number above 0; got {self.temperature!r}")
         _check_count("channels", self.channels, 1, _LARGEST)
         _check_count("dimensions", self.dimensions, 2, 3)
+        self._check_vectors()
         if not self.reach.lengths <= {self.dimensions}:
             raise ValueError(
                 f"reach: expected numbers for {self.dimensions} axes; got "
@@ -260,6 +265,15 @@ class Card:
             )
         _check_count("parameters", self.parameters, 0, 10**12)
         _check_count("bytes_per_pixel", self.bytes_per_pixel, 1, 10**8)
+
+    def _check_vectors(self) -> None:
+        if self.vectors not in (0, self.dimensions) or (
+            self.vectors and (self.dimensions > 2 or self.output in ("labels", "objects"))
+        ):
+            raise ValueError(
+                "vectors: expected 2, beside scores of classes in a network of images, or 0; got "
+                f"{self.vectors!r}"
+            )
 
     def _check_colours(self) -> None:
         if not isinstance(self.colours, Mapping):
@@ -324,8 +338,14 @@ class Card:
 
     @property
     def output_channels(self) -> int:
-        """Numbers per pixel in the output: one per class, or one probability or class id."""
-        return 1 if self.output in ("sigmoid", "labels") else len(self.classes)
+        """Numbers per pixel in the output: one per class, or one probability or class id; then
+        the vector.
+        """
+        return (1 if self.output in ("sigmoid", "labels") else len(self.classes)) + self.vectors
+
+    def class_part(self, output: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The output (..., class) without the vectors, as a view."""
+        return output[..., : output.shape[-1] - self.vectors]
 
     def dump(self) -> bytes:
         """Return the card as the contents of a JSON file."""
@@ -335,6 +355,8 @@ class Card:
             del fields["colours"]
         if self.temperature == 1.0:
             del fields["temperature"]
+        if self.vectors == 0:
+            del fields["vectors"]
         return (json.dumps({"card": 1, **fields}, indent=1) + "\n").encode()
 
     @classmethod

@@ -96,8 +96,10 @@ def card_of_model(
     scaling: Scaling,
     sha256: str,
     about: Mapping[str, Any] | None = None,
+    vectors: int = 0,
 ) -> Card:
-    """Determine the card of a keras model in this process.
+    """Determine the card of a keras model in this process; its last `vectors` outputs are those of
+    `Card.vectors`, behind logits.
 
     Without `classes` they are named by number. Raises `WeightsError` if the model has no per-pixel
     scores or their number does not match the classes.
@@ -124,11 +126,12 @@ def card_of_model(
         kind=kind,
         sha256=sha256,
         channels=shape[-1],
-        classes=_names(classes, scores),
+        classes=_names(classes, scores - vectors),
         scaling=scaling,
         reach=field,
-        output=output,
+        output="logits" if vectors else output,
         dimensions=dimensions,
+        vectors=vectors,
         parameters=model.count_params(),
         bytes_per_pixel=_bytes_per_pixel(_live_bytes(model, size), size),
         about=dict(about or {}),
