@@ -152,6 +152,10 @@ class Network:
     )
     kind: ClassVar[str] = "network"
     gives_scores: ClassVar[bool] = True
+    cores_are_tiles: ClassVar[bool] = True
+    """Whether pixels are labelled in the tile alone, and not also around it, where large patches
+    would be computed for a few pixels.
+    """
 
     def __post_init__(self) -> None:
         if self.bands is not None and (not self.bands or min(self.bands) < 1):
@@ -205,7 +209,7 @@ class Network:
             engine=self.engine,
             precision=self.precision,
             blended=blended,
-            patch=_patch_for(card, blended) if self.patch is None else self.patch,
+            patch=self._patch_for(card, blended) if self.patch is None else self.patch,
             flips=self.flips,
         )
         size = card.pixel_size if self.pixel_size is None else _micrometres(self.pixel_size)
@@ -215,6 +219,21 @@ class Network:
                 "resampled. Leave it out."
             )
         return model if size is None or card.dimensions != len("yx") else Rescaled(model, size)
+
+    def _patch_for(self, card: Card, blended: bool) -> int:
+        """The side of patches that suits a network. It depends on the network alone: if it depended
+        on the machine or the tiles, so might the last digit of a score.
+        """
+        halo = card.reach.farthest or 0
+        pixels = (_LARGE_PATCH + 2 * halo) ** 2
+        large = (
+            self.cores_are_tiles
+            and not blended
+            and card.dimensions == len("yx")
+            and halo > _LARGE_HALO
+            and card.bytes_per_pixel * pixels <= _LARGE_PATCH_BYTES
+        )
+        return _LARGE_PATCH if large else _PATCH
 
     def _check_axes(self, card: Card) -> None:
         for name, value in (("halo", self.halo), ("patch", self.patch)):
@@ -558,7 +577,8 @@ class NetworkModel:
 
         engine: Engine = open_engine(self.weights, self.card, self.running)
         if len(self._orientations) > 1:
-            engine = FlippedEngine(engine, self.card.output, self.flips, self.card.dimensions)
+            card = self.card
+            engine = FlippedEngine(engine, card.output, self.flips, card.dimensions, card.vectors)
         seen, prepare, layout = self._without_gaps(block), self.card.scaling.apply, self.layout
         if isinstance(layout, Windowing):
             return windows.core_scores(seen, layout, prepare, engine)
@@ -672,16 +692,6 @@ def _micrometres(size: str | None) -> float | None:
     except ValueError as error:
         raise ValueError(f"pixel_size: {error}; or say any") from error
     return metric.spacing[0] * MILLIMETRES[metric.unit] / MILLIMETRES["um"]
-
-
-def _patch_for(card: Card, blended: bool) -> int:
-    """The side of patches that suits a network. It depends on the network alone: if it depended on
-    the machine or the tiles, so might the last digit of a score.
-    """
-    if blended or card.dimensions != len("yx") or (card.reach.farthest or 0) <= _LARGE_HALO:
-        return _PATCH
-    pixels = (_LARGE_PATCH + 2 * (card.reach.farthest or 0)) ** 2
-    return _LARGE_PATCH if card.bytes_per_pixel * pixels <= _LARGE_PATCH_BYTES else _PATCH
 
 
 def _looks_too_far(wanted: Windows, card: Card) -> bool:

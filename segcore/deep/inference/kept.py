@@ -60,7 +60,7 @@ def kept_network(
         openvino.save_model(model, folder / _NETWORK, compress_to_fp16=False)
 
     # The recipe builds networks of ours; it is in the card, which has no digest of its own.
-    recipe = [card.kind, card.network, card.channels, len(card.classes)]
+    recipe = [card.kind, card.network, card.channels, len(card.classes), card.vectors]
     key = _key(weights, "network", precision, recipe)
     return _kept(key, lambda folder: read(folder / _NETWORK), convert, write)
 

@@ -107,6 +107,7 @@ def test_networks_that_differ_in_anything_have_places_of_their_own(weights, fold
         (replace(weights, trust=True), own, "float32"),
         (weights, replace(own, network={"width": 2}), "float32"),
         (weights, replace(own, network={"width": (2, 3)}), "float32"),
+        (weights, replace(own, vectors=2), "float32"),
     ]
 
     def kept_names() -> set[Path]:
