@@ -32,6 +32,10 @@ hypothesis.settings.load_profile("ci")
 typer.testing._get_command = functools.cache(typer.main.get_command)
 os.fsync = lambda file: None
 
+# Converted networks are not kept, neither by tests nor by what they start: each test converts its
+# own.
+os.environ["MASKLOOM_CACHE"] = ""
+
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Run cases marked `nightly` only with `--hypothesis-profile=nightly`."""
