@@ -26,9 +26,11 @@ from maskloom.segcore.errors import RecipeError, Stopped, StoreError
 from maskloom.segcore.storage.canonical import canonical
 from maskloom.segcore.storage.store import STAGING, Store
 from maskloom.segcore.training import checkpoint
+from maskloom.segcore.training.balance import require_drawable
 from maskloom.segcore.training.class_counts import count_classes, require_labelled
 from maskloom.segcore.training.dataset import Dataset
 from maskloom.segcore.training.export import is_whole, publish
+from maskloom.segcore.training.log import require_tensorboard
 from maskloom.segcore.training.loop import STOPPED, TrainingLoop
 from maskloom.segcore.training.pairs import data_digest, find_pairs, scaling_of
 from maskloom.segcore.training.setup import OnProgress, ProgressMonitor, TrainingSetup, TrainingTask
@@ -42,7 +44,7 @@ if TYPE_CHECKING:
 
 _STATE = "training_state.json"
 _NOT_BEGUN = "Training was stopped before it started; the same command begins again."
-_UNDECISIVE = frozenset({"threads", "memory"})
+_UNDECISIVE = frozenset({"threads", "memory", "tensorboard"})
 """Keys of `training` that change neither the weights nor the data."""
 _LENGTH = frozenset({"epochs", "patience"})
 """Keys of `training` that set its length."""
@@ -86,8 +88,10 @@ def prepare(
     settings: Mapping[str, Any],
     monitor: ProgressMonitor,
     stop: Callable[[], bool],
+    groups: Mapping[str, str] | None = None,
 ) -> Prepared:
-    """Check the recipe and all images and masks (`sources`) before training starts. Raises
+    """Check the recipe and all images and masks (`sources`) before training starts; of a
+    cross-validation all folds. `groups`: group of each location, if the split goes by them. Raises
     `RecipeError`, and `Stopped` once `stop` returns True.
     """
 
@@ -95,17 +99,26 @@ def prepare(
         return _reporting(partial(monitor.checked, what), stop, _NOT_BEGUN)
 
     pairs, notes = find_pairs(*sources, recipe, checked("headers"))
-    training, validation = recipe.split.divide(
-        [pair.name for pair in pairs], [pair.image.location for pair in pairs]
-    )
+    names = [pair.name for pair in pairs], [pair.image.location for pair in pairs]
+    # Before the pixels are read, which takes longer.
+    recipe.split.divide(*names, groups)
     scaling = scaling_of(pairs, recipe.scaling)
     decoder = recipe.labels.decoder(recipe.classes)
     _use_threads(recipe.training.threads)
     image = pairs[0].image
     patch_shape = patch_shape_of(recipe, image.channels, len(image.shape))
     _require_writable(recipe.output)
+    if recipe.training.tensorboard:
+        require_tensorboard(recipe.output)
     dataset = Dataset(pairs, decoder, recipe.training.memory)
     class_counts = count_classes(dataset, recipe.classes, checked("pixels"), patch_shape.cell)
+    for each in recipe.split.each:
+        training, validation = each.divide(*names, groups)
+        require_labelled(class_counts, training, validation, recipe.classes)
+        require_drawable(
+            class_counts, recipe.training.sampling, recipe.classes, dataset.names, training
+        )
+    training, validation = recipe.split.divide(*names, groups)
     notes += require_labelled(class_counts, training, validation, recipe.classes)
     setup = TrainingSetup(
         recipe,
@@ -177,6 +190,9 @@ def _finished(store: Store, prepared: Prepared) -> TrainingResult | None:
             f"output: {store.uri(_STATE)} is not the record of a training ({error}). Name another "
             "folder, or remove it."
         ) from error
+    if finished is None and not checkpoint.exists(store):
+        # It ended before its first checkpoint: nothing is lost if it begins with other settings.
+        return None
     if data != prepared.data:
         changed.append("the images or masks")
     if changed:
