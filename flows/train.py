@@ -15,10 +15,11 @@ from maskloom.segcore.deep.inference.runtime import import_keras
 from maskloom.segcore.errors import ImageError, RecipeError
 from maskloom.segcore.models.protocols import SEGMENTERS
 from maskloom.segcore.raster.source import Source
-from maskloom.segcore.storage.filesystems import configure
+from maskloom.segcore.storage.filesystems import configure, filesystem, store_errors
 from maskloom.segcore.training.export import PICTURES
 from maskloom.segcore.training.labels import Polygons
 from maskloom.segcore.training.run import TrainingResult, prepare, train
+from maskloom.tasks.discovery import lists
 from maskloom.tasks.discovery.discover import discover, passed_over_note
 from maskloom.tasks.discovery.vectors import find_vectors
 
@@ -43,6 +44,7 @@ def run(training: TrainingRun, quiet: bool, *, break_off: BreakOff | None = None
                 training.settings,
                 monitor,
                 stop.is_set,
+                groups(training),
             ),
             monitor,
             stop.is_set,
@@ -53,17 +55,36 @@ def sources(training: TrainingRun) -> tuple[list[Source], list[Source]]:
     """All images and all masks of a recipe. Raises `RecipeError` if a pattern finds none,
     `StoreError` if a store cannot be listed.
     """
-    # If the model is in the folder of the images, its pictures are not training images.
-    ours = {f"{training.recipe.output}/{name}" for name in PICTURES}
+    images = _discovered(training, training.images, "images")
     if isinstance(training.recipe.labels, Polygons):
-        found = _discovered(training.images, "images")
-        vectors = find_vectors(training.masks, "masks")
-        return [source for source in found if source.uri not in ours], vectors
-    images, masks = (
-        [source for source in _discovered(entries, key) if source.uri not in ours]
-        for entries, key in ((training.images, "images"), (training.masks, "masks"))
-    )
-    return images, masks
+        return images, find_vectors(training.masks, "masks")
+    return images, _discovered(training, training.masks, "masks")
+
+
+def groups(training: TrainingRun) -> dict[str, str] | None:
+    """The group of each image in the lists of the recipe, by its location. None: the split does
+    not go by a column. Raises `RecipeError`.
+    """
+    column = training.recipe.split.group_column
+    if column is None:
+        return None
+    named = [entry for entry in training.images if lists.is_list(entry)]
+    if not named or any(entry.lower().endswith(".txt") for entry in named):
+        raise RecipeError(
+            "split.group_column: expected `images` to be list files (.csv or .parquet) with a "
+            f"column {column!r}; got {', '.join(training.images)}."
+        )
+    found: dict[str, str] = {}
+    for entry in named:
+        fs, path = filesystem(entry)
+        with store_errors(f"read the list {entry!r}"):
+            content = fs.cat_file(path)
+        try:
+            rows = lists.read_column(entry, content, column)
+        except RecipeError as error:
+            raise RecipeError(f"split.group_column: {error}") from error
+        found |= {lists.absolute(name, entry): group for name, group in rows.items()}
+    return found
 
 
 def usage(training: TrainingRun, result: TrainingResult) -> str:
@@ -80,14 +101,21 @@ def usage(training: TrainingRun, result: TrainingResult) -> str:
     )
 
 
-def _discovered(entries: Sequence[str], key: str) -> list[Source]:
+def _discovered(training: TrainingRun, entries: Sequence[str], key: str) -> list[Source]:
     try:
         found = discover(entries, "", {})
     except RecipeError as error:
         raise RecipeError(f"{key}: {str(error).removeprefix('inputs: ')}") from error
     if found.passed_over:
         log.warning("%s: %s", key, passed_over_note(found.passed_over).strip())
-    return [image for source in found.sources for image in _images_of(source)]
+    # If the model is in the folder of the images, its pictures are not training images.
+    ours = f"{training.recipe.output}/"
+    return [
+        image
+        for source in found.sources
+        if not (source.uri.startswith(ours) and source.uri.rpartition("/")[2] in PICTURES)
+        for image in _images_of(source)
+    ]
 
 
 def _images_of(source: Source) -> list[Source]:

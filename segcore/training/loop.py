@@ -245,7 +245,7 @@ class TrainingLoop:
             self._task.examples(self._trainer), recipe.classes, recipe.class_table.colours
         )
         self._store.publish(EXAMPLES, drawn)
-        monitor.say(f"A first look, after one epoch: {self._store.uri(EXAMPLES)}")
+        monitor.look(self._store.uri(EXAMPLES))
 
     def _log(self, monitor: ProgressMonitor) -> None:
         """Report a finished epoch, once its checkpoint is written."""

@@ -273,10 +273,16 @@ class Split:
     def _groups(
         self, names: Sequence[str], locations: Sequence[str], groups: Mapping[str, str] | None
     ) -> list[str]:
-        """The group of each image."""
+        """The group of each image. Raises `RecipeError` if one has none."""
         if self.group_column is not None:
             known = groups or {}
-            return [known.get(place, name) for name, place in zip(names, locations, strict=True)]
+            without = [place for place in locations if place not in known]
+            if without:
+                raise RecipeError(
+                    f"split.group_column: {len(without)} of {len(locations)} images have no "
+                    f"{self.group_column!r} in the list, for example {without[0]}."
+                )
+            return [known[place] for place in locations]
         found = [re.search(self.group, name) if self.group is not None else None for name in names]
         return [match.group() if match else name for name, match in zip(names, found, strict=True)]
 

@@ -214,7 +214,7 @@ def test_the_command_trains_once_goes_on_for_more_epochs_and_tells_how_to_use_th
     assert "at epoch 1, the best of 1" in first.stdout
     assert "-s unet -p weights=" in first.stdout
     made_files = sorted(path.name for path in (folder / "out").iterdir())
-    records = ["training_history.json", "training_state.json"]
+    records = ["training_history.json", "training_log.csv", "training_state.json"]
     assert made_files == [
         "checkpoint",
         "curves.png",
