@@ -97,7 +97,7 @@ class Series:
     @property
     def name(self) -> str:
         """Of its table and picture, without their suffix."""
-        return "sweep" if self.trained[0].trial.values else "folds"
+        return "sweep" if self.trained[0].trial.named else "folds"
 
 
 def run(
@@ -173,11 +173,11 @@ def rows(series: Series) -> list[dict[str, Any]]:
         numbers = [
             name
             for name in own[0]
-            if name not in (*setting.trained[0].trial.values, "epochs", "epoch")
+            if name not in (*setting.trained[0].trial.named, "epochs", "epoch")
             and all(isinstance(row.get(name), float) for row in own)
         ]
         if "fold" in own[0] and len(own) > 1:
-            kept = {key: own[0][key] for key in setting.trained[0].trial.values}
+            kept = {key: own[0][key] for key in setting.trained[0].trial.named}
             for name, of in ((MEAN, statistics.fmean), (SPREAD, statistics.stdev)):
                 measures = {each: round(of([row[each] for row in own]), 6) for each in numbers}
                 table.append({**kept, "fold": name, **measures})
@@ -197,7 +197,7 @@ def summary(series: Series) -> str:
             f" over {len(scores)} folds, from {min(scores):.4f} to {max(scores):.4f}, standard "
             f"deviation {statistics.stdev(scores):.4f}"
         )
-    if not best.trained[0].trial.values:
+    if not best.trained[0].trial.named:
         return said
     return f"Best of {len(settings)}: {best.trained[0].trial.setting}: {said}"
 
@@ -207,7 +207,7 @@ def _row(each: Trained) -> dict[str, Any]:
     trial, result = each.trial, each.result
     row: dict[str, Any] = {
         key: value if isinstance(value, int | float | str) else str(value)
-        for key, value in trial.values.items()
+        for key, value in trial.named.items()
     }
     if trial.fold is not None:
         row["fold"] = str(trial.fold)

@@ -20,7 +20,7 @@ from maskloom.flows.recipes.schemas import did_you_mean
 from maskloom.flows.recipes.training import TrainingRun
 from maskloom.flows.recipes.yaml_files import load_document, read_value, shown
 from maskloom.segcore.errors import RecipeError
-from maskloom.segcore.training.recipe import Split, Training
+from maskloom.segcore.training.recipe import Training
 
 MOST_TRIALS = 100
 _WHOLE = ("network", "labels", "bands", "scaling")
@@ -37,10 +37,16 @@ class Trial:
     name: str
     """Its folder below the output of the recipe."""
     values: Mapping[str, Any]
-    """Those of the swept keys, as they are in the recipe; empty without a sweep."""
+    """Those of the swept keys, in the recipe; empty without a sweep."""
     fold: int | None
     """From 1. None: no cross-validation."""
     run: TrainingRun
+
+    @property
+    def named(self) -> dict[str, Any]:
+        """The swept values by the last parts of their keys, if these differ."""
+        short = {key.rpartition(".")[2]: value for key, value in self.values.items()}
+        return short if len(short) == len(self.values) else dict(self.values)
 
     @property
     def setting(self) -> str:
@@ -49,9 +55,7 @@ class Trial:
         >>> Trial("", {"training.rate": 0.001, "network.width": 8}, None, None).setting
         'rate 0.001, width 8'
         """
-        return ", ".join(
-            f"{key.rpartition('.')[2]} {_text(value)}" for key, value in self.values.items()
-        )
+        return ", ".join(f"{key} {_text(value)}" for key, value in self.named.items())
 
     @property
     def title(self) -> str:
@@ -114,14 +118,11 @@ def _sweep(text: str, known: Mapping[str, Sequence[str]]) -> tuple[str, list[Any
     if not equals or not name:
         raise RecipeError(f"{where}: expected KEY=VALUE,VALUE, e.g. rate=1e-3,3e-4.")
     top = name.partition(".")[0]
-    if top in _FIXED:
-        split = [field.name for field in dataclasses.fields(Split)]
-        more = (
-            " Cross-validation is a key of the recipe: split: {folds: 5}."
-            if name.partition(".")[2] in split
-            else ""
+    if top in _FIXED or name in ("folds", "fold"):
+        more = " Cross-validation is a key of the recipe: split: {folds: 5}."
+        raise RecipeError(
+            f"{where}: {top} must be the same in all trainings.{more if 'fold' in name else ''}"
         )
-        raise RecipeError(f"{where}: {top} must be the same in all trainings.{more}")
     keys = [name] if "." in name else known.get(name, [])
     if not keys:
         raise RecipeError(
