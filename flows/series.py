@@ -25,6 +25,7 @@ from maskloom.flows import train
 from maskloom.flows.recipes.sweeps import Trial
 from maskloom.flows.stopping import BreakOff
 from maskloom.flows.terminal import told
+from maskloom.flows.validation import KEY
 from maskloom.segcore.errors import MaskloomError, RecipeError, RunError, Stopped, StoreError
 from maskloom.segcore.figures.training import Curve, curves
 from maskloom.segcore.raster.colours import PALETTE
@@ -231,6 +232,9 @@ def _measures(trial: Trial) -> Iterator[tuple[str, float]]:
     for name, value in metrics.items():
         if isinstance(value, float):
             yield name, value
+    for name, value in metrics.get(KEY, {}).items():
+        if isinstance(value, float):
+            yield f"{KEY}_{name}", value
     for name, measures in metrics.get("classes", {}).items():
         for measure in _MEASURES:
             if isinstance(measures.get(measure), float):

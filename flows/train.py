@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from maskloom.flows.progress import TrainingProgress, display
 from maskloom.flows.recipes.training import TrainingRun
 from maskloom.flows.stopping import BreakOff, stoppable
+from maskloom.flows.validation import FOLDER, segmenter_of, validate
 from maskloom.segcore import formats
 from maskloom.segcore.deep.inference.runtime import import_keras
 from maskloom.segcore.errors import ImageError, RecipeError
-from maskloom.segcore.models.protocols import SEGMENTERS
 from maskloom.segcore.raster.source import Source
 from maskloom.segcore.storage.filesystems import configure, filesystem, store_errors
 from maskloom.segcore.training.export import PICTURES
@@ -37,18 +37,19 @@ def run(training: TrainingRun, quiet: bool, *, break_off: BreakOff | None = None
     stop = threading.Event()
     with display(quiet) as shown_by, stoppable(stop, shown_by, break_off):
         monitor = TrainingProgress(shown_by)
-        return train(
-            prepare(
-                training.recipe,
-                sources(training),
-                training.settings,
-                monitor,
-                stop.is_set,
-                groups(training),
-            ),
+        prepared = prepare(
+            training.recipe,
+            sources(training),
+            training.settings,
             monitor,
             stop.is_set,
+            groups(training),
         )
+        result = train(prepared, monitor, stop.is_set)
+    if training.whole_images:
+        setup = prepared.setup
+        validate(training, [setup.dataset.pairs[i] for i in setup.validation], quiet, break_off)
+    return result
 
 
 def sources(training: TrainingRun) -> tuple[list[Source], list[Source]]:
@@ -88,10 +89,8 @@ def groups(training: TrainingRun) -> dict[str, str] | None:
 
 
 def usage(training: TrainingRun, result: TrainingResult) -> str:
-    """A command line that uses the model. Networks of maskloom have segmenters of the same name;
-    `network` runs those of plug-ins that bring none.
-    """
-    kind = training.recipe.kind if training.recipe.kind in SEGMENTERS else "network"
+    """A command line that uses the model."""
+    kind = segmenter_of(training.recipe)
     bands = (
         f" -p bands='{list(training.recipe.bands)}'" if training.recipe.bands is not None else ""
     )
@@ -108,14 +107,19 @@ def _discovered(training: TrainingRun, entries: Sequence[str], key: str) -> list
         raise RecipeError(f"{key}: {str(error).removeprefix('inputs: ')}") from error
     if found.passed_over:
         log.warning("%s: %s", key, passed_over_note(found.passed_over).strip())
-    # If the model is in the folder of the images, its pictures are not training images.
-    ours = f"{training.recipe.output}/"
+    # If the model is in the folder of the images, its pictures and masks are no training images.
     return [
         image
         for source in found.sources
-        if not (source.uri.startswith(ours) and source.uri.rpartition("/")[2] in PICTURES)
+        if not _is_ours(source.uri, training.recipe.output)
         for image in _images_of(source)
     ]
+
+
+def _is_ours(uri: str, output: str) -> bool:
+    """Whether a training into this output has written a file."""
+    below = uri.removeprefix(f"{output}/")
+    return below != uri and (below.startswith(f"{FOLDER}/") or below.rpartition("/")[2] in PICTURES)
 
 
 def _images_of(source: Source) -> list[Source]:

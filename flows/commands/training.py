@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -30,10 +31,23 @@ Sweeps = Annotated[
 ]
 
 
+WholeImages = Annotated[
+    bool,
+    typer.Option(
+        "--whole-images/--no-whole-images",
+        help=(
+            "When the network is trained, segment its validation images whole and compare them "
+            "with their masks, as `maskloom evaluate` does."
+        ),
+    ),
+]
+
+
 def train(
     recipe: TrainingPath,
     changes: Changes = None,
     sweep: Sweeps = None,
+    whole_images: WholeImages = True,
     quiet: QuietFlag = False,
     log_file: LogFile = None,
 ) -> None:
@@ -47,7 +61,10 @@ def train(
     from maskloom.flows.recipes import sweeps
 
     with errors_as_messages(), written_to(log_file, f"train {recipe}"):
-        trials = sweeps.trials(recipe, changes or [], sweep or [])
+        trials = [
+            replace(trial, run=replace(trial.run, whole_images=whole_images))
+            for trial in sweeps.trials(recipe, changes or [], sweep or [])
+        ]
         if trials[0].name:
             _train_series(trials, quiet)
         else:
@@ -58,6 +75,7 @@ def _train_one(training_run: TrainingRun, quiet: bool) -> None:
     from maskloom.flows import train as flow
     from maskloom.flows.report.write import try_to_write, write_of_training
     from maskloom.flows.terminal import line
+    from maskloom.flows.validation import line_of
 
     result = flow.run(training_run, quiet, break_off=end_process)
     typer.echo(
@@ -66,6 +84,9 @@ def _train_one(training_run: TrainingRun, quiet: bool) -> None:
         f"{result.epochs} trained in {result.minutes:.1f} minutes. Use it:\n"
         f"  {flow.usage(training_run, result)}"
     )
+    whole = line_of(training_run.recipe)
+    if whole:
+        typer.echo(f"{whole}.")
     report = try_to_write(training_run.recipe.output, write_of_training)
     if report is not None:
         typer.echo(f"Report: {line(report)}")
