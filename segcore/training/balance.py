@@ -82,7 +82,7 @@ def require_drawable(
             "0. Give one of them more."
         )
     rates = class_rates(wanted, classes)
-    if rates and not any(rate and found for rate, found in zip(rates, there, strict=True)):
+    if rates and not (np.array(rates) > 0)[there].any():
         raise RecipeError(
             "training.sampling.classes: no class with a weight above 0 has a pixel in the training "
             "images. Give another class more than 0."
