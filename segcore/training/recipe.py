@@ -222,11 +222,16 @@ class Split:
         return training, validation
 
     @property
-    def each(self) -> tuple[Split, ...]:
-        """The splits to train: one for each fold, or this one."""
-        if self.folds is None or self.fold is not None:
+    def all_folds(self) -> tuple[Split, ...]:
+        """The splits of a cross-validation, whichever fold this is; this one without any."""
+        if self.folds is None:
             return (self,)
         return tuple(replace(self, fold=number) for number in range(1, self.folds + 1))
+
+    @property
+    def each(self) -> tuple[Split, ...]:
+        """The splits to train: this one, or one for each fold."""
+        return (self,) if self.fold is not None else self.all_folds
 
     def _fold(self, groups: Sequence[str], folds: int) -> set[int]:
         """The images of this fold, the first if none is named. Whole groups are dealt, the largest

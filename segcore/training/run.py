@@ -99,6 +99,11 @@ def prepare(
         return _reporting(partial(monitor.checked, what), stop, _NOT_BEGUN)
 
     pairs, notes = find_pairs(*sources, recipe, checked("headers"))
+    if len(recipe.split.each) > 1:
+        raise RecipeError(
+            "split.folds: one training is one fold; name it by split.fold. The command `maskloom "
+            "train` trains all of them, one after the other."
+        )
     names = [pair.name for pair in pairs], [pair.image.location for pair in pairs]
     # Before the pixels are read, which takes longer.
     recipe.split.divide(*names, groups)
@@ -112,7 +117,7 @@ def prepare(
         require_tensorboard(recipe.output)
     dataset = Dataset(pairs, decoder, recipe.training.memory)
     class_counts = count_classes(dataset, recipe.classes, checked("pixels"), patch_shape.cell)
-    for each in recipe.split.each:
+    for each in recipe.split.all_folds:
         training, validation = each.divide(*names, groups)
         require_labelled(class_counts, training, validation, recipe.classes)
         require_drawable(

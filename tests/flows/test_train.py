@@ -136,6 +136,7 @@ def test_the_command_trains_once_goes_on_for_more_epochs_and_tells_how_to_use_th
         "--set",
         "training.patch=28",
         "--quiet",
+        "--no-whole-images",
     ]
     command = ["train", str(folder / "training.yaml"), *flags, "--set"]
     first = run(app, [*command, "training.epochs=1"])

@@ -94,6 +94,7 @@ def test_folds_hold_each_image_once_and_keep_groups_together(
     held = []
     for number, each in enumerate(split.each, 1):
         assert each == replace(split, fold=number)
+        assert (each.each, each.all_folds) == ((each,), split.each)
         training, validation = each.divide(names, names)
         assert sorted(training + validation) == list(range(len(names)))
         assert not {groups[i] for i in training} & {groups[i] for i in validation}
