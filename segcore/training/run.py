@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from maskloom.segcore.raster.source import Source
+    from maskloom.segcore.training.class_counts import ClassCounts
     from maskloom.segcore.training.recipe import TrainingRecipe
 
 _STATE = "training_state.json"
@@ -117,12 +118,7 @@ def prepare(
         require_tensorboard(recipe.output)
     dataset = Dataset(pairs, decoder, recipe.training.memory)
     class_counts = count_classes(dataset, recipe.classes, checked("pixels"), patch_shape.cell)
-    for each in recipe.split.all_folds:
-        training, validation = each.divide(*names, groups)
-        require_labelled(class_counts, training, validation, recipe.classes)
-        require_drawable(
-            class_counts, recipe.training.sampling, recipe.classes, dataset.names, training
-        )
+    _require_trainable(recipe, dataset, class_counts, groups)
     training, validation = recipe.split.divide(*names, groups)
     notes += require_labelled(class_counts, training, validation, recipe.classes)
     setup = TrainingSetup(
@@ -164,6 +160,32 @@ def train(prepared: Prepared, monitor: ProgressMonitor, stop: Callable[[], bool]
             return _result(store, prepared, finished, False)
     finally:
         prepared.setup.dataset.close()
+
+
+def _require_trainable(
+    recipe: TrainingRecipe,
+    dataset: Dataset,
+    class_counts: ClassCounts,
+    groups: Mapping[str, str] | None,
+) -> None:
+    """Raise `RecipeError` unless both sides of the split, of all folds, have what training needs:
+    the last fold may be hours away.
+    """
+    names = [name for name, _ in dataset.names], [location for _, location in dataset.names]
+    for split in recipe.split.all_folds:
+        training, validation = split.divide(*names, groups)
+        try:
+            require_labelled(class_counts, training, validation, recipe.classes)
+            require_drawable(
+                class_counts, recipe.training.sampling, recipe.classes, dataset.names, training
+            )
+        except RecipeError as error:
+            if split.folds is None:
+                raise
+            raise RecipeError(
+                f"split.folds: fold {split.fold} of {split.folds} cannot be trained. {error} Or "
+                "set another split.seed, or fewer folds."
+            ) from error
 
 
 def _use_threads(count: int | None) -> None:
