@@ -14,7 +14,7 @@ from __future__ import annotations
 import csv
 import io
 import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,9 +23,9 @@ import pyarrow.parquet as pq
 
 from maskloom.flows import train
 from maskloom.flows.recipes.sweeps import Trial
+from maskloom.flows.report.measures import WHOLE_IMAGES
 from maskloom.flows.stopping import BreakOff
 from maskloom.flows.terminal import told
-from maskloom.flows.validation import KEY
 from maskloom.segcore.errors import MaskloomError, RecipeError, RunError, Stopped, StoreError
 from maskloom.segcore.figures.training import Curve, curves
 from maskloom.segcore.raster.colours import PALETTE
@@ -227,14 +227,13 @@ def _row(each: Trained) -> dict[str, Any]:
 
 def _measures(trial: Trial) -> Iterator[tuple[str, float]]:
     """The measures on the validation images, from the card."""
-    card = read_json(Store(trial.run.recipe.output), f"{trial.run.recipe.name}.json", dict)
-    metrics: Mapping[str, Any] = card.get("about", {}).get("metrics", {})
+    metrics = train.metrics(trial.run.recipe)
     for name, value in metrics.items():
         if isinstance(value, float):
             yield name, value
-    for name, value in metrics.get(KEY, {}).items():
+    for name, value in metrics.get(WHOLE_IMAGES, {}).items():
         if isinstance(value, float):
-            yield f"{KEY}_{name}", value
+            yield f"{WHOLE_IMAGES}_{name}", value
     for name, measures in metrics.get("classes", {}).items():
         for measure in _MEASURES:
             if isinstance(measures.get(measure), float):

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import shlex
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from maskloom.flows.progress import TrainingProgress, display
 from maskloom.flows.recipes.training import TrainingRun
@@ -16,12 +17,17 @@ from maskloom.segcore.deep.inference.runtime import import_keras
 from maskloom.segcore.errors import ImageError, RecipeError
 from maskloom.segcore.raster.source import Source
 from maskloom.segcore.storage.filesystems import configure, filesystem, store_errors
+from maskloom.segcore.storage.records import read_json
+from maskloom.segcore.storage.store import Store
 from maskloom.segcore.training.export import PICTURES
 from maskloom.segcore.training.labels import Polygons
 from maskloom.segcore.training.run import TrainingResult, prepare, train
 from maskloom.tasks.discovery import lists
 from maskloom.tasks.discovery.discover import discover, passed_over_note
 from maskloom.tasks.discovery.vectors import find_vectors
+
+if TYPE_CHECKING:
+    from maskloom.segcore.training.recipe import TrainingRecipe
 
 log = logging.getLogger(__name__)
 
@@ -98,6 +104,13 @@ def usage(training: TrainingRun, result: TrainingResult) -> str:
         f"maskloom segment IMAGE... -o OUTPUT -s {kind} -p "
         f"{shlex.quote(f'weights={result.model}')}{bands}"
     )
+
+
+def metrics(recipe: TrainingRecipe) -> Mapping[str, Any]:
+    """The measures of a trained network, from its card."""
+    card = read_json(Store(recipe.output), f"{recipe.name}.json", dict)
+    found: Mapping[str, Any] = card.get("about", {}).get("metrics", {})
+    return found
 
 
 def _discovered(training: TrainingRun, entries: Sequence[str], key: str) -> list[Source]:

@@ -21,9 +21,10 @@ from typing import TYPE_CHECKING, Any
 from maskloom.flows.evaluation.evaluate import evaluate
 from maskloom.flows.evaluation.options import REST, EvaluationRequest, PolygonOptions
 from maskloom.flows.recipes import run as run_recipes
+from maskloom.flows.report.measures import WHOLE_IMAGES
 from maskloom.flows.run import RunOptions
 from maskloom.flows.run import run as run_flow
-from maskloom.flows.terminal import count, told
+from maskloom.flows.terminal import told
 from maskloom.segcore.annotations.pairing import NameSuffixes
 from maskloom.segcore.deep.inference.card import Card
 from maskloom.segcore.errors import ImageError, MaskloomError, Stopped
@@ -40,16 +41,7 @@ if TYPE_CHECKING:
     from maskloom.segcore.training.recipe import TrainingRecipe
 
 FOLDER = "validation"
-KEY = "whole_images"
-"""In the metrics of a card."""
 _MEASURES = ("accuracy", "mean_iou", "mean_dice", "mean_boundary_f", "pq", "ap_dsb2018_50")
-_SHOWN = {
-    "mean_iou": "mean IoU",
-    "mean_dice": "mean Dice",
-    "mean_boundary_f": "mean boundary F",
-    "pq": "PQ",
-    "ap_dsb2018_50": "AP@0.5",
-}
 _OF_CLASSES = ("iou", "dice", "precision", "recall", "boundary_f")
 log = logging.getLogger(__name__)
 
@@ -73,7 +65,7 @@ def validate(
     name = f"{recipe.name}.json"
     card = Card.load(store.read(name), name)
     metrics: dict[str, Any] = dict(card.about.get("metrics", {}))
-    if KEY in metrics or _has_border(recipe):
+    if WHOLE_IMAGES in metrics or _has_border(recipe):
         return None
     try:
         found = _measured(training, pairs, card.sha256, quiet, break_off)
@@ -85,19 +77,9 @@ def validate(
         )
         return None
     measures = _summary(found)
-    about = {**card.about, "metrics": {**metrics, KEY: measures}}
+    about = {**card.about, "metrics": {**metrics, WHOLE_IMAGES: measures}}
     store.publish(name, replace(card, about=about).dump())
     return measures
-
-
-def line_of(recipe: TrainingRecipe) -> str:
-    """The measures on whole images in words; empty if the card has none."""
-    store, name = Store(recipe.output), f"{recipe.name}.json"
-    measures = Card.load(store.read(name), name).about.get("metrics", {}).get(KEY, {})
-    shown = [f"{text} {measures[key]:.4f}" for key, text in _SHOWN.items() if key in measures]
-    if not shown:
-        return ""
-    return f"On {count(measures['images'], 'whole image')}: {', '.join(shown)}"
 
 
 def _has_border(recipe: TrainingRecipe) -> bool:

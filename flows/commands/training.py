@@ -73,9 +73,9 @@ def train(
 
 def _train_one(training_run: TrainingRun, quiet: bool) -> None:
     from maskloom.flows import train as flow
+    from maskloom.flows.report.measures import on_whole_images
     from maskloom.flows.report.write import try_to_write, write_of_training
     from maskloom.flows.terminal import line
-    from maskloom.flows.validation import line_of
 
     result = flow.run(training_run, quiet, break_off=end_process)
     typer.echo(
@@ -84,9 +84,9 @@ def _train_one(training_run: TrainingRun, quiet: bool) -> None:
         f"{result.epochs} trained in {result.minutes:.1f} minutes. Use it:\n"
         f"  {flow.usage(training_run, result)}"
     )
-    whole = line_of(training_run.recipe)
+    whole = on_whole_images(flow.metrics(training_run.recipe))
     if whole:
-        typer.echo(f"{whole}.")
+        typer.echo(whole)
     report = try_to_write(training_run.recipe.output, write_of_training)
     if report is not None:
         typer.echo(f"Report: {line(report)}")
