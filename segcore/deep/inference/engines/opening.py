@@ -28,6 +28,7 @@ ENGINES_OF: dict[str, tuple[EngineName, ...]] = {
     ".keras": ("tensorflow", "openvino"),
     ".onnx": ("onnxruntime", "openvino"),
     ".tflite": ("litert",),
+    ".pb": ("tensorflow", "openvino"),
 }
 """Engines per kind of file; the first is the reference for the others."""
 _MOST_LOADED = 4
