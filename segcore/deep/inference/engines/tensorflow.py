@@ -183,7 +183,7 @@ def frozen(weights: Weights, precision: Precision) -> Any:
     )  # exported nowhere else
 
     if weights.suffix == ".pb":
-        return load_saved_model(weights).traced()
+        return load_saved_model(weights).function
     model = load_keras(weights)
     # Subclassed models may lack either attribute.
     inputs, outputs = getattr(model, "inputs", None) or [], getattr(model, "outputs", None) or []

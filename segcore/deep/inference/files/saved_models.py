@@ -3,23 +3,23 @@
 A SavedModel is a program: it may name operations that read and write files, call Python or never
 end, and may ask for some of them to run while it is loaded. So TensorFlow's own loader never sees
 it. From its graph only the part between the image and the scores is taken, each operation of it
-must be on a list of harmless ones, and the variables are put in as constants. They are found by
-their names in the checkpoint (of version 1 and 2 of TensorFlow).
+must be on a list of harmless ones, and the variables are put in as constants. In the checkpoint
+they are found by the objects that a function is bound to; those of TensorFlow 1, which has no
+objects, by their names.
 """
 
 from __future__ import annotations
 
-import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from maskloom.segcore.deep.inference.files.sources import SAVED_MODEL
-from maskloom.segcore.deep.inference.layouts import from_network, to_network
+from maskloom.segcore.deep.inference.layouts import from_network
 from maskloom.segcore.deep.inference.runtime import import_tensorflow, quiet
 from maskloom.segcore.errors import WeightsError
 
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from maskloom.segcore.deep.inference.files.weights import Weights
-    from maskloom.segcore.deep.inference.layouts import Layout
     from maskloom.segcore.geometry import Shape
 
 _HARMLESS = frozenset(
@@ -56,40 +55,36 @@ _MOST_NODES = 200_000
 
 @dataclass(frozen=True, slots=True)
 class SavedModel:
-    """A SavedModel as one graph of constants."""
+    """A SavedModel as one function of constants."""
 
-    graph: Any = field(repr=False)
-    """Its `GraphDef`."""
-    taken: str
-    """Name of the tensor of the image."""
-    given: str
-    """Name of the tensor of the scores."""
+    function: Any = field(repr=False)
+    """A TensorFlow function of patches (patch, y, x, band) float32 to scores float32, with channels
+    last.
+    """
     shape: tuple[int | None, ...]
-    """Of the image, with the patch first."""
-    layout: Layout
+    """Of the image, (y, x, band) or (z, y, x, band). None: any size."""
     dtype: np.dtype[Any]
+    """Of the image in the file."""
     parameters: int
     where: str
-    runs: Callable[[Any], Any] = field(repr=False)
 
     @property
     def channels(self) -> int:
         """Number of bands."""
-        channels = self.shape[1] if self.layout == "first" else self.shape[-1]
+        channels = self.shape[-1]
         assert channels is not None
         return channels
 
     @property
     def dimensions(self) -> int:
         """2: images, 3: volumes."""
-        return len(self.shape) - 2
+        return len(self.shape) - 1
 
     @property
     def fixed(self) -> Shape | None:
         """The only size that it takes; None for any."""
-        sizes = self.shape[2:] if self.layout == "first" else self.shape[1:-1]
-        known = tuple(size for size in sizes if size is not None)
-        return known if len(known) == len(sizes) else None
+        known = tuple(size for size in self.shape[:-1] if size is not None)
+        return known if len(known) == self.dimensions else None
 
     def run(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
         """The scores (n, y, x, class) of images (n, y, x, band). Raises `ValueError` for sizes that
@@ -97,45 +92,14 @@ class SavedModel:
         """
         tensorflow = import_tensorflow()
         outputs = []
+        # One by one, because the number of images may be fixed in the graph.
         for image in batch:
-            pixels = to_network(image[None], self.layout, self.dtype)
             try:
-                output = self.runs(tensorflow.constant(pixels)).numpy()
+                output = self.function(tensorflow.constant(image[None]))[0].numpy()
             except (tensorflow.errors.OpError, ValueError, TypeError) as error:
                 raise ValueError(str(error).strip().splitlines()[0][:300]) from error
-            outputs.append(from_network(output, self.layout, self.where, self.dimensions))
+            outputs.append(from_network(output, "last", self.where, self.dimensions))
         return np.concatenate(outputs)
-
-    def traced(self) -> Any:
-        """A TensorFlow function of patches (patch, y, x, band) float32 to scores float32."""
-        tensorflow = import_tensorflow()
-        axes = len(self.shape)
-        first, last = [0, axes - 1, *range(1, axes - 1)], [0, *range(2, axes), 1]
-        kind = tensorflow.as_dtype(self.dtype)
-
-        def scores(patches: Any) -> Any:
-            if kind.is_integer:
-                patches = tensorflow.clip_by_value(
-                    tensorflow.round(patches), float(kind.min), float(kind.max)
-                )
-            pixels = tensorflow.cast(patches, kind)
-            if self.layout == "first":
-                pixels = tensorflow.transpose(pixels, first)
-            (output,) = tensorflow.import_graph_def(
-                self.graph, input_map={self.taken: pixels}, return_elements=[self.given], name=""
-            )
-            if self.layout == "first":
-                output = tensorflow.transpose(output, last)
-            return tensorflow.cast(output, tensorflow.float32)
-
-        sizes = [None] * (axes - 2) if self.fixed is None else list(self.fixed)
-        return tensorflow.function(
-            scores,
-            input_signature=[
-                tensorflow.TensorSpec([None, *sizes, self.channels], tensorflow.float32)
-            ],
-            autograph=False,
-        ).get_concrete_function()
 
 
 def load_saved_model(weights: Weights) -> SavedModel:
@@ -159,7 +123,7 @@ def load_saved_model(weights: Weights) -> SavedModel:
             image, answer = _signature(meta)
             graph = _part(meta.graph_def, answer.name)
             _check(graph, where)
-            values = _values(graph, contents)
+            values = _values(graph, meta.object_graph_def, contents)
             return _frozen(graph, values, image, answer, where)
     except WeightsError:
         raise
@@ -276,17 +240,12 @@ def _check_recursion(graph: Any) -> None:
         calls = {name: called for name, called in calls.items() if name not in leaves}
 
 
-def _values(graph: Any, contents: Mapping[str, bytes]) -> dict[str, NDArray[Any]]:
+def _values(graph: Any, objects: Any, contents: Mapping[str, bytes]) -> dict[str, NDArray[Any]]:
     """The values of the variables, by the names of their nodes."""
-    variables = [node for node in graph.node if node.op in _VARIABLES]
-    inner = [
-        node
-        for each in graph.library.function
-        for node in each.node_def
-        if node.op in _VARIABLES
-    ]
-    if inner:
-        raise ValueError("a function of it makes variables of its own")
+    variables = [node.name for node in graph.node if node.op in _VARIABLES]
+    for function in graph.library.function:
+        if any(node.op in _VARIABLES for node in function.node_def):
+            raise ValueError("a function of it makes variables of its own")
     if not variables:
         return {}
     tensorflow = import_tensorflow()
@@ -294,99 +253,108 @@ def _values(graph: Any, contents: Mapping[str, bytes]) -> dict[str, NDArray[Any]
         Path(folder, _PREFIX).parent.mkdir()
         for name, content in contents.items():
             if name.startswith(_PREFIX):
-                Path(folder, "variables", os.path.basename(name)).write_bytes(content)  # noqa: PTH119
+                Path(folder, "variables", PurePosixPath(name).name).write_bytes(content)
         reader = tensorflow.train.load_checkpoint(str(Path(folder, _PREFIX)))
-        keys = _keys(reader)
-        return {node.name: reader.get_tensor(keys[_name(node)]) for node in variables}
+        if reader.has_tensor(_OBJECTS):
+            keys = _keys_by_object(graph, objects, reader.get_tensor(_OBJECTS))
+        else:
+            keys = {name: name for name in variables}
+        return {name: reader.get_tensor(keys[name]) for name in variables}
 
 
-def _name(variable: Any) -> str:
-    shared: bytes = variable.attr["shared_name"].s
-    return shared.decode() or str(variable.name)
-
-
-def _keys(reader: Any) -> dict[str, str]:
-    """Keys of variables in a checkpoint, by their names. In version 1 they are the names."""
+def _keys_by_object(graph: Any, objects: Any, stored: bytes) -> dict[str, str]:
+    """Keys of variables in a checkpoint, by the names of their nodes in the graph."""
     from tensorflow.core.protobuf import trackable_object_graph_pb2
 
-    keys = {name: name for name in reader.get_variable_to_shape_map()}
-    if _OBJECTS in keys:
-        objects = trackable_object_graph_pb2.TrackableObjectGraph()
-        objects.ParseFromString(reader.get_tensor(_OBJECTS))
-        for node in objects.nodes:
-            for each in node.attributes:
-                if each.full_name and keys.setdefault(each.full_name, each.checkpoint_key) != (
-                    each.checkpoint_key
-                ):
-                    raise ValueError(f"it has several variables named {each.full_name[:80]!r}")
+    tree = trackable_object_graph_pb2.TrackableObjectGraph()
+    tree.ParseFromString(stored)
+    key_of = {}
+    for saved, kept in _matched(objects, tree).items():
+        attributes = tree.nodes[kept].attributes
+        if attributes:
+            key_of[saved] = attributes[0].checkpoint_key
+    keys = {}
+    for node in graph.node:
+        for called in _calls([node]):
+            bound = objects.concrete_functions[called].bound_inputs
+            # What a function is bound to follows its arguments.
+            names = list(node.input)[len(node.input) - len(bound) :]
+            keys |= {
+                _node_of(name): key_of[number]
+                for name, number in zip(names, bound, strict=True)
+                if number in key_of
+            }
     return keys
+
+
+def _matched(objects: Any, tree: Any) -> dict[int, int]:
+    """The objects of a SavedModel and the same in its checkpoint: on the same path from the top."""
+    matched, pending = {0: 0}, [0]
+    while pending:
+        number = pending.pop()
+        below = {
+            each.local_name: each.node_id for each in tree.nodes[matched[number]].children
+        }
+        for each in objects.nodes[number].children:
+            if each.local_name in below and each.node_id not in matched:
+                matched[each.node_id] = below[each.local_name]
+                pending.append(each.node_id)
+    return matched
 
 
 def _frozen(
     graph: Any, values: Mapping[str, NDArray[Any]], image: Any, answer: Any, where: str
 ) -> SavedModel:
     tensorflow = import_tensorflow()
-    constants = _with_constants(graph, values, _node_of(answer.name))
-    shape = tuple(
-        None if dim.size < 1 else int(dim.size) for dim in image.tensor_shape.dim
-    )
-    if len(shape) not in (4, 5):
-        raise ValueError(f"it takes {shape}; expected images (n, y, x, bands)")
-    shape = (None, *shape[1:])
-    layout: Layout = (
-        "first" if shape[-1] is None or (shape[1] is not None and shape[1] < shape[-1]) else "last"
-    )
-    if shape[1 if layout == "first" else -1] is None:
-        raise ValueError(f"the number of bands is open in its input {shape}")
-
-    def imported(pixels: Any) -> Any:
-        (output,) = tensorflow.import_graph_def(
-            constants, input_map={image.name: pixels}, return_elements=[answer.name], name=""
-        )
-        return output
-
-    dtype = np.dtype(tensorflow.as_dtype(image.dtype).as_numpy_dtype)
-    runs = tensorflow.function(
-        imported,
-        input_signature=[tensorflow.TensorSpec([1, *shape[1:]], image.dtype)],
-        autograph=False,
-    )
-    runs.get_concrete_function()
-    return SavedModel(
-        constants,
-        image.name,
-        answer.name,
-        shape,
-        layout,
-        dtype,
-        sum(value.size for value in values.values()),
-        where,
-        runs,
-    )
-
-
-def _with_constants(graph: Any, values: Mapping[str, NDArray[Any]], target: str) -> Any:
-    """The graph with constants in place of variables."""
-    tensorflow = import_tensorflow()
     from tensorflow.python.framework.convert_to_constants import (
-        convert_variables_to_constants_from_session_graph,
+        convert_variables_to_constants_v2,
     )  # exported nowhere else
 
-    legacy = tensorflow.compat.v1
-    with tensorflow.Graph().as_default() as holder:
-        legacy.import_graph_def(graph, name="")
-        feeds, assignments = {}, []
-        for name, value in values.items():
-            variable = holder.get_tensor_by_name(f"{name}:0")
-            kind = tensorflow.as_dtype(holder.get_operation_by_name(name).get_attr("dtype"))
-            fed = legacy.placeholder(kind, value.shape)
-            feeds[fed] = value
-            if variable.dtype == tensorflow.resource:
-                assignments.append(
-                    tensorflow.raw_ops.AssignVariableOp(resource=variable, value=fed)
-                )
-            else:
-                assignments.append(tensorflow.raw_ops.Assign(ref=variable, value=fed))
-        with legacy.Session(graph=holder) as session:
-            session.run(assignments, feeds)
-            return convert_variables_to_constants_from_session_graph(session, graph, [target])
+    shape = tuple(None if dim.size < 1 else int(dim.size) for dim in image.tensor_shape.dim)
+    if len(shape) not in (4, 5):
+        raise ValueError(f"it takes {shape}; expected images (n, y, x, bands)")
+    first = shape[-1] is None or (shape[1] is not None and shape[1] < shape[-1])
+    *sizes, channels = (*shape[2:], shape[1]) if first else shape[1:]
+    if channels is None:
+        raise ValueError(f"the number of bands is open in its input {shape}")
+    kind = tensorflow.as_dtype(image.dtype)
+    kinds = {node.name: node.op for node in graph.node}
+    variables = {name: tensorflow.Variable(value) for name, value in values.items()}
+    axes = len(shape)
+
+    def of_variable(name: str) -> Any:
+        """What stands for the node of a variable, which is imported unused."""
+        if kinds[name] != "VarHandleOp":
+            return tensorflow.identity(variables[name])
+        own = tensorflow.compat.v1.get_default_graph()
+        own.watch_variable(variables[name])
+        return own.capture(variables[name].handle)
+
+    def scores(patches: Any) -> Any:
+        if kind.is_integer:
+            patches = tensorflow.clip_by_value(
+                tensorflow.round(patches), float(kind.min), float(kind.max)
+            )
+        pixels = tensorflow.cast(patches, kind)
+        if first:
+            pixels = tensorflow.transpose(pixels, [0, axes - 1, *range(1, axes - 1)])
+        inputs = {f"{name}:0": of_variable(name) for name in values}
+        (output,) = tensorflow.graph_util.import_graph_def(
+            graph, {**inputs, image.name: pixels}, return_elements=[answer.name], name=""
+        )
+        if first and output.shape.rank == axes:
+            output = tensorflow.transpose(output, [0, *range(2, axes), 1])
+        return tensorflow.cast(output, tensorflow.float32)
+
+    traced = tensorflow.function(
+        scores,
+        input_signature=[tensorflow.TensorSpec([1, *sizes, channels], tensorflow.float32)],
+        autograph=False,
+    ).get_concrete_function()
+    return SavedModel(
+        convert_variables_to_constants_v2(traced),
+        (*sizes, channels),
+        np.dtype(kind.as_numpy_dtype),
+        sum(int(value.size) for value in values.values()),
+        where,
+    )
