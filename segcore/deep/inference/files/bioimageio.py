@@ -190,7 +190,7 @@ def _description(found: Any, sha256: str, where: str) -> Description:
             "of one image"
         )
     image, answer = inputs[0], outputs[0]
-    if answer.shrinks:
+    if answer.shrinks or answer.scales != image.scales:
         raise ValueError(
             "its output has other pixels than its input; expected scores for each pixel"
         )
@@ -282,6 +282,8 @@ class _Tensor:
     dtype: str
     halo: int | None = None
     pixel_size: float | None = None
+    scales: tuple[float, ...] = ()
+    """Sizes of its pixels along y and x, in version 0.5: relative to those of the input."""
     shrinks: bool = False
 
     @property
@@ -291,9 +293,11 @@ class _Tensor:
 
 def _tensor(said: Mapping[str, Any], what: str) -> _Tensor:
     old = isinstance(said["axes"], str)
-    axes = tuple(
-        _LETTERS.get(letter, letter) for letter in said["axes"]
-    ) if old else tuple(_axis_name(axis) for axis in said["axes"])
+    axes = (
+        tuple(_LETTERS.get(letter, letter) for letter in said["axes"])
+        if old
+        else tuple(_axis_name(axis) for axis in said["axes"])
+    )
     if not {"y", "x"} <= set(axes) <= set(_LETTERS.values()) or len(set(axes)) < len(axes):
         raise ValueError(
             f"its {what} has the axes {', '.join(axes)[:100]}; expected batch, channel, [z,] y, x"
@@ -346,6 +350,7 @@ def _of_version_5(
         str(first.get("type", "")) if isinstance(first, Mapping) else "",
         _halo([int(axis.get("halo") or 0) for axis in space]),
         float(scale) * _MICROMETRES[unit] if scale and unit in _MICROMETRES else None,
+        tuple(float(axis.get("scale", 1.0)) for axis in space),
     )
 
 
@@ -390,7 +395,9 @@ def _scaling(image: _Tensor) -> tuple[Scaling, dict[str, str]]:
             )
         gain, shift = gain * line[0], shift * line[0] + line[1]
     if not np.isfinite(gain).all() or not gain.all() or not np.isfinite(shift).all():
-        raise ValueError(f"preprocessing: expected finite numbers and gains other than 0; got {gain}")
+        raise ValueError(
+            f"preprocessing: expected finite numbers and gains other than 0; got {gain}"
+        )
     if image.channels is not None and max(gain.size, shift.size) not in (1, image.channels):
         raise ValueError(
             f"preprocessing: {max(gain.size, shift.size)} numbers for {image.channels} bands"
@@ -424,9 +431,11 @@ def _clips_nothing(options: Mapping[str, Any], dtype: str, gain: Any, shift: Any
 
 
 def _unknown(step: str, options: Mapping[str, Any]) -> str:
-    data = "the training images, which it does not state" if (
-        options.get("mode") == "per_dataset"
-    ) else "each image, which a tile does not know"
+    data = (
+        "the training images, which it does not state"
+        if (options.get("mode") == "per_dataset")
+        else "each image, which a tile does not know"
+    )
     what = "the range" if step == "scale_range" else "mean and deviation"
     values = (
         "{offset: [lower end], factor: [1 / (upper end - lower end)]}"

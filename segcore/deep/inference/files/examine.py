@@ -510,9 +510,7 @@ def _card_of(weights: Weights) -> Card:
     card = examiners.get(weights.suffix, _examine_keras)(weights, halo)
     if description is not None:
         card = description.complete(card)
-    return dataclasses.replace(
-        card, about={**card.about, "examined": "no card beside the file"}
-    )
+    return dataclasses.replace(card, about={**card.about, "examined": "no card beside the file"})
 
 
 def _try(weights: Weights) -> None:

@@ -110,9 +110,7 @@ def archive_of(content: bytes, location: str) -> Folder:
     # An archive made of a folder has the folder in every name.
     tops = {name.partition("/")[0] for name in names}
     prefix = f"{tops.pop()}/" if len(tops) == 1 and all("/" in name for name in names) else ""
-    found = {
-        name.removeprefix(prefix): entry for name, entry in zip(names, entries, strict=True)
-    }
+    found = {name.removeprefix(prefix): entry for name, entry in zip(names, entries, strict=True)}
     return _Archive(location, archive, found)
 
 

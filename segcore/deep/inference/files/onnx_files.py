@@ -134,10 +134,11 @@ def _embed(tensor: Any, contents: Mapping[str, bytes], base: str, where: str) ->
             f"{where} names no place for its weights {tensor.name[:80]!r}: {error!s:.100}. Export "
             "it again."
         ) from error
-    if offset < 0 or len(data) != item * math.prod(tensor.dims):
+    expected = item * math.prod(tensor.dims)
+    if offset < 0 or len(data) != expected or length not in (None, expected):
         raise WeightsError(
-            f"{where}: {name} does not hold the {item * math.prod(tensor.dims)} bytes of "
-            f"{tensor.name[:80]!r} at {offset}, but {len(data)}. Copy both files again."
+            f"{where}: {name} does not hold the {expected} bytes of {tensor.name[:80]!r} at "
+            f"{offset}, but {len(data)}. Copy both files again."
         )
     tensor.raw_data = data
     tensor.data_location = onnx.TensorProto.DEFAULT

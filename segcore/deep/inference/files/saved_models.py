@@ -34,7 +34,7 @@ _HARMLESS = frozenset(
     "Abs Add AddN AddV2 ArgMax AvgPool AvgPool3D BatchMatMul BatchMatMulV2 BatchMatMulV3 "  # noqa: SIM905
     "BatchToSpaceND BiasAdd BroadcastTo Cast Ceil ClipByValue Concat ConcatV2 Const Conv2D "
     "Conv2DBackpropInput Conv3D Conv3DBackpropInputV2 Cumsum DepthToSpace "
-    "DepthwiseConv2dNative Div DivNoNan Einsum Elu Equal Erf Exp ExpandDims Fill Floor FloorDiv "
+    "DepthwiseConv2dNative Div DivNoNan Einsum Elu EnsureShape Equal Erf Exp ExpandDims Fill Floor FloorDiv "
     "FloorMod FusedBatchNorm FusedBatchNormV2 FusedBatchNormV3 Gather GatherNd GatherV2 Greater "
     "GreaterEqual Identity IdentityN LeakyRelu Less LessEqual Log Log1p LogSoftmax LogicalAnd "
     "LogicalNot LogicalOr MatMul Max MaxPool MaxPool3D MaxPoolV2 Maximum Mean Min Minimum "
@@ -179,14 +179,15 @@ def _part(graph: Any, target: str) -> Any:
         if name not in needed:
             needed[name] = nodes[name]
             # An input that starts with ^ must merely have run before.
-            pending += [
-                _node_of(each) for each in nodes[name].input if not each.startswith("^")
-            ]
+            pending += [_node_of(each) for each in nodes[name].input if not each.startswith("^")]
     part = graph_pb2.GraphDef(versions=graph.versions)
     for node in graph.node:
         if node.name in needed:
             kept = part.node.add()
             kept.CopyFrom(node)
+            # Where it must run: beside another node, which may be gone, or on some machine.
+            kept.attr.pop("_class", None)
+            kept.device = ""
             del kept.input[:]
             kept.input.extend(each for each in node.input if not each.startswith("^"))
     functions = {each.signature.name: each for each in graph.library.function}
@@ -292,9 +293,7 @@ def _matched(objects: Any, tree: Any) -> dict[int, int]:
     matched, pending = {0: 0}, [0]
     while pending:
         number = pending.pop()
-        below = {
-            each.local_name: each.node_id for each in tree.nodes[matched[number]].children
-        }
+        below = {each.local_name: each.node_id for each in tree.nodes[matched[number]].children}
         for each in objects.nodes[number].children:
             if each.local_name in below and each.node_id not in matched:
                 matched[each.node_id] = below[each.local_name]
@@ -319,11 +318,14 @@ def _frozen(
         raise ValueError(f"the number of bands is open in its input {shape}")
     kind = tensorflow.as_dtype(image.dtype)
     kinds = {node.name: node.op for node in graph.node}
+    kept = [node for node in graph.node if node.name not in values]
+    del graph.node[:]
+    graph.node.extend(kept)
     variables = {name: tensorflow.Variable(value) for name, value in values.items()}
     axes = len(shape)
 
     def of_variable(name: str) -> Any:
-        """What stands for the node of a variable, which is imported unused."""
+        """What stands for the node of a variable."""
         if kinds[name] != "VarHandleOp":
             return tensorflow.identity(variables[name])
         own = tensorflow.compat.v1.get_default_graph()
