@@ -79,8 +79,9 @@ class Network:
     """
 
     weights: WeightsLocation
-    """The file or folder, relative to the recipe, or the name of weights that come with maskloom: `nuclei`,
-    for fluorescence micrographs. On stained tissue (such as H&E) it finds tissue, not nuclei.
+    """The file or folder, relative to the recipe, or the name of weights that come with maskloom:
+    `nuclei`, for fluorescence micrographs. On stained tissue (such as H&E) it finds tissue, not
+    nuclei.
     """
     bands: tuple[int, ...] | None = None
     """Input bands of the network in order, counted from 1. None: those of its training; a network

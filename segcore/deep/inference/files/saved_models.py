@@ -31,20 +31,23 @@ if TYPE_CHECKING:
 
 _HARMLESS = frozenset(
     # A list would take a line for each name.
-    "Abs Add AddN AddV2 ArgMax AvgPool AvgPool3D BatchMatMul BatchMatMulV2 BatchMatMulV3 "  # noqa: SIM905
-    "BatchToSpaceND BiasAdd BroadcastTo Cast Ceil ClipByValue Concat ConcatV2 Const Conv2D "
-    "Conv2DBackpropInput Conv3D Conv3DBackpropInputV2 Cumsum DepthToSpace "
-    "DepthwiseConv2dNative Div DivNoNan Einsum Elu EnsureShape Equal Erf Exp ExpandDims Fill Floor FloorDiv "
-    "FloorMod FusedBatchNorm FusedBatchNormV2 FusedBatchNormV3 Gather GatherNd GatherV2 Greater "
-    "GreaterEqual Identity IdentityN LeakyRelu Less LessEqual Log Log1p LogSoftmax LogicalAnd "
-    "LogicalNot LogicalOr MatMul Max MaxPool MaxPool3D MaxPoolV2 Maximum Mean Min Minimum "
-    "MirrorPad Mul MulNoNan Neg NoOp NotEqual OneHot OnesLike Pack Pad PadV2 PartitionedCall "
-    "Placeholder PlaceholderWithDefault Pow PreventGradient Prod Range Rank ReadVariableOp "
-    "RealDiv Reciprocal Relu Relu6 Reshape ResizeBilinear ResizeNearestNeighbor ReverseV2 Rint "
-    "Roll Round Rsqrt ScatterNd Select SelectV2 Selu Shape ShapeN Sigmoid Sign Size Slice Softmax "
-    "Softplus Softsign SpaceToBatchND SpaceToDepth Split SplitV Sqrt Square SquaredDifference "
-    "Squeeze StatefulPartitionedCall StopGradient StridedSlice Sub Sum Tanh Tile Transpose "
-    "TruncateDiv Unpack VarHandleOp Variable VariableV2 Where ZerosLike".split()
+    (  # noqa: SIM905
+        "Abs Add AddN AddV2 ArgMax AvgPool AvgPool3D BatchMatMul BatchMatMulV2 BatchMatMulV3 "
+        "BatchToSpaceND BiasAdd BroadcastTo Cast Ceil ClipByValue Concat ConcatV2 Const Conv2D "
+        "Conv2DBackpropInput Conv3D Conv3DBackpropInputV2 Cumsum DepthToSpace "
+        "DepthwiseConv2dNative Div DivNoNan Einsum Elu EnsureShape Equal Erf Exp ExpandDims Fill "
+        "Floor FloorDiv FloorMod FusedBatchNorm FusedBatchNormV2 FusedBatchNormV3 Gather "
+        "GatherNd GatherV2 Greater "
+        "GreaterEqual Identity IdentityN LeakyRelu Less LessEqual Log Log1p LogSoftmax LogicalAnd "
+        "LogicalNot LogicalOr MatMul Max MaxPool MaxPool3D MaxPoolV2 Maximum Mean Min Minimum "
+        "MirrorPad Mul MulNoNan Neg NoOp NotEqual OneHot OnesLike Pack Pad PadV2 PartitionedCall "
+        "Placeholder PlaceholderWithDefault Pow PreventGradient Prod Range Rank ReadVariableOp "
+        "RealDiv Reciprocal Relu Relu6 Reshape ResizeBilinear ResizeNearestNeighbor ReverseV2 Rint "
+        "Roll Round Rsqrt ScatterNd Select SelectV2 Selu Shape ShapeN Sigmoid Sign Size Slice "
+        "Softmax Softplus Softsign SpaceToBatchND SpaceToDepth Split SplitV Sqrt Square "
+        "SquaredDifference Squeeze StatefulPartitionedCall StopGradient StridedSlice Sub Sum Tanh "
+        "Tile Transpose TruncateDiv Unpack VarHandleOp Variable VariableV2 Where ZerosLike"
+    ).split()
 )
 _VARIABLES = ("VarHandleOp", "VariableV2", "Variable")
 _OBJECTS = "_CHECKPOINTABLE_OBJECT_GRAPH"
@@ -224,9 +227,9 @@ def _check(graph: Any, where: str) -> None:
         for node in nodes:
             if node.op not in _HARMLESS:
                 raise WeightsError(
-                    f"{where} uses the operation {node.op[:60]!r} of TensorFlow, which is not known "
-                    "to be harmless in a network of images. Export the network without it, or "
-                    "convert it to ONNX."
+                    f"{where} uses the operation {node.op[:60]!r} of TensorFlow, which is not "
+                    "known to be harmless in a network of images. Export the network without it, "
+                    "or convert it to ONNX."
                 )
     _check_recursion(graph)
 
@@ -274,7 +277,7 @@ def _keys_by_object(graph: Any, objects: Any, stored: bytes) -> dict[str, str]:
         attributes = tree.nodes[kept].attributes
         if attributes:
             key_of[saved] = attributes[0].checkpoint_key
-    keys = {}
+    keys: dict[str, str] = {}
     for node in graph.node:
         for called in _calls([node]):
             bound = objects.concrete_functions[called].bound_inputs

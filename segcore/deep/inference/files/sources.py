@@ -111,7 +111,8 @@ def _of_folder(folder: Folder) -> Source:
         )
     if single:
         raise WeightsError(
-            f"{folder.location} holds several networks: {', '.join(single)[:200]}. Name one of them."
+            f"{folder.location} holds several networks: {', '.join(single)[:200]}. Name one "
+            "of them."
         )
     raise WeightsError(
         f"{folder.location} holds no network: expected {' or '.join(bioimageio.NAMES)}, "

@@ -221,7 +221,7 @@ def test_what_depends_on_the_image_is_asked_for(name: str) -> None:
 
 
 def test_the_recipe_answers_what_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(examination, "examine", lambda weights: examination._card_of(weights))
+    monkeypatch.setattr(examination, "examine", examination._card_of)
     said = version_5([{"id": "zero_mean_unit_variance"}])
     path = str(model(tmp_path / "m", said, network(2, "Sigmoid")))
     with pytest.raises(RecipeError, match="scaling: m: its step zero_mean_unit_variance"):
