@@ -97,9 +97,7 @@ def segformer(recipe: Segformer, channels: int, classes: int) -> keras.Model:
     x = layers.ReLU(name="decode_head_relu")(x)
     x = layers.Conv2D(classes, 1, name="decode_head_classifier")(x)
     x = Upsampling(_STRIDES[0], "bilinear", name="logits")(x)
-    return keras.Model(
-        inputs, layers.Softmax(dtype="float32", name="scores")(x), name="segformer"
-    )
+    return keras.Model(inputs, layers.Softmax(dtype="float32", name="scores")(x), name="segformer")
 
 
 def _embedded(x: Tensor, stage: int, width: int) -> Tensor:

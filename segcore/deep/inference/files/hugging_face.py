@@ -21,6 +21,7 @@ import yaml
 
 from maskloom.segcore.deep.inference.card import Card, Scaling
 from maskloom.segcore.deep.inference.files.folders import Folder, folder_at
+from maskloom.segcore.deep.inference.runtime import import_keras
 from maskloom.segcore.deep.networks.segformer import Segformer
 from maskloom.segcore.errors import NotInstalled, WeightsError
 from maskloom.segcore.methods.naming import check_names
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 _SUFFIX = ".safetensors"
 _CONFIG, _PREPROCESSOR, _README = "config.json", "preprocessor_config.json", "README.md"
 _MOST_TEXT = 1 << 22
+_ATTENTION_BYTES = 256
+"""Memory of attention per pixel and head: 64 numbers of 4 bytes in windows of 512 pixels."""
 _ARCHITECTURE = "SegformerForSemanticSegmentation"
 _FIXED = {
     "hidden_act": "gelu",
@@ -69,6 +72,7 @@ def convert(location: str) -> Converted:
         )
     config = _json(folder, _CONFIG)
     recipe, classes, channels = _recipe(config, location)
+    import_keras()
     model = recipe.build(channels, len(classes))
     _fill(model, _arrays(folder), location)
     scaling, notes = _scaling(folder, channels)
@@ -86,6 +90,8 @@ def convert(location: str) -> Converted:
     card = dataclasses.replace(
         card,
         network=dataclasses.asdict(recipe),
+        # Feature maps alone were counted, not what pixels of the first stage attend to.
+        bytes_per_pixel=card.bytes_per_pixel + _ATTENTION_BYTES * recipe.heads[0],
         dtype="uint8",
         interpretation="rgb" if channels == 3 else "bands",
     )
