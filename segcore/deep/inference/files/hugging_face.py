@@ -24,7 +24,6 @@ from maskloom.segcore.deep.inference.files.folders import Folder, folder_at
 from maskloom.segcore.deep.inference.runtime import import_keras
 from maskloom.segcore.deep.networks.segformer import Segformer
 from maskloom.segcore.errors import NotInstalled, WeightsError
-from maskloom.segcore.methods.naming import check_names
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -114,9 +113,7 @@ def _recipe(config: Mapping[str, Any], where: str) -> tuple[Segformer, tuple[str
                 "the network to ONNX where it runs."
             )
     try:
-        labels = {int(number): str(name) for number, name in config["id2label"].items()}
-        classes = tuple(labels[number] for number in range(len(labels)))
-        check_names(classes)
+        classes = _names(config["id2label"])
         recipe = Segformer(
             widths=tuple(config["hidden_sizes"]),
             depths=tuple(config["depths"]),
@@ -129,6 +126,15 @@ def _recipe(config: Mapping[str, Any], where: str) -> tuple[Segformer, tuple[str
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
         raise WeightsError(f"{where}: {_CONFIG}: {reason[:300]}") from error
+
+
+def _names(said: Mapping[str, Any]) -> tuple[str, ...]:
+    """The names of the classes; those that come twice get their number too."""
+    labels = {int(number): str(name) for number, name in said.items()}
+    names = [labels[number] for number in range(len(labels))]
+    return tuple(
+        f"{name} {number}" if names.count(name) > 1 else name for number, name in enumerate(names)
+    )
 
 
 def _arrays(folder: Folder) -> dict[str, NDArray[Any]]:
@@ -145,7 +151,7 @@ def _arrays(folder: Folder) -> dict[str, NDArray[Any]]:
     arrays = {}
     for name in sorted(each for each in folder.names if each.endswith(_SUFFIX)):
         try:
-            found = deserialize(folder.read(name))
+            found: Any = deserialize(folder.read(name))  # type: ignore[no-untyped-call]
         except SafetensorError as error:
             raise WeightsError(
                 f"{folder.location}: {name} is truncated or damaged: {error}. Copy it again."
@@ -211,10 +217,11 @@ def _turned(kind: str, part: str, array: NDArray[np.float32]) -> NDArray[np.floa
 
 def _scaling(folder: Folder, channels: int) -> tuple[Scaling, tuple[str, ...]]:
     if _PREPROCESSOR not in folder.names:
-        return Scaling(), (
+        note = (
             f"It has no {_PREPROCESSOR}: 8-bit pixels are scaled to 0 ... 1. If it was trained "
-            "otherwise, set `scaling`.",
+            "otherwise, set `scaling`."
         )
+        return Scaling(), (note,)
     said, where = _json(folder, _PREPROCESSOR), folder.location
     try:
         factor = float(said.get("rescale_factor", 1 / 255)) if said.get("do_rescale", True) else 1.0
@@ -226,13 +233,13 @@ def _scaling(folder: Folder, channels: int) -> tuple[Scaling, tuple[str, ...]]:
     except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
         reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
         raise WeightsError(f"{where}: {_PREPROCESSOR}: {reason[:300]}") from error
-    notes = ()
-    if said.get("do_resize", True) and said.get("size"):
-        notes = (
-            f"It was trained on images resized to {json.dumps(said['size'])[:100]}; here it sees "
-            "pixels as they are. Compare with truth by `maskloom evaluate`.",
-        )
-    return scaling, notes
+    if not (said.get("do_resize", True) and said.get("size")):
+        return scaling, ()
+    note = (
+        f"It was trained on images resized to {json.dumps(said['size'])[:100]}; here it sees "
+        "pixels as they are. Compare with truth by `maskloom evaluate`."
+    )
+    return scaling, (note,)
 
 
 def _about(folder: Folder, config: Mapping[str, Any]) -> dict[str, Any]:

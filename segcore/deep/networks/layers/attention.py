@@ -11,7 +11,7 @@ Tensor = Any
 
 
 @keras.saving.register_keras_serializable(package="maskloom")
-class PixelAttention(keras.layers.Layer):
+class PixelAttention(keras.layers.Layer):  # type: ignore[misc]  # keras is untyped
     """Attention of every pixel to all pixels of a coarser map, without weights of its own.
 
     It takes queries (image, y, x, channel), and keys and values (image, v, u, channel), and gives
