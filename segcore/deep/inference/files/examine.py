@@ -83,6 +83,7 @@ def _asked(weights: Weights, seconds: float | None, trial: bool = False) -> Mapp
             "sha256": weights.sha256,
             "trust": weights.trust,
             "trial": trial,
+            "loop_seconds": LOOP_SECONDS,
         }
     )
     try:
@@ -113,8 +114,8 @@ def _asked(weights: Weights, seconds: float | None, trial: bool = False) -> Mapp
         raise WeightsError(answer["error"])
     if child.returncode == -signal.SIGALRM:
         raise WeightsError(
-            f"{weights.location} has a loop and did not finish within {LOOP_SECONDS} s on a small "
-            "patch: it seems to have no end. Export the network without loops."
+            f"{weights.location} has a loop and did not finish within {LOOP_SECONDS:g} s on a "
+            "small patch: it seems to have no end. Export the network without loops."
         )
     if child.returncode != 0 or not answer:
         last = " ".join(child.stderr.strip().splitlines()[-1:])
@@ -309,7 +310,16 @@ def _peak(steps: Sequence[tuple[Sequence[Any], Sequence[Any]]], bytes_of: Mappin
     return most
 
 
-def _examine_keras(weights: Weights, halo: int | None) -> Card:  # noqa: ARG001 - it is measured
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Told:
+    """What an examination is told besides the file."""
+
+    loop_seconds: float
+    halo: int | None = None
+    """What a description claims, in pixels."""
+
+
+def _examine_keras(weights: Weights, told: _Told) -> Card:  # noqa: ARG001 - all is measured
     from maskloom.segcore.deep.inference.files.keras_files import load_keras
 
     model = load_keras(weights)
@@ -317,7 +327,7 @@ def _examine_keras(weights: Weights, halo: int | None) -> Card:  # noqa: ARG001 
     return dataclasses.replace(card, scaling=_scaling_to(model.inputs[0].dtype))
 
 
-def _examine_onnx(weights: Weights, halo: int | None) -> Card:
+def _examine_onnx(weights: Weights, told: _Told) -> Card:
     from maskloom.segcore.deep.inference.files.onnx_files import load_onnx
     from maskloom.segcore.deep.inference.files.onnx_models import (
         count_parameters,
@@ -335,7 +345,7 @@ def _examine_onnx(weights: Weights, halo: int | None) -> Card:
     import onnx
 
     model = onnx.load_from_string(content)
-    _limit_loops(model)
+    _limit_loops(model, told.loop_seconds)
     signature = signature_of(model, weights.location)
     # For a network that outputs class ids, examine the scores before the ArgMax: they give the
     # number of classes and the receptive field.
@@ -353,7 +363,7 @@ def _examine_onnx(weights: Weights, halo: int | None) -> Card:
     network = runner(model, signature, weights.location)
     if signature.fixed is None:
         field = measure_sizes(network, signature.channels, signature.dimensions)
-        field = _confirmed(field, halo, network, signature.channels, signature.dimensions)
+        field = _confirmed(field, told.halo, network, signature.channels, signature.dimensions)
     else:
         field = measure_fixed_size(network, signature.channels, signature.fixed)
     _end_limit()
@@ -385,7 +395,7 @@ def _examine_onnx(weights: Weights, halo: int | None) -> Card:
     )
 
 
-def _limit_loops(model: Any) -> None:
+def _limit_loops(model: Any, loop_seconds: float) -> None:
     """End this process in a while if an ONNX model has loops and they have not ended by then.
 
     A signal ends it even while native code computes.
@@ -393,7 +403,7 @@ def _limit_loops(model: Any) -> None:
     from maskloom.segcore.deep.inference.files.onnx_files import has_loops
 
     if has_loops(model):
-        signal.setitimer(signal.ITIMER_REAL, LOOP_SECONDS)
+        signal.setitimer(signal.ITIMER_REAL, loop_seconds)
 
 
 def _end_limit() -> None:
@@ -412,7 +422,7 @@ def _confirmed(
     return claimed if verified(claimed, network, channels, dimensions) == claimed else field
 
 
-def _examine_saved_model(weights: Weights, halo: int | None) -> Card:
+def _examine_saved_model(weights: Weights, told: _Told) -> Card:
     from maskloom.segcore.deep.inference.files.saved_models import load_saved_model
     from maskloom.segcore.deep.inference.receptive_field.measure import (
         measure_fixed_size,
@@ -423,7 +433,7 @@ def _examine_saved_model(weights: Weights, halo: int | None) -> Card:
     channels, fixed, dimensions = model.channels, model.fixed, model.dimensions
     if fixed is None:
         field = measure_sizes(model.run, channels, dimensions)
-        field = _confirmed(field, halo, model.run, channels, dimensions)
+        field = _confirmed(field, told.halo, model.run, channels, dimensions)
     else:
         field = measure_fixed_size(model.run, channels, fixed)
     output, scores, about = _output_of(model.run, probe_size(field, dimensions), channels, None)
@@ -441,11 +451,11 @@ def _examine_saved_model(weights: Weights, halo: int | None) -> Card:
     )
 
 
-def _examine_litert(weights: Weights, halo: int | None) -> Card:  # noqa: ARG001 - fixed size
+def _examine_litert(weights: Weights, told: _Told) -> Card:
     from maskloom.segcore.deep.inference.engines.litert import litert_runner
     from maskloom.segcore.deep.inference.receptive_field.measure import measure_fixed_size
 
-    signal.setitimer(signal.ITIMER_REAL, LOOP_SECONDS if _litert_loops(weights) else 0)
+    signal.setitimer(signal.ITIMER_REAL, told.loop_seconds if _litert_loops(weights) else 0)
     run, (taken, given) = litert_runner(weights), _litert_details(weights)
     _, height, width, channels = (int(length) for length in taken["shape"])
     field = measure_fixed_size(run, channels, (height, width))
@@ -489,11 +499,12 @@ def _litert_details(weights: Weights) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def _answer(request: Mapping[str, Any]) -> dict[str, str]:
     weights = Weights(request["location"], request["sha256"], request["trust"])
+    loop_seconds = request.get("loop_seconds", LOOP_SECONDS)
     try:
         if request.get("trial"):
-            _try(weights)
+            _try(weights, _Told(loop_seconds))
             return {"ended": weights.sha256}
-        card = _card_of(weights)
+        card = _card_of(weights, loop_seconds)
     except WeightsError as error:
         return {
             "error": str(error)
@@ -503,21 +514,21 @@ def _answer(request: Mapping[str, Any]) -> dict[str, str]:
     return {"card": card.dump().decode()}
 
 
-def _card_of(weights: Weights) -> Card:
+def _card_of(weights: Weights, loop_seconds: float = LOOP_SECONDS) -> Card:
     examiners = {".onnx": _examine_onnx, ".tflite": _examine_litert, ".pb": _examine_saved_model}
     description = weights.source().description
-    halo = None if description is None else description.halo
-    card = examiners.get(weights.suffix, _examine_keras)(weights, halo)
+    told = _Told(loop_seconds, None if description is None else description.halo)
+    card = examiners.get(weights.suffix, _examine_keras)(weights, told)
     if description is not None:
         card = description.complete(card)
     return dataclasses.replace(card, about={**card.about, "examined": "no card beside the file"})
 
 
-def _try(weights: Weights) -> None:
+def _try(weights: Weights, told: _Told) -> None:
     """Run the network once on a small patch of some size, if it accepts that."""
     if weights.suffix == ".tflite":
         if _litert_loops(weights):
-            _examine_litert(weights, None)
+            _examine_litert(weights, told)
         return
     from maskloom.segcore.deep.inference.files.onnx_files import load_onnx
     from maskloom.segcore.deep.inference.files.onnx_models import runner, signature_of
@@ -526,7 +537,7 @@ def _try(weights: Weights) -> None:
     import onnx
 
     model = onnx.load_from_string(content)
-    _limit_loops(model)
+    _limit_loops(model, told.loop_seconds)
     signature = signature_of(model, weights.location)
     size = signature.fixed or (_TRIED,) * signature.dimensions
     with contextlib.suppress(ValueError):
