@@ -56,6 +56,7 @@ def test_it_gives_what_the_network_gives(exported: tuple[Path, Any]) -> None:
         np.testing.assert_allclose(scores, expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.nightly
 def test_a_graph_of_tensorflow_1_with_channels_first(tmp_path: Path) -> None:
     legacy = tensorflow.compat.v1
     with tensorflow.Graph().as_default(), legacy.Session() as session:
@@ -93,7 +94,10 @@ def endless(image: Any) -> Any:
     return tensorflow.while_loop(lambda _: True, lambda x: [x + 1], [image])[0]
 
 
-@pytest.mark.parametrize("name", ["ReadFile", "WriteFile", "PyFunc", "While"])
+_AT_NIGHT = (pytest.param(name, marks=pytest.mark.nightly) for name in ("PyFunc", "While"))
+
+
+@pytest.mark.parametrize("name", ["ReadFile", "WriteFile", *_AT_NIGHT])
 def test_what_a_network_of_images_does_not_need_is_refused(tmp_path: Path, name: str) -> None:
     secret, written = tmp_path / "secret", tmp_path / "written"
     secret.write_text("a secret")
@@ -122,6 +126,7 @@ def test_what_a_network_of_images_does_not_need_is_refused(tmp_path: Path, name:
     assert not written.exists()
 
 
+@pytest.mark.nightly
 def test_damaged_folders_are_told(exported: tuple[Path, Any], tmp_path: Path) -> None:
     def copied(name: str) -> Path:
         return Path(shutil.copytree(exported[0], tmp_path / name))
