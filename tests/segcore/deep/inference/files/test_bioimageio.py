@@ -18,11 +18,16 @@ import pytest
 import yaml
 
 from maskloom.segcore.deep.inference.card import Card, ReceptiveField, Scaling
+from maskloom.segcore.deep.inference.engines.opening import open_engine
+from maskloom.segcore.deep.inference.engines.protocol import Choice
+from maskloom.segcore.deep.inference.engines.selection import select_engine
 from maskloom.segcore.deep.inference.files import bioimageio
 from maskloom.segcore.deep.inference.files import examine as examination
 from maskloom.segcore.deep.inference.files.weights import Weights
 from maskloom.segcore.errors import RecipeError, WeightsError
+from maskloom.segcore.models.protocols import Exactness
 from maskloom.segcore.segmenters.network import Network
+from maskloom.segcore.testing import segmenters as check
 
 onnx = pytest.importorskip("onnx")
 make, FLOAT = onnx.helper, onnx.TensorProto.FLOAT
@@ -420,3 +425,71 @@ def complete(said: dict[str, Any], folder: Path) -> dict[str, Any]:
     else:
         said |= {"test_inputs": ["in.npy"], "test_outputs": ["out.npy"]}
     return said
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({"channels": 3}, r"its card says 3 bands"),
+        ({"classes": ["a", "b", "c"]}, "3 classes"),
+        ({"output": "scores"}, "its card says that they are probabilities"),
+        ({"output": "sigmoid"}, "an output of"),
+    ],
+)
+def test_a_card_of_a_file_may_not_contradict_it(
+    tmp_path: Path, change: dict[str, Any], word: str
+) -> None:
+    (tmp_path / "net.onnx").write_bytes(network(2, None))
+    weights = Weights.of(str(tmp_path / "net.onnx"))
+    card = json.loads(examination._card_of(weights).dump())
+    (tmp_path / "net.json").write_text(json.dumps({**card, **change}))
+    found = weights.card()
+    assert found is not None
+    patch = np.random.default_rng(0).uniform(-9, 9, (64, 64, found.channels)).astype(np.float32)
+    with pytest.raises(WeightsError, match=word):
+        select_engine(weights, found, patch)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("kind", ["keras_v3", "tensorflow_saved_model_bundle"])
+def test_weights_of_other_formats(tmp_path: Path, kind: str) -> None:
+    keras = pytest.importorskip("keras")
+    image = keras.Input((None, None, 2))
+    net = keras.Model(image, keras.layers.Conv2D(2, 1, activation="softmax")(image))
+    folder = model(tmp_path / "m", version_5())
+    if kind == "keras_v3":
+        sources = ["net.keras"]
+        net.save(folder / "net.keras")
+    else:
+        sources = ["saved", "saved.zip"]
+        net.export(str(folder / "saved"), verbose=False)
+        shutil.make_archive(str(folder / "saved"), "zip", folder / "saved")
+    for source in sources:
+        said = version_5()
+        # PyTorch's are passed over.
+        said["weights"] = {"torchscript": {"source": "net.pt"}, kind: {"source": source}}
+        (folder / "rdf.yaml").write_text(yaml.safe_dump(said))
+        found = card(folder)
+        assert (found.classes, found.about["weights"]) == (("field", "road"), kind)
+        pixels = np.random.default_rng(0).random((1, 16, 16, 2), np.float32)
+        engine = open_engine(Weights.of(str(folder)), found, Choice("tensorflow", "float32"))
+        np.testing.assert_allclose(engine(pixels), np.asarray(net(pixels)), rtol=1e-5)
+
+
+@pytest.mark.nightly
+def test_labels_are_those_worked_out_by_hand_whatever_the_tiles(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(examination, "examine", examination._card_of)
+    steps = [{"id": "scale_linear", "kwargs": {"gain": 0.02, "offset": -2.0}}]
+    recipe = Network(str(model(tmp_path / "m", version_5(steps))), pixel_size="any")
+    pixels = np.random.default_rng(0).integers(0, 256, (100, 140, 2), np.uint8)
+    picture = check.Picture(pixels, np.ones((100, 140), bool))
+    ready = check.fitted(recipe, [picture])
+    assert ready.exactness is Exactness.EXACT
+    check.check_tiling(recipe, picture, (33, 40))
+    scores = (pixels * 0.02 - 2) @ GAIN.T
+    clear = np.abs(scores[..., 0] - scores[..., 1]) > 1e-4  # elsewhere the rounding decides
+    assert clear.mean() > 0.99
+    assert np.array_equal(check.labelled(ready, picture)[clear], scores.argmax(-1)[clear])
