@@ -177,7 +177,7 @@ def test_parts_grow_into_their_border_as_in_the_whole_image(shape, tile, grow, s
     labels = labels[: shape[0], : shape[1]]
     maps = np.eye(4, 6, dtype=np.float32)[labels]
     # Class 2 is the border; of the others, objects have the one with more pixels.
-    inside, _ = ndimage.label((labels == 1) | (labels == 3), np.ones((3, 3)))
+    inside, _ = ndimage.label((labels == 1) | (labels == 3))
     owners = inside.copy()
     for place in np.argwhere(labels == 2):
         near = np.argwhere(inside > 0)
