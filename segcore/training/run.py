@@ -30,11 +30,18 @@ from maskloom.segcore.training.balance import require_drawable
 from maskloom.segcore.training.class_counts import count_classes, require_labelled
 from maskloom.segcore.training.dataset import Dataset
 from maskloom.segcore.training.export import is_whole, publish
+from maskloom.segcore.training.imagenet import ImageNet, is_imagenet
 from maskloom.segcore.training.initial import Initial
 from maskloom.segcore.training.log import require_tensorboard
 from maskloom.segcore.training.loop import STOPPED, TrainingLoop
-from maskloom.segcore.training.pairs import data_digest, find_pairs, scaling_of
-from maskloom.segcore.training.setup import OnProgress, ProgressMonitor, TrainingSetup, TrainingTask
+from maskloom.segcore.training.pairs import data_digest, find_pairs, scaling_of, usual_scaling
+from maskloom.segcore.training.setup import (
+    OnProgress,
+    ProgressMonitor,
+    Start,
+    TrainingSetup,
+    TrainingTask,
+)
 from maskloom.segcore.training.tasks import patch_shape_of, task_of
 
 if TYPE_CHECKING:
@@ -109,8 +116,8 @@ def prepare(
     names = [pair.name for pair in pairs], [pair.image.location for pair in pairs]
     # Before the pixels are read, which takes longer.
     recipe.split.divide(*names, groups)
-    initial = None if recipe.initial is None else Initial.of(recipe.initial, recipe.kind)
-    usual = None if initial is None else initial.scaling
+    initial = _start(recipe)
+    usual = None if initial is None else usual_scaling(pairs, initial)
     scaling = scaling_of(pairs, recipe.scaling or usual)
     decoder = recipe.labels.decoder(recipe.classes)
     _use_threads(recipe.training.threads)
@@ -137,10 +144,19 @@ def prepare(
     )
     data = data_digest(pairs, checked("digests"))
     if initial is not None:
-        settings = {**settings, "initial": initial.weights.sha256}
+        settings = {**settings, "initial": initial.identity}
     return Prepared(
         recipe, setup, task_of(setup), _without(_UNDECISIVE, settings), data, tuple(notes)
     )
+
+
+def _start(recipe: TrainingRecipe) -> Start | None:
+    """The weights that a recipe starts from. None: random ones."""
+    if recipe.initial is None:
+        return None
+    if is_imagenet(recipe.initial):
+        return ImageNet.of(recipe.initial, recipe.network)
+    return Initial.of(recipe.initial, recipe.kind)
 
 
 def train(prepared: Prepared, monitor: ProgressMonitor, stop: Callable[[], bool]) -> TrainingResult:
