@@ -648,6 +648,15 @@ def test_how_to_use_a_model_can_be_pasted(folder):
     ]
 
 
+def test_a_model_that_learned_a_border_makes_objects(folder):
+    labels = {"kind": "instances", "border": "rim", "outline": 1}
+    training_run = made(folder, classes=["dark", "bright", "rim"], labels=labels)
+    learned = TrainingResult("model.keras", ("mean IoU", 0.5), 1, 2, 0.1, False)
+    words = shlex.split(flow.usage(training_run, learned))
+    assert words[words.index("-s") + 1] == "instances"
+    assert "border=rim" in words
+
+
 def test_vectors_are_learned_of_objects_in_images_only(folder):
     training_run = made(folder, labels={"kind": "instances", "target": "flow"})
     # Cross-entropy and Dice are its usual loss.
