@@ -105,6 +105,8 @@ class TrainingRun:
     settings: Mapping[str, Any]
     """Everything that decides the weights, as JSON values."""
     storage: Mapping[str, Mapping[str, Any]]
+    whole_images: bool = True
+    """Whether the network is measured on whole images when it is trained."""
 
 
 def load(path: Path, changes: Sequence[str] = ()) -> TrainingRun:

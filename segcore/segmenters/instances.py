@@ -79,6 +79,7 @@ class Instances(Network):
     )
     kind: ClassVar[str] = "network"
     gives_scores: ClassVar[bool] = False
+    cores_are_tiles: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         Network.__post_init__(self)

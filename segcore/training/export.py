@@ -20,6 +20,7 @@ from maskloom.segcore.figures.training import curves, examples
 from maskloom.segcore.models.rescaled import ALIKE, pixel_sides
 from maskloom.segcore.raster.colours import PALETTE
 from maskloom.segcore.training import checkpoint
+from maskloom.segcore.training.loop import EXAMPLES
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from maskloom.segcore.training.run import Prepared
     from maskloom.segcore.training.setup import MeasuredEpoch, OnProgress
 
-PICTURES = ("curves.png", "examples.png", "reliability.png")
+PICTURES = ("curves.png", EXAMPLES, "reliability.png")
 """Names of the pictures below the output."""
 
 

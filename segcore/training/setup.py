@@ -154,3 +154,7 @@ class ProgressMonitor(Protocol):
     def epoch(self, record: Mapping[str, Any]) -> None:
         """An epoch is done; `record` is its entry in the history."""
         ...
+
+    def look(self, location: str) -> None:
+        """A picture of predictions after the first epoch is written."""
+        ...

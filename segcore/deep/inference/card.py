@@ -428,11 +428,12 @@ class Card:
 
 
 def card_name(weights: str) -> str:
-    """Return the location of the card of a weights file.
+    """Return the location of the card of a weights file or folder.
 
     >>> card_name("s3://models/nuclei.keras")
     's3://models/nuclei.json'
     """
+    weights = weights.rstrip("/")
     stem, dot, suffix = weights.rpartition(".")
     return (stem if dot and "/" not in suffix else weights) + _SUFFIX
 

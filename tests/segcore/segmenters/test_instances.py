@@ -85,6 +85,27 @@ def test_tiling_changes_no_object(weights, tile):
     check.check_memory(recipe, PICTURE)
 
 
+@pytest.mark.nightly
+def test_flips_turn_the_vectors_and_leave_tiles_exact(weights):
+    even = check.Picture(PHOTO[:132, :176], PICTURE.valid[:132, :176], "rgb")
+    recipe = Instances(weights, flips="both", **EXACTLY)
+    model = recipe.start()
+    (block,) = even.blocks(model)
+    classes, vectors = model._inner.maps(block)
+    network, pixels = keras.saving.load_model(weights), even.pixels[None].astype(np.float32) / 255
+    expected = np.zeros((*PHOTO[:132, :176].shape[:2], len(CLASSES) + 2))
+    for up in (1, -1):
+        for left in (1, -1):
+            output = network.predict(pixels[:, ::up, ::left], verbose=0)[0, ::up, ::left]
+            shares = np.exp(output[..., :-2])
+            shares /= shares.sum(axis=-1, keepdims=True)
+            expected += np.concatenate([shares, output[..., -2:] * (left, up)], axis=-1) / 4
+    np.testing.assert_allclose(classes, expected[..., :-2], atol=1e-5)
+    np.testing.assert_allclose(vectors, expected[..., -2:], atol=1e-4)
+    assert check.labelled(check.fitted(recipe, [PICTURE]), PICTURE).max() > 20
+    check.check_tiling(recipe, PICTURE, (50, 70))
+
+
 @pytest.mark.parametrize("side", [0.3, pytest.param(0.9, marks=pytest.mark.nightly)])
 def test_tiling_changes_no_object_in_resampled_pixels(weights, side):
     model = Instances(weights, pixel_size="0.5 um", **EXACTLY).start()
