@@ -31,6 +31,7 @@ from maskloom.segcore.errors import ImageError, MaskloomError, Stopped
 from maskloom.segcore.models.protocols import SEGMENTERS
 from maskloom.segcore.raster.stored import split_part
 from maskloom.segcore.storage.store import Store
+from maskloom.segcore.training.flow import is_flow
 from maskloom.segcore.training.labels import Colours, Index, Instances, Polygons, Values
 
 if TYPE_CHECKING:
@@ -48,8 +49,10 @@ log = logging.getLogger(__name__)
 
 def segmenter_of(recipe: TrainingRecipe) -> str:
     """The segmenter that runs the network. Networks of maskloom have segmenters of the same name;
-    `network` runs those of plug-ins that bring none.
+    `network` runs those of plug-ins that bring none, `instances` those with vectors.
     """
+    if is_flow(recipe.labels):
+        return "instances"
     return recipe.kind if recipe.kind in SEGMENTERS else "network"
 
 

@@ -64,7 +64,7 @@ class TrainingLoop:
         self._how = Steps.of(recipe.training)
         with self._how.scope(), precision(recipe.training.precision):
             keras.utils.set_random_seed(recipe.training.seed)
-            self._model = recipe.network.build(setup.channels, len(recipe.classes))
+            self._model = task.network()
             self._trainer, loss = task.trainer(self._model)
             self._trainer.compile(
                 optimizer=optimiser(recipe, self._steps),
@@ -80,13 +80,16 @@ class TrainingLoop:
         return self._state
 
     def resume(self, monitor: ProgressMonitor) -> None:
-        """Continue from the last checkpoint, if there is one.
+        """Continue from the last checkpoint, if there is one, or start from the weights that the
+        recipe names.
 
         Raises `RunError` if it is broken or of another network, `RecipeError` if a training as
         short as the recipe's would have ended before.
         """
         found = checkpoint.read(self._store)
         if found is None:
+            if self._setup.initial is not None:
+                monitor.say(self._setup.initial.give(self._model))
             return
         state, values = found
         variables = self._variables()
@@ -130,7 +133,7 @@ class TrainingLoop:
         recipe, model, trainer = self._setup.recipe, self._model, self._trainer
         if recipe.training.precision != "float32":
             with precision("float32"):
-                model = recipe.network.build(self._setup.channels, len(recipe.classes))
+                model = self._task.network()
                 trainer, _ = self._task.trainer(model)
         model.set_weights(checkpoint.read_best(self._store, self._state.best_epoch))
         return model, trainer

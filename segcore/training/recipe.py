@@ -417,6 +417,8 @@ class TrainingRecipe:
     """Bands to use, from 1. None: all."""
     scaling: Scaling | None = None
     """None: 1/255 for 8 bits, 1/65535 for 16 bits."""
+    initial: str | None = None
+    """Weights to start from: a name in the box, a path or a URI. None: random ones."""
     mask_suffix: str = ""
     """End of the names of masks that the names of images lack."""
     licence: str = ""

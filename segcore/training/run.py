@@ -30,6 +30,7 @@ from maskloom.segcore.training.balance import require_drawable
 from maskloom.segcore.training.class_counts import count_classes, require_labelled
 from maskloom.segcore.training.dataset import Dataset
 from maskloom.segcore.training.export import is_whole, publish
+from maskloom.segcore.training.initial import Initial
 from maskloom.segcore.training.log import require_tensorboard
 from maskloom.segcore.training.loop import STOPPED, TrainingLoop
 from maskloom.segcore.training.pairs import data_digest, find_pairs, scaling_of
@@ -108,7 +109,9 @@ def prepare(
     names = [pair.name for pair in pairs], [pair.image.location for pair in pairs]
     # Before the pixels are read, which takes longer.
     recipe.split.divide(*names, groups)
-    scaling = scaling_of(pairs, recipe.scaling)
+    initial = None if recipe.initial is None else Initial.of(recipe.initial, recipe.kind)
+    usual = None if initial is None else initial.scaling
+    scaling = scaling_of(pairs, recipe.scaling or usual)
     decoder = recipe.labels.decoder(recipe.classes)
     _use_threads(recipe.training.threads)
     image = pairs[0].image
@@ -130,8 +133,11 @@ def prepare(
         tuple(validation),
         patch_shape,
         image.channels,
+        initial,
     )
     data = data_digest(pairs, checked("digests"))
+    if initial is not None:
+        settings = {**settings, "initial": initial.weights.sha256}
     return Prepared(
         recipe, setup, task_of(setup), _without(_UNDECISIVE, settings), data, tuple(notes)
     )

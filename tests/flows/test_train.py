@@ -518,6 +518,56 @@ def test_objects_are_learned_end_to_end(folder):
     assert MaskRcnnObjects(weights=learned.model).start().classes == ("dark", "bright")
 
 
+def touching(random):
+    """Cells in pairs that share a side: pixels, and one number for each."""
+    ids = np.zeros((48, 64), np.uint16)
+    for number, (top, left) in enumerate([(3, 4), (26, 8), (8, 34), (30, 36)], 7):
+        ids[top : top + 14, left : left + 9] = 2 * number
+        ids[top : top + 14, left + 9 : left + 20] = 2 * number + 1
+    rows, columns = np.indices(ids.shape)
+    pixels = 40 + 60 * (ids > 0)
+    for each in np.unique(ids[ids > 0]):
+        there = ids == each
+        away = np.hypot(rows - rows[there].mean(), columns - columns[there].mean())
+        pixels = pixels + np.where(there, 80 - 8 * away, 0)
+    return (pixels + random.normal(0, 4, ids.shape)).clip(0, 255).astype(np.uint8), ids
+
+
+@pytest.mark.nightly
+def test_touching_objects_are_learned_end_to_end(folder):
+    random = np.random.default_rng(2)
+    for i in range(4):
+        pixels, ids = touching(random)
+        save(folder, f"masks/{i}.png", ids)
+        save(folder, f"images/{i}.png", pixels)
+    training_run = made(
+        folder,
+        "training.patch=32",
+        "training.batch=4",
+        "training.epochs=6",
+        "training.steps=30",
+        labels={"kind": "instances", "target": "flow"},
+        network={"kind": "unet", "width": 8, "depth": 2, "normalisation": "batch"},
+    )
+    course = prepared(training_run)
+    learned = train(course, Watch(), lambda: False)
+    assert learned.score[0] == "AP@0.5"
+    card = Card.load((folder / "out" / "tiny.json").read_bytes(), "tiny.json")
+    assert (card.vectors, card.output, card.classes) == (2, "logits", ("dark", "bright"))
+    # That of the side of a cell.
+    assert card.about["largest_object"] == 14
+    words = shlex.split(flow.usage(training_run, learned))
+    assert words[words.index("-s") + 1] == "instances"
+    from maskloom.segcore.segmenters.instances import Instances
+    from maskloom.segcore.testing.segmenters import Picture, labelled
+
+    pixels, ids = touching(random)
+    model = Instances(learned.model, engine="tensorflow", precision="float32").start()
+    found = labelled(model, Picture(pixels[..., None], np.ones(ids.shape, bool)))
+    shared = [np.bincount(found[ids == each]).argmax() for each in np.unique(ids[ids > 0])]
+    assert len(set(shared) - {0}) == 8
+
+
 def drawn(course):
     from maskloom.segcore.training.sampling import Sampler, SamplingOptions
 
@@ -596,6 +646,20 @@ def test_how_to_use_a_model_can_be_pasted(folder):
         "-p",
         "bands=[1]",
     ]
+
+
+def test_vectors_are_learned_of_objects_in_images_only(folder):
+    training_run = made(folder, labels={"kind": "instances", "target": "flow"})
+    # Cross-entropy and Dice are its usual loss.
+    assert (training_run.recipe.loss.cross_entropy, training_run.recipe.loss.dice) == (1, 1)
+    for labels, message in (
+        ({"kind": "instances", "target": "flow", "border": "edge"}, "border"),
+        ({"kind": "polygons", "target": "flow"}, "objects: true"),
+        ({"kind": "instances", "target": "flows"}, "target"),
+        ({"kind": "index", "target": "flow"}, "target"),
+    ):
+        with pytest.raises(RecipeError, match=message):
+            made(folder, labels=labels)
 
 
 @pytest.mark.parametrize(
