@@ -585,6 +585,7 @@ def drawn(course):
 )
 def test_the_examples_are_training_recipes(path, monkeypatch):
     monkeypatch.setenv("DSB2018", "dsb2018")
+    monkeypatch.setenv("MEMBRANE", "membrane")
     assert training_recipes.load(path).recipe.name == path.stem
     jsonschema = pytest.importorskip("jsonschema")
     jsonschema.validate(yaml.safe_load(path.read_text()), training_recipes.schema())
