@@ -584,7 +584,8 @@ def drawn(course):
     ids=lambda path: path.stem,
 )
 def test_the_examples_are_training_recipes(path, monkeypatch):
-    monkeypatch.setenv("DSB2018", "dsb2018")
+    for variable in ("DSB2018", "MEMBRANE", "NUCLEI"):
+        monkeypatch.setenv(variable, variable.lower())
     assert training_recipes.load(path).recipe.name == path.stem
     jsonschema = pytest.importorskip("jsonschema")
     jsonschema.validate(yaml.safe_load(path.read_text()), training_recipes.schema())
