@@ -98,6 +98,10 @@ class Batched:
         scores.flags.writeable = False
         return scores
 
+    def together(self, sizes: Shape) -> int:
+        """Patches of these sizes at once; see `BatchEngine`."""
+        return self._places(self._shape(sizes, sizes), 1 << 20)
+
     def labels(
         self, patches: Iterable[tuple[Key, NDArray[np.generic]]], of: PatchesOfImage
     ) -> Iterator[tuple[Key, NDArray[np.generic]]]:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from maskloom.segcore.deep.inference.engines.batches import Batched, Gives
+from maskloom.segcore.deep.inference.engines.gpus import CPU, Hardware
 from maskloom.segcore.deep.inference.files.keras_files import load_keras
 from maskloom.segcore.deep.inference.runtime import (
     cache_folder,
@@ -49,7 +50,7 @@ def device_engine(weights: Weights, card: Card, precision: Precision) -> Batched
     Raises `WeightsError` if it is not a network of one image and one output.
     """
     device = KerasDevice(weights, card, precision)
-    return Batched(device, card, weights.location, _MOST_PIXELS if device.on_gpu else 0)
+    return Batched(device, card, weights.location, _MOST_PIXELS if device.hardware.is_gpu else 0)
 
 
 class KerasDevice:
@@ -66,7 +67,8 @@ class KerasDevice:
         padded = not any(reach.margin for reach in card.reach.axes(card.dimensions))
         network, self.fills = masked(model, self._extents, policies, padded)
         backend = keras_backend() or "tensorflow"
-        self.name, self.on_gpu = _DEVICES[backend]()
+        self.hardware = _DEVICES[backend]()
+        self.name = self.hardware.name
         self.problems = _problems(backend)
         self._call = _COMPILERS[backend](network, self._whole, precision)
 
@@ -224,33 +226,33 @@ def _with_torch(network: Any, whole: Whole, precision: Precision) -> Call:
     return call
 
 
-def _jax_device() -> tuple[str, bool]:
+def _jax_device() -> Hardware:
     import jax
 
     device = jax.config.jax_default_device or jax.local_devices()[0]
     if device.platform != "gpu":
-        return "cpu", False
+        return CPU
     if jax.config.jax_compilation_cache_dir is None:
         # Compiling takes seconds for each shape.
         jax.config.update("jax_compilation_cache_dir", str(cache_folder("jax")))
-    return str(device.device_kind), True
+    return Hardware(str(device.device_kind), is_gpu=True)
 
 
-def _tensorflow_device() -> tuple[str, bool]:
+def _tensorflow_device() -> Hardware:
     config = import_tensorflow().config
     gpus = config.get_visible_devices("GPU")
     if not gpus:
-        return "cpu", False
+        return CPU
     details = config.experimental.get_device_details(gpus[0])
-    return str(details.get("device_name", "GPU")), True
+    return Hardware(str(details.get("device_name", "GPU")), is_gpu=True)
 
 
-def _torch_device() -> tuple[str, bool]:
+def _torch_device() -> Hardware:
     import torch
 
     if not torch.cuda.is_available():
-        return "cpu", False
-    return str(torch.cuda.get_device_name()), True
+        return CPU
+    return Hardware(str(torch.cuda.get_device_name()), is_gpu=True)
 
 
 _COMPILERS: dict[str, Callable[[Any, Whole, Precision], Call]] = {
@@ -258,15 +260,15 @@ _COMPILERS: dict[str, Callable[[Any, Whole, Precision], Call]] = {
     "tensorflow": _with_tensorflow,
     "torch": _with_torch,
 }
-_DEVICES: dict[str, Callable[[], tuple[str, bool]]] = {
+_DEVICES: dict[str, Callable[[], Hardware]] = {
     "jax": _jax_device,
     "tensorflow": _tensorflow_device,
     "torch": _torch_device,
 }
 
 
-def keras_device() -> tuple[str, bool]:
-    """The name of the device of Keras' backend, and whether it is a GPU."""
+def keras_device() -> Hardware:
+    """The device of Keras' backend."""
     import_keras()
     return _DEVICES[keras_backend() or "tensorflow"]()
 

@@ -46,6 +46,10 @@ class BatchEngine(Engine, Protocol):
     each with the key of its patch.
     """
 
+    def together(self, sizes: Shape) -> int:
+        """Patches of these sizes that it computes at once, of a large image."""
+        ...
+
     def labels(
         self, patches: Iterable[tuple[Key, NDArray[np.generic]]], of: PatchesOfImage
     ) -> Iterator[tuple[Key, NDArray[np.generic]]]:

@@ -1,0 +1,65 @@
+"""GPUs as engines see them: which device runs a network, and why not a GPU that is there."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+_DRIVER = Path("/proc/driver/nvidia/gpus")
+_DEVICES = Path("/dev")
+GPU_PROVIDERS = ("CUDAExecutionProvider",)
+"""Providers of ONNX Runtime that run on GPUs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hardware:
+    """What runs a network."""
+
+    name: str
+    """Of the card, or cpu."""
+    is_gpu: bool
+
+
+CPU = Hardware("cpu", is_gpu=False)
+
+
+def has_gpu_provider() -> bool:
+    """Whether the installed ONNX Runtime is one for GPUs, and this process may use one."""
+    if not nvidia_gpus() or importlib.util.find_spec("onnxruntime") is None:
+        return False
+    import onnxruntime
+
+    return any(name in onnxruntime.get_available_providers() for name in GPU_PROVIDERS)
+
+
+def nvidia_gpus() -> tuple[str, ...]:
+    """The names of the NVIDIA GPUs of this machine; none if this process may use none."""
+    allowed = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if allowed is not None and allowed.strip() in ("", "-1"):
+        return ()
+    found = sorted(each for each in _DEVICES.glob("nvidia[0-9]*"))
+    names = [_model(file) for file in sorted(_DRIVER.glob("*/information"))]
+    return tuple(names) if len(names) == len(found) else ("NVIDIA GPU",) * len(found)
+
+
+def idle_gpu(library: str, hint: str) -> str | None:
+    """A note that a GPU of this machine runs nothing, because a library does not see it; None if
+    there is no such GPU.
+    """
+    names = nvidia_gpus()
+    if not names:
+        return None
+    return (
+        f"This machine has a GPU ({names[0]}), but {library} cannot use it, so the network runs on "
+        f"the processor. {hint}, and check with nvidia-smi that the driver works"
+    )
+
+
+def _model(file: Path) -> str:
+    for line in file.read_text(errors="replace").splitlines():
+        key, _, value = line.partition(":")
+        if key.strip() == "Model":
+            return value.strip()
+    return "NVIDIA GPU"
