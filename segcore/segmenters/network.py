@@ -550,13 +550,16 @@ class NetworkModel:
         Their original values (nodata, NaN) must not affect their neighbours. `as_stored`: in the
         type of the image, if it can hold that value; the type is the same for all blocks.
         """
-        offset, dtype = np.array(self.card.scaling.offset, np.float32), np.dtype(np.float32)
+        offset = np.array(self.card.scaling.offset, np.float32)
+        # As float32 otherwise, because an offset of 103.9 does not fit into eight bits.
+        dtype: np.dtype[Any] = np.dtype(np.float32)
         with np.errstate(invalid="ignore"):
             if as_stored and np.array_equal(offset.astype(block.pixels.dtype), offset):
                 dtype = block.pixels.dtype
         if block.valid.all():
-            return replace(block, pixels=block.pixels.astype(dtype, copy=False)) if as_stored else block
-        # An offset of 103.9 does not fit into eight bits.
+            if not as_stored:
+                return block
+            return replace(block, pixels=block.pixels.astype(dtype, copy=False))
         pixels = block.pixels.astype(dtype)
         pixels[~block.valid] = offset
         return replace(block, pixels=pixels)

@@ -1,9 +1,9 @@
 """Keras and the library that does its arithmetic, imported quietly and with a number of threads.
 
-Keras runs on TensorFlow, JAX or PyTorch, one of them for the life of a process. Which one is decided
-here, before keras is imported: that of `KERAS_BACKEND`, or else the first of the three that is
-installed. TensorFlow writes notices to standard error during import, below Python and before any of
-its switches take effect, and libraries accept the number of threads and a GPU only before their
+Keras runs on TensorFlow, JAX or PyTorch, one of them for the life of a process. Which one is
+decided here, before keras is imported: that of `KERAS_BACKEND`, or else the first of the three that
+is installed. TensorFlow writes notices to standard error during import, below Python and before any
+of its switches take effect, and libraries accept the number of threads and a GPU only before their
 first operation. Import them only through `import_keras` and `import_tensorflow`, which handle all
 of this.
 """

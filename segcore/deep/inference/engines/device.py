@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from maskloom.segcore.deep.inference.card import Card
-    from maskloom.segcore.deep.inference.engines.masked import Extents
     from maskloom.segcore.deep.inference.engines.protocol import Precision
     from maskloom.segcore.deep.inference.files.weights import Weights
 

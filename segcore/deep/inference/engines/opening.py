@@ -17,7 +17,12 @@ import numpy as np
 
 from maskloom.segcore.deep.inference import runtime
 from maskloom.segcore.deep.inference.engines.batches import require_fitting, sizes_wanted
-from maskloom.segcore.deep.inference.engines.gpus import CPU, Hardware, has_gpu_provider, nvidia_gpus
+from maskloom.segcore.deep.inference.engines.gpus import (
+    CPU,
+    Hardware,
+    has_gpu_provider,
+    nvidia_gpus,
+)
 from maskloom.segcore.errors import WeightsError
 
 if TYPE_CHECKING:
@@ -35,8 +40,10 @@ ENGINES_OF: dict[str, tuple[EngineName, ...]] = {
 """Engines per kind of file; the first that is available is the reference for the others."""
 _MOST_LOADED = 4
 """Networks that stay loaded, for example the members of an ensemble."""
-_MODULES = {
-    **{backend: backend for backend in runtime.BACKENDS},
+_MODULES: dict[EngineName, str] = {
+    "tensorflow": "tensorflow",
+    "jax": "jax",
+    "torch": "torch",
     "openvino": "openvino",
     "onnxruntime": "onnxruntime",
     "litert": "ai_edge_litert",
@@ -170,8 +177,8 @@ class _PatchByPatch:
         except WeightsError as error:
             raise WeightsError(
                 f"{error} Its card says that it takes heights and widths of "
-                f"{sizes_wanted(self.card)}; if that is wrong, remove the card, so that the network "
-                "is measured again."
+                f"{sizes_wanted(self.card)}; if that is wrong, remove the card, so that the "
+                "network is measured again."
             ) from error
         if len(patches) > 1:
             # The output of a run is valid until the next one.
@@ -196,7 +203,9 @@ def _open(request: _Request) -> Engine:
 
         on_gpu = hardware_of(choice.engine).is_gpu
         if choice.precision == "float16" and not on_gpu:
-            raise WeightsError(f"precision: float16 is for GPUs, and {choice.engine} has none here.")
+            raise WeightsError(
+                f"precision: float16 is for GPUs, and {choice.engine} has none here."
+            )
         if choice.engine != "tensorflow" or on_gpu:
             return device_engine(weights, card, choice.precision)
     return _PatchByPatch(_runner(weights, card, choice), card, weights.location)

@@ -80,9 +80,9 @@ def select_engine(
     """Select engine and precision by running a scaled patch (y, x, band), or (z, y, x, band), of a
     valid size.
 
-    `pixels` are those of the patch as they are in the image; GPUs are timed with them. A single candidate is run too, so that a network that cannot run fails before the first image.
-    Raises `WeightsError` if the network cannot run as requested or its output does not match its
-    card.
+    `pixels` are those of the patch as they are in the image; GPUs are timed with them. A single
+    candidate is run too, so that a network that cannot run fails before the first image. Raises
+    `WeightsError` if the network cannot run as requested or its output does not match its card.
     """
     if card.output == "objects":
         return _engine_for_objects(weights, engine, precision)
@@ -298,9 +298,7 @@ def _time_engines(
     return seconds
 
 
-def _run_patches(
-    engine: Engine, patch: NDArray[np.float32], pixels: NDArray[np.generic]
-) -> int:
+def _run_patches(engine: Engine, patch: NDArray[np.float32], pixels: NDArray[np.generic]) -> int:
     """Run the patch once; on a GPU as often as fills some batches. Returns how often."""
     if not isinstance(engine, BatchEngine):
         engine(patch[None])

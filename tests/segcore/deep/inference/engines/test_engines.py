@@ -89,9 +89,7 @@ def unet(network: Any, tmp_path_factory: pytest.TempPathFactory) -> Weights:
 ON_TENSORFLOW = ("tensorflow", "openvino")
 """Engines of keras files on a processor; see test_device.py for the others."""
 KERAS = [
-    Choice(engine, precision)
-    for engine in ON_TENSORFLOW
-    for precision in ("float32", "bfloat16")
+    Choice(engine, precision) for engine in ON_TENSORFLOW for precision in ("float32", "bfloat16")
 ]
 
 
