@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from maskloom.segcore.deep.inference.card import Card
+    from maskloom.segcore.deep.inference.engines.gpus import Hardware
     from maskloom.segcore.geometry import Shape
 
 log = logging.getLogger(__name__)
@@ -42,8 +43,7 @@ _SENT_AS_THEY_ARE = frozenset("uint8 int8 uint16 int16 float16 float32".split())
 class Device(Protocol):
     """A network on a device."""
 
-    name: str
-    """Of the card, or cpu."""
+    hardware: Hardware
     fills: bool
     """Whether patches may be filled up with zeros: `start` is then told their extents."""
     problems: tuple[type[Exception], ...]
@@ -88,6 +88,11 @@ class Batched:
     """Location of the weights, for messages."""
     most_pixels: int
     """Pixels of a batch of more than one patch; less after the device lacked memory."""
+
+    @property
+    def hardware(self) -> Hardware:
+        """What runs the network."""
+        return self.device.hardware
 
     def __call__(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
         """Run scaled patches; see `Engine`."""
@@ -208,15 +213,15 @@ class Batched:
         if failed.count == 1:
             raise WeightsError(
                 f"{self.where} needs more memory for a patch of {sizes_text(failed.sizes)} pixels "
-                f"than {self.device.name} has: {first_line(error)} Set a smaller `patch`, or an "
-                "engine that runs on the processor (openvino)."
+                f"than {self.device.hardware.name} has: {first_line(error)} Set a smaller `patch`, "
+                "or an engine that runs on the processor (openvino)."
             ) from error
         pixels = failed.count // 2 * math.prod(failed.sizes)
         if pixels < self.most_pixels:
             self.most_pixels = pixels
             log.warning(
                 "%s: %d patches at once need more memory than there is. %d from now on.",
-                self.device.name,
+                self.device.hardware.name,
                 failed.count,
                 failed.count // 2,
             )

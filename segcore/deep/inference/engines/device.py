@@ -67,7 +67,6 @@ class KerasDevice:
         network, self.fills = masked(model, self._extents, policies, padded)
         backend = keras_backend() or "tensorflow"
         self.hardware = _DEVICES[backend]()
-        self.name = self.hardware.name
         self.problems = _problems(backend)
         self._call = _COMPILERS[backend](network, self._whole, precision)
 

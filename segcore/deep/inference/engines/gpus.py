@@ -9,8 +9,8 @@ from pathlib import Path
 
 _DRIVER = Path("/proc/driver/nvidia/gpus")
 _DEVICES = Path("/dev")
-GPU_PROVIDERS = ("CUDAExecutionProvider",)
-"""Providers of ONNX Runtime that run on GPUs."""
+CUDA, TENSORRT = "CUDAExecutionProvider", "TensorrtExecutionProvider"
+"""Providers of ONNX Runtime that run on NVIDIA GPUs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,11 +27,17 @@ CPU = Hardware("cpu", is_gpu=False)
 
 def has_gpu_provider() -> bool:
     """Whether the installed ONNX Runtime is one for GPUs, and this process may use one."""
-    if not nvidia_gpus() or importlib.util.find_spec("onnxruntime") is None:
-        return False
+    return CUDA in providers()
+
+
+def providers() -> tuple[str, ...]:
+    """What ONNX Runtime could run networks on here; none for GPUs if this process may use none."""
+    if importlib.util.find_spec("onnxruntime") is None:
+        return ()
     import onnxruntime
 
-    return any(name in onnxruntime.get_available_providers() for name in GPU_PROVIDERS)
+    there = tuple(onnxruntime.get_available_providers())
+    return there if nvidia_gpus() else tuple(each for each in there if each not in (CUDA, TENSORRT))
 
 
 def nvidia_gpus() -> tuple[str, ...]:

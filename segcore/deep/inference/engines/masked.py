@@ -119,23 +119,28 @@ def _looks_around(layer: Any) -> bool:
 def _convolution(layer: Any, padded: bool) -> bool:
     if layer.data_format != "channels_last":
         return False
-    if padded:
-        # Without padding, the result is smaller, unless zeros were put around before.
-        return layer.padding == "same" or type(layer).__name__ not in _TRANSPOSED or _fills(layer)
-    return layer.padding == "valid" or set(layer.kernel_size) == {1}
+    if type(layer).__name__ in _TRANSPOSED and tuple(layer.kernel_size) == tuple(layer.strides):
+        return True
+    alone = set(layer.kernel_size) == {1}
+    if not padded:
+        return alone or layer.padding == "valid"
+    return alone or layer.padding == "same" or _follows_padding(layer)
 
 
-def _fills(layer: Any) -> bool:
-    """Whether the kernels of a transposed convolution lie side by side."""
-    return tuple(layer.kernel_size) == tuple(layer.strides)
-
-
-def _pooling(layer: Any, _padded: bool) -> bool:
+def _pooling(layer: Any, padded: bool) -> bool:
+    apart = tuple(layer.pool_size) == tuple(layer.strides)
     return (
         layer.data_format == "channels_last"
-        and tuple(layer.pool_size) == tuple(layer.strides)
         and layer.padding == "valid"
+        and (apart or (padded and _follows_padding(layer)))
     )
+
+
+def _follows_padding(layer: Any) -> bool:
+    """Whether the zeros that a layer sees were put around its input by a layer before."""
+    # keras tells it nowhere else.
+    maker = layer.input._keras_history.operation  # noqa: SLF001
+    return type(maker).__name__ in _PADDING
 
 
 def _last_axis(layer: Any, _padded: bool) -> bool:

@@ -208,6 +208,12 @@ def _open(request: _Request) -> Engine:
             )
         if choice.engine != "tensorflow" or on_gpu:
             return device_engine(weights, card, choice.precision)
+    if choice.engine == "onnxruntime" and card.output != "labels":
+        from maskloom.segcore.deep.inference.engines.onnx import onnx_on_gpu
+
+        engine = onnx_on_gpu(weights, card, choice.precision)
+        if engine is not None:
+            return engine
     return _PatchByPatch(_runner(weights, card, choice), card, weights.location)
 
 

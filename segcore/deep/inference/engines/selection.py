@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from maskloom.segcore.deep.inference.engines.gpus import idle_gpu
+from maskloom.segcore.deep.inference.engines.gpus import CPU, TENSORRT, idle_gpu, providers
 from maskloom.segcore.deep.inference.engines.opening import (
     available_engines,
     check_engine,
@@ -89,7 +89,8 @@ def select_engine(
     candidates = _candidates(weights, engine, precision)
     if len(candidates) == 1:
         run_once(weights, card, patch, candidates[0])
-        return replace(candidates[0], record=_where(candidates[0], engine))
+        only = candidates[0]
+        return replace(only, record=_where(only, open_engine(weights, card, only), engine))
     agreements, failures = _agreements(weights, card, patch, candidates)
     eligible = [choice for choice, agreement in agreements.items() if agreement >= _LEAST_AGREEMENT]
     if not eligible:
@@ -122,13 +123,14 @@ def select_engine(
         )
         for choice, agreement in agreements.items()
     ]
-    record = {"patch": list(patch.shape), "tried": [*tried, *failures], **_where(best, engine)}
+    where = _where(best, open_engine(weights, card, best), engine)
+    record = {"patch": list(patch.shape), "tried": [*tried, *failures], **where}
     return Choice(best.engine, best.precision, record)
 
 
-def _where(choice: Choice, wanted: EngineName | Literal["auto"]) -> dict[str, str]:
+def _where(choice: Choice, opened: Engine, wanted: EngineName | Literal["auto"]) -> dict[str, str]:
     """For the record: the GPU that runs the network, or why one that is there does not."""
-    hardware = hardware_of(choice.engine)
+    hardware = getattr(opened, "hardware", CPU)
     if hardware.is_gpu:
         return {"device": hardware.name}
     library = keras_backend() if choice.engine == "openvino" else choice.engine
@@ -254,7 +256,7 @@ def _can(engine: EngineName, precision: Precision, asked: bool) -> bool:
     if engine in BACKENDS and hardware_of(engine).is_gpu:
         return True
     if precision == "float16":
-        return False
+        return engine == "onnxruntime" and TENSORRT in providers()
     if asked:
         return engine in (*_IN_BFLOAT16, *BACKENDS)
     return engine in _IN_BFLOAT16 and native_bfloat16()

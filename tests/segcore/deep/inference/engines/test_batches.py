@@ -15,8 +15,11 @@ from hypothesis import strategies as st
 
 from maskloom.segcore.deep.inference.card import Card, ReceptiveField, Scaling
 from maskloom.segcore.deep.inference.engines.batches import Batched, Gives, lacks_memory
+from maskloom.segcore.deep.inference.engines.gpus import Hardware
 from maskloom.segcore.deep.inference.engines.protocol import BatchEngine, PatchesOfImage
 from maskloom.segcore.errors import WeightsError
+
+CARD = Hardware("test card", is_gpu=True)
 
 
 class OutOfMemory(RuntimeError):
@@ -31,7 +34,7 @@ class Counting:
     room: int = 1 << 30
     """Pixels of a batch that fit into its memory."""
     fails_late: bool = False
-    name: str = "test card"
+    hardware: Hardware = CARD
     problems: tuple[type[Exception], ...] = (RuntimeError,)
     shapes: list[tuple[int, ...]] = field(default_factory=list)
     dtypes: set[str] = field(default_factory=set)

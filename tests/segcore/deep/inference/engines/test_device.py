@@ -58,7 +58,7 @@ def saved(recipe: Any, folder: Path) -> tuple[Any, Weights, Card]:
         elif len(shape) == 1:
             weight.assign(random.normal(0.1, 0.2, shape))
     for layer in model.layers:
-        if layer.name == "logits" and layer.use_bias:
+        if layer.name == "logits" and getattr(layer, "use_bias", False):
             scores = np.log(expected_scores(model, Scaling((20.0,), (1 / 100,)), PHOTO[:128, :128]))
             layer.bias.assign(np.array(layer.bias) - np.median(scores, axis=(0, 1)))
     path = folder / "it.keras"
