@@ -13,6 +13,14 @@ CUDA, TENSORRT = "CUDAExecutionProvider", "TensorrtExecutionProvider"
 """Providers of ONNX Runtime that run on NVIDIA GPUs."""
 
 
+_FOR_CUDA = {
+    "tensorflow": "pip install 'tensorflow[and-cuda]'",
+    "jax": "pip install 'jax[cuda13]'",
+    "torch": "Install the PyTorch of your CUDA version",
+    "onnxruntime": "pip install onnxruntime-gpu in place of onnxruntime",
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Hardware:
     """What runs a network."""
@@ -50,12 +58,12 @@ def nvidia_gpus() -> tuple[str, ...]:
     return tuple(names) if len(names) == len(found) else ("NVIDIA GPU",) * len(found)
 
 
-def idle_gpu(library: str, hint: str) -> str | None:
+def idle_gpu(library: str) -> str | None:
     """A note that a GPU of this machine runs nothing, because a library does not see it; None if
     there is no such GPU.
     """
-    names = nvidia_gpus()
-    if not names:
+    names, hint = nvidia_gpus(), _FOR_CUDA.get(library)
+    if not names or hint is None:
         return None
     return (
         f"This machine has a GPU ({names[0]}), but {library} cannot use it, so the network runs on "

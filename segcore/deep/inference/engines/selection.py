@@ -61,12 +61,6 @@ _PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16", "float16")
 _IN_BFLOAT16 = ("tensorflow", "openvino")
 """Engines that are faster in bfloat16 on processors that have it."""
 _TIMED_BATCHES = 3
-_CUDA = {
-    "tensorflow": "pip install 'tensorflow[and-cuda]'",
-    "jax": "pip install 'jax[cuda13]'",
-    "torch": "Install the PyTorch of your CUDA version",
-    "onnxruntime": "pip install onnxruntime-gpu in place of onnxruntime",
-}
 
 
 def select_engine(
@@ -133,10 +127,9 @@ def _where(choice: Choice, opened: Engine, wanted: EngineName | Literal["auto"])
     hardware = getattr(opened, "hardware", CPU)
     if hardware.is_gpu:
         return {"device": hardware.name}
-    library = keras_backend() if choice.engine == "openvino" else choice.engine
-    if library not in _CUDA or wanted == "openvino":
-        return {}
-    note = idle_gpu(library, _CUDA[library])
+    # A GPU that stands idle because the user asked for OpenVINO needs no word.
+    library = keras_backend() if choice.engine == "openvino" != wanted else choice.engine
+    note = idle_gpu(library or "")
     return {} if note is None else {"note": note}
 
 

@@ -233,10 +233,10 @@ def test_a_gpu_that_a_library_does_not_see_is_told(tmp_path, monkeypatch):
     monkeypatch.setattr(gpus, "_DRIVER", driver)
     monkeypatch.setattr(gpus, "_DEVICES", device_files)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    assert gpus.idle_gpu("jax", "do") is None
+    assert gpus.idle_gpu("jax") is None
     (device_files / "nvidia0").touch()
     (device_files / "nvidiactl").touch()
-    note = gpus.idle_gpu("jax", "pip install 'jax[cuda13]'")
+    note = gpus.idle_gpu("jax")
     assert note is not None
     assert "NVIDIA L4" in note
     assert "jax[cuda13]" in note
@@ -246,7 +246,7 @@ def test_a_gpu_that_a_library_does_not_see_is_told(tmp_path, monkeypatch):
     )
     assert "NVIDIA L4" in choice.record["note"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert gpus.idle_gpu("jax", "do") is None
+    assert gpus.idle_gpu("jax") is None
 
 
 # JAX
