@@ -146,12 +146,6 @@ def _is_installed(name: str) -> bool:
     return importlib.util.find_spec(name) is not None
 
 
-def cache_folder(name: str) -> Path:
-    """A folder for what can be made again, in the cache of this user."""
-    home = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(home, "maskloom", name)
-
-
 @contextmanager
 def quiet() -> Iterator[None]:
     """Suppress notices of TensorFlow and LiteRT on standard error.

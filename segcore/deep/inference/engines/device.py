@@ -20,8 +20,8 @@ import numpy as np
 from maskloom.segcore.deep.inference.engines.batches import Batched, Gives
 from maskloom.segcore.deep.inference.engines.gpus import CPU, Hardware
 from maskloom.segcore.deep.inference.files.keras_files import load_keras
+from maskloom.segcore.deep.inference.kept import folder_for
 from maskloom.segcore.deep.inference.runtime import (
-    cache_folder,
     import_keras,
     import_tensorflow,
     keras_backend,
@@ -230,9 +230,10 @@ def _jax_device() -> Hardware:
     device = jax.config.jax_default_device or jax.local_devices()[0]
     if device.platform != "gpu":
         return CPU
-    if jax.config.jax_compilation_cache_dir is None:
+    kept = folder_for("jax")
+    if kept is not None and jax.config.jax_compilation_cache_dir is None:
         # Compiling takes seconds for each shape.
-        jax.config.update("jax_compilation_cache_dir", str(cache_folder("jax")))
+        jax.config.update("jax_compilation_cache_dir", str(kept))
     return Hardware(str(device.device_kind), is_gpu=True)
 
 

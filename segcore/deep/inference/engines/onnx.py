@@ -9,12 +9,10 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-import os
 import tempfile
 import warnings
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,10 +28,10 @@ from maskloom.segcore.deep.inference.engines.gpus import (
     nvidia_gpus,
 )
 from maskloom.segcore.deep.inference.files.onnx_files import load_onnx
+from maskloom.segcore.deep.inference.kept import folder_for, kept_export
 from maskloom.segcore.deep.inference.layouts import Layout, from_network, layout_of, to_network
-from maskloom.segcore.deep.inference.runtime import cache_folder, import_keras, quiet, threads
+from maskloom.segcore.deep.inference.runtime import quiet, threads
 from maskloom.segcore.errors import WeightsError
-from maskloom.segcore.storage.canonical import digest
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -63,7 +61,7 @@ def onnx_runner(
     Uses the first output if there are several. Raises `WeightsError` if the file cannot be loaded.
     """
     where = weights.location
-    session = _session(_content(weights), where, _PROCESSOR)
+    session = _session(_content(weights, card), where, _PROCESSOR)
     taken, given = _ends_of(session, card, where)
     source, target = _layouts(taken, given, card)
     dtype = np.dtype(_DTYPES[taken.type])
@@ -88,7 +86,7 @@ def onnx_on_gpu(weights: Weights, card: Card, precision: Precision) -> Batched |
     if not has_gpu_provider():
         return None
     providers = _providers(precision)
-    content, where = _content(weights), weights.location
+    content, where = _content(weights, card), weights.location
     session = _session(content, where, providers)
     if not {CUDA, TENSORRT} & set(session.get_providers()):
         log.warning(
@@ -140,18 +138,9 @@ class OnnxDevice:
 
 
 def exported(weights: Weights) -> bytes:
-    """Return a keras file as an ONNX model, made by keras and kept in the user's cache.
-
-    Raises `WeightsError` if keras cannot export it.
-    """
+    """Return a keras file as an ONNX model, made by keras. Raises `WeightsError` if it cannot."""
     from maskloom.segcore.deep.inference.engines.device import functional
 
-    keras, card = import_keras(), weights.card()
-    network = None if card is None else card.network
-    name = digest([weights.sha256, network, str(keras.__version__)])
-    path = cache_folder("onnx") / f"{name}.onnx"
-    if path.exists():
-        return path.read_bytes()
     if importlib.util.find_spec("tf2onnx") is None:
         raise WeightsError(
             f"engine: keras needs tf2onnx to export {weights.location} for ONNX Runtime: pip "
@@ -173,25 +162,13 @@ def exported(weights: Weights) -> bytes:
                 f"keras cannot export {weights.location} for ONNX Runtime: {str(error)[:300]} "
                 "Choose another engine."
             ) from error
-        content = file.read_bytes()
-    _keep(path, content)
-    return content
+        return file.read_bytes()
 
 
-def _keep(path: Path, content: bytes) -> None:
-    """Write a file of the cache in one step, if it can be written to."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f"{path.name}.{os.getpid()}")
-        temporary.write_bytes(content)
-        temporary.replace(path)
-    except OSError:
-        return
-
-
-@lru_cache(maxsize=1)
-def _content(weights: Weights) -> bytes:
-    return load_onnx(weights) if weights.suffix == ".onnx" else exported(weights)
+def _content(weights: Weights, card: Card) -> bytes:
+    if weights.suffix == ".onnx":
+        return load_onnx(weights)
+    return kept_export(weights, card, lambda: exported(weights))
 
 
 _PROCESSOR: list[Any] = ["CPUExecutionProvider"]
@@ -205,14 +182,10 @@ def _providers(precision: Precision) -> list[Any]:
     if precision == "float32" and CUDA in there:
         return [cuda, *_PROCESSOR]
     if precision == "float16" and TENSORRT in there:
-        kept = cache_folder("tensorrt")
-        kept.mkdir(parents=True, exist_ok=True)
-        options = {
-            "trt_fp16_enable": "1",
+        options, kept = {"trt_fp16_enable": "1"}, folder_for("tensorrt")
+        if kept is not None:
             # TensorRT compiles for minutes.
-            "trt_engine_cache_enable": "1",
-            "trt_engine_cache_path": str(kept),
-        }
+            options |= {"trt_engine_cache_enable": "1", "trt_engine_cache_path": str(kept)}
         return [(TENSORRT, options), cuda, *_PROCESSOR]
     raise WeightsError(
         f"precision: ONNX Runtime runs float32 by its CUDA provider and float16 by TensorRT; got "
@@ -260,7 +233,14 @@ def _ends_of(session: Any, card: Card, where: str) -> tuple[Any, Any]:
     ):
         kinds = [(item.shape, item.type) for item in session.get_inputs()]
         raise WeightsError(f"{where}: expected a network of one input of {axes} axes; got {kinds}.")
-    return session.get_inputs()[0], session.get_outputs()[0]
+    taken = session.get_inputs()[0]
+    known = {_sizes(taken.shape)[axis] for axis in (1, -1)} - {None}
+    if known and card.channels not in known:
+        raise WeightsError(
+            f"{where} takes an input of {taken.shape}; its card says {card.channels} bands. Remove "
+            "the card, so that the network is examined."
+        )
+    return taken, session.get_outputs()[0]
 
 
 def _layouts(taken: Any, given: Any, card: Card) -> tuple[Layout, Layout]:

@@ -36,6 +36,7 @@ ENGINES_OF: dict[str, tuple[EngineName, ...]] = {
     ".keras": ("tensorflow", "jax", "torch", "openvino", "onnxruntime"),
     ".onnx": ("onnxruntime", "openvino"),
     ".tflite": ("litert",),
+    ".pb": ("tensorflow", "openvino"),
 }
 """Engines per kind of file; the first that is available is the reference for the others."""
 _MOST_LOADED = 4
@@ -122,7 +123,7 @@ def check_engine(weights: Weights, engine: EngineName) -> None:
         )
     if not is_installed(engine):
         raise WeightsError(f"engine: {engine} is not installed here: {_INSTALL[engine]}.")
-    if engine in runtime.BACKENDS:
+    if is_keras(weights) and engine in runtime.BACKENDS:
         runtime.use_backend(engine)
     elif is_keras(weights) and runtime.keras_backend() != "tensorflow":
         raise WeightsError(
@@ -176,9 +177,9 @@ class _PatchByPatch:
             scores = self.run(patches[:1])
         except WeightsError as error:
             raise WeightsError(
-                f"{error} Its card says that it takes heights and widths of "
-                f"{sizes_wanted(self.card)}; if that is wrong, remove the card, so that the "
-                "network is measured again."
+                f"{error} Its card says that it takes {self.card.channels} band(s), and heights "
+                f"and widths of {sizes_wanted(self.card)}; if that is wrong, remove the card, so "
+                "that the network is measured again."
             ) from error
         if len(patches) > 1:
             # The output of a run is valid until the next one.
@@ -198,14 +199,10 @@ _loaded: dict[_Request, Engine] = {}
 def _open(request: _Request) -> Engine:
     weights, card, choice = request.weights, request.card, request.choice
     check_engine(weights, choice.engine)
-    if choice.engine in runtime.BACKENDS:
+    if is_keras(weights) and choice.engine in runtime.BACKENDS:
         from maskloom.segcore.deep.inference.engines.device import device_engine
 
         on_gpu = hardware_of(choice.engine).is_gpu
-        if choice.precision == "float16" and not on_gpu:
-            raise WeightsError(
-                f"precision: float16 is for GPUs, and {choice.engine} has none here."
-            )
         if choice.engine != "tensorflow" or on_gpu:
             return device_engine(weights, card, choice.precision)
     if choice.engine == "onnxruntime" and card.output != "labels":
@@ -220,6 +217,11 @@ def _open(request: _Request) -> Engine:
 def _runner(
     weights: Weights, card: Card, choice: Choice
 ) -> Callable[[NDArray[np.float32]], NDArray[np.float32]]:
+    if choice.precision == "float16":
+        raise WeightsError(
+            f"precision: float16 is for GPUs, and {choice.engine} runs {weights.location} on the "
+            "processor here. Set float32 or auto."
+        )
     if choice.engine == "openvino":
         from maskloom.segcore.deep.inference.engines.openvino import openvino_runner
 
