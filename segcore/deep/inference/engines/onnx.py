@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 _MOST_PIXELS = 1 << 23
+PROCESSOR: list[Any] = ["CPUExecutionProvider"]
+"""Providers of ONNX Runtime without a GPU."""
 _ERRORS_ONLY = 3
 _DTYPES = {
     "tensor(float)": "float32",
@@ -61,7 +63,7 @@ def onnx_runner(
     Uses the first output if there are several. Raises `WeightsError` if the file cannot be loaded.
     """
     where = weights.location
-    session = _session(_content(weights, card), where, _PROCESSOR)
+    session = _session(_content(weights, card), where, PROCESSOR)
     taken, given = _ends_of(session, card, where)
     source, target = _layouts(taken, given, card)
     dtype = np.dtype(_DTYPES[taken.type])
@@ -85,7 +87,7 @@ def onnx_on_gpu(weights: Weights, card: Card, precision: Precision) -> Batched |
     """
     if not has_gpu_provider():
         return None
-    providers = _providers(precision)
+    providers = providers_for(precision)
     content, where = _content(weights, card), weights.location
     session = _session(content, where, providers)
     if not {CUDA, TENSORRT} & set(session.get_providers()):
@@ -107,7 +109,7 @@ class OnnxDevice:
     fills = False
 
     def __init__(self, content: bytes, card: Card, where: str, providers: list[Any]) -> None:
-        self.hardware = CPU if providers == _PROCESSOR else Hardware(nvidia_gpus()[0], is_gpu=True)
+        self.hardware = CPU if providers == PROCESSOR else Hardware(nvidia_gpus()[0], is_gpu=True)
         self.problems = (*problems(), RuntimeError)
         self._content, self._card, self._where = content, card, where
         self._providers = providers
@@ -131,7 +133,7 @@ class OnnxDevice:
 
         from maskloom.segcore.deep.inference.engines.onnx_ends import with_ends
 
-        plain = _session(self._content, self._where, _PROCESSOR)
+        plain = _session(self._content, self._where, PROCESSOR)
         layouts = _layouts(*_ends_of(plain, self._card, self._where), self._card)
         model = with_ends(onnx.load_from_string(self._content), self._card, gives, dtype, layouts)
         return _session(model.SerializeToString(), self._where, self._providers)
@@ -171,22 +173,22 @@ def _content(weights: Weights, card: Card) -> bytes:
     return kept_export(weights, card, lambda: exported(weights))
 
 
-_PROCESSOR: list[Any] = ["CPUExecutionProvider"]
-
-
-def _providers(precision: Precision) -> list[Any]:
+def providers_for(precision: Precision) -> list[Any]:
+    """The providers of ONNX Runtime on a GPU, the first first. Raises `WeightsError` if none has
+    this precision.
+    """
     import onnxruntime
 
     there = onnxruntime.get_available_providers()
     cuda = (CUDA, {"use_tf32": "0"})
     if precision == "float32" and CUDA in there:
-        return [cuda, *_PROCESSOR]
+        return [cuda, *PROCESSOR]
     if precision == "float16" and TENSORRT in there:
         options, kept = {"trt_fp16_enable": "1"}, folder_for("tensorrt")
         if kept is not None:
             # TensorRT compiles for minutes.
             options |= {"trt_engine_cache_enable": "1", "trt_engine_cache_path": str(kept)}
-        return [(TENSORRT, options), cuda, *_PROCESSOR]
+        return [(TENSORRT, options), cuda, *PROCESSOR]
     raise WeightsError(
         f"precision: ONNX Runtime runs float32 by its CUDA provider and float16 by TensorRT; got "
         f"{precision}, and here are {', '.join(there)}. Set precision: auto."
@@ -216,7 +218,10 @@ def _session(content: bytes, where: str, providers: list[Any]) -> Any:
     if threads() is not None:
         options.intra_op_num_threads = threads()
     try:
-        return onnxruntime.InferenceSession(content, options, providers=providers)
+        with warnings.catch_warnings():
+            # What does not start is for the caller to say.
+            warnings.simplefilter("ignore", UserWarning)
+            return onnxruntime.InferenceSession(content, options, providers=providers)
     except problems() as error:
         raise WeightsError(
             f"ONNX Runtime cannot load {where}: {str(error).strip()[:300]}"
