@@ -56,8 +56,9 @@ def set_threads(threads: int) -> None:
         raise ValueError(f"threads: expected at least one; got {threads}")
     _settings.threads = threads
     for name in ("tensorflow", "torch"):
-        if name in sys.modules:
-            _SET_UP[name](sys.modules[name])
+        module = sys.modules.get(name)
+        if module is not None:
+            _SET_UP[name](module)
 
 
 def threads() -> int | None:

@@ -161,7 +161,7 @@ def _with_jax(network: Any, whole: Whole, precision: Precision) -> Call:
 
     # Arrays of our own: keras gives away those of the variables when it trains or predicts.
     weights = tuple(
-        [jax.numpy.array(each.value) for each in group]
+        [jax.device_put(np.array(each.value)) for each in group]
         for group in (network.trainable_variables, network.non_trainable_variables)
     )
 
