@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from maskloom.segcore.deep.inference.runtime import set_threads
+from maskloom.segcore.deep.inference.runtime import import_keras, set_threads
 from maskloom.segcore.errors import RecipeError, Stopped, StoreError
 from maskloom.segcore.storage.canonical import canonical
 from maskloom.segcore.storage.store import STAGING, Store
@@ -211,16 +211,10 @@ def _require_trainable(
 
 
 def _use_threads(count: int | None) -> None:
-    """Limit the threads of the backend of keras. None: no limit."""
-    import keras
-
-    if count is None:
-        return
-    set_threads(count)
-    if keras.backend.backend() == "torch":
-        import torch
-
-        torch.set_num_threads(count)
+    """Import keras with this number of threads. None: no limit."""
+    if count is not None:
+        set_threads(count)
+    import_keras()
 
 
 def _finished(store: Store, prepared: Prepared) -> TrainingResult | None:
