@@ -37,6 +37,7 @@ from maskloom.segcore.models.protocols import (
     Requirements,
     Scorer,
     caution_of,
+    caution_of_sizes,
     gives_scores,
     labels_and_scores,
 )
@@ -51,6 +52,8 @@ FARTHEST = 4.0
 """Greatest factor between the pixels of an image and those that a model wants. Beyond it, objects
 of one cannot be those of the other.
 """
+FAR = 2.0
+"""Pixels that differ by a greater factor, where they are shown as they are, deserve a warning."""
 ALIKE = 1.1
 """Pixels that differ by a smaller factor are taken as they are: training varies scales by more."""
 _SIDE = 1024
@@ -175,7 +178,9 @@ class Rescaled:
 
     def caution(self, spec: RasterSpec, shares: Mapping[str, float]) -> str | None:
         """The model's warning, and that the image was resampled."""
-        inner, sides = caution_of([self.model], spec, shares), pixel_sides(spec)
+        sides = pixel_sides(spec)
+        # The model sees pixels of its own size, whatever the image states.
+        inner = caution_of([self.model], _without_size(spec), shares)
         if self._axes(spec) is None or sides is None:
             return inner
         own = (
@@ -183,6 +188,13 @@ class Rescaled:
             f"the image has {_words(sides)}"
         )
         return own if inner is None else f"{own}; {inner}"
+
+    def caution_of_sizes(self, spec: RasterSpec, sizes: Mapping[str, float]) -> str | None:
+        """The model's warning about objects of these sizes in its own pixels."""
+        axes = self._axes(spec)
+        ratio = 1.0 if axes is None else axes[0].ratio * axes[1].ratio
+        of_model = {name: size / ratio for name, size in sizes.items()}
+        return caution_of_sizes(self.model, spec, of_model)
 
     def _no_scores(self, block: Block) -> NDArray[np.float32]:
         """Those of pixels outside the core: the first class."""
@@ -290,12 +302,8 @@ def _resampled(
 
 def _resampled_spec(spec: RasterSpec, axes: tuple[_Axis, _Axis]) -> RasterSpec:
     """The image in the resampled pixels, without their size."""
-    return replace(
-        spec,
-        shape=tuple(axis.count for axis in axes),
-        chunks=tuple(axis.count for axis in axes),
-        space=replace(spec.space, metric=None, affine=None, crs=None),
-    )
+    shape = tuple(axis.count for axis in axes)
+    return replace(_without_size(spec), shape=shape, chunks=shape)
 
 
 def _squares(axis: _Axis, start: int, stop: int) -> Iterator[tuple[int, int]]:
@@ -357,6 +365,25 @@ def pixel_sides(spec: RasterSpec) -> tuple[float, float] | None:
         return None
     y, x = (side * MILLIMETRES[metric.unit] / MILLIMETRES["um"] for side in metric.spacing[-2:])
     return y, x
+
+
+def other_pixels(spec: RasterSpec, wanted: float | None, name: str) -> str | None:
+    """A warning if an image that is shown as it is states pixels of quite another size than those
+    that a network, shown as `name`, was trained on (`wanted`, in um). None: no warning.
+    """
+    sides = pixel_sides(spec)
+    if sides is None or wanted is None:
+        return None
+    if all(1 / FAR <= side / wanted <= FAR for side in sides):
+        return None
+    return (
+        f"{name} was trained on pixels of {wanted:g} um, and the image has {_words(sides)}, shown "
+        "as they are: objects have another size than it knows"
+    )
+
+
+def _without_size(spec: RasterSpec) -> RasterSpec:
+    return replace(spec, space=replace(spec.space, metric=None, affine=None, crs=None))
 
 
 def _words(sides: tuple[float, float]) -> str:

@@ -1,7 +1,7 @@
 """Networks: any trained network that gives every pixel a class.
 
 `unet`, `fcn` and `deeplab` are networks trained by maskloom; `network` is any `.keras`, `.onnx` or
-`.tflite` file.
+`.tflite` file, a SavedModel, or a model in the format of bioimage.io.
 
 A network runs on patches whose lattice belongs to the image, not to the tile. Each patch is
 computed from the same pixels in the same shape under any tiling, so the labels are equal to the
@@ -55,7 +55,7 @@ from maskloom.segcore.models.planes import (
     segment_by_plane,
 )
 from maskloom.segcore.models.protocols import MODELS, SEGMENTERS, Exactness, Requirements
-from maskloom.segcore.models.rescaled import Rescaled
+from maskloom.segcore.models.rescaled import Rescaled, other_pixels
 from maskloom.segcore.raster.spec import Labels
 
 if TYPE_CHECKING:
@@ -86,11 +86,14 @@ expensive and `windows: auto` blends.
 @SEGMENTERS.register("network")
 @dataclass(frozen=True, slots=True)
 class Network:
-    """Any trained network: a `.keras`, `.onnx` or `.tflite` file that gives every pixel a class."""
+    """Any trained network that gives every pixel a class: a `.keras`, `.onnx` or `.tflite` file, or
+    the folder of a SavedModel or of a model of bioimage.io.
+    """
 
     weights: WeightsLocation
-    """The file, relative to the recipe, or the name of weights that come with maskloom: `nuclei`,
-    for fluorescence micrographs. On stained tissue (such as H&E) it finds tissue, not nuclei.
+    """The file or folder, relative to the recipe, or the name of weights that come with maskloom:
+    `nuclei`, for nuclei in micrographs. It is best on fluorescence; in stained tissue (H&E) it
+    misses more.
     """
     bands: tuple[int, ...] | None = None
     """Input bands of the network in order, counted from 1. None: those of its training; a network
@@ -177,7 +180,8 @@ class Network:
         not fit it.
         """
         weights = Weights.of(self.weights, self.trust)
-        card = weights.card() or _examined(weights)
+        card = _card(weights)
+        self._check_asked(card)
         self._check_axes(card)
         if self.halo is not None:
             card = self._with_halo(card, self.halo)
@@ -235,6 +239,13 @@ class Network:
         )
         return _LARGE_PATCH if large else _PATCH
 
+    def _check_asked(self, card: Card) -> None:
+        """Raise `RecipeError` for a parameter that the makers of the network left open."""
+        asked = card.about.get("ask")
+        for name, reason in asked.items() if isinstance(asked, Mapping) else ():
+            if getattr(self, name, None) is None:
+                raise RecipeError(f"{name}: {file_name(self.weights)}: {reason}.")
+
     def _check_axes(self, card: Card) -> None:
         for name, value in (("halo", self.halo), ("patch", self.patch)):
             if isinstance(value, tuple) and len(value) != card.dimensions:
@@ -286,7 +297,7 @@ class Unet(Network):
 
     use_when: ClassVar[str] = (
         "classes are known by shape and texture, and you have labelled some images; `weights: "
-        "nuclei` for nuclei in fluorescence images"
+        "nuclei` for the pixels of nuclei in micrographs"
     )
     not_when: ClassVar[str] = "there are no labels, or a threshold does"
     reference: ClassVar[str] = (
@@ -498,9 +509,20 @@ class NetworkModel:
             **({} if self.flips == "none" else {"flips": self.flips}),
         }
 
-    def caution(self, spec: RasterSpec, shares: Mapping[str, float]) -> str | None:  # noqa: ARG002
-        """Return a warning if the share of a class in the image was never seen in training."""
-        return self.card.caution(file_name(self.weights.location), self.classes, shares)
+    def caution(self, spec: RasterSpec, shares: Mapping[str, float]) -> str | None:
+        """Return a warning if the share of a class in the image, or the size of its pixels, was
+        never seen in training.
+        """
+        name = file_name(self.weights.location)
+        cautions = (
+            self.card.caution(name, self.classes, shares),
+            other_pixels(spec, self.card.pixel_size, name),
+        )
+        return "; ".join(filter(None, cautions)) or None
+
+    def caution_of_sizes(self, spec: RasterSpec, sizes: Mapping[str, float]) -> str | None:  # noqa: ARG002
+        """Return a warning if objects have a size that was never seen in training."""
+        return self.card.caution_of_sizes(file_name(self.weights.location), self.classes, sizes)
 
     @property
     def running(self) -> Choice:
@@ -720,7 +742,12 @@ def _length(layout: Patching | Windowing, axis: int) -> int:
     return layout.spans(axis, 2 * first + side, (first, first + 1))[0].length
 
 
-def _examined(weights: Weights) -> Card:
-    from maskloom.segcore.deep.inference.files.examine import examine
+def _card(weights: Weights) -> Card:
+    """The card beside the weights, or else one made by examination."""
+    from maskloom.segcore.deep.inference.files.examine import check_end, examine
 
-    return kept_card(weights, lambda: examine(weights))
+    card = weights.card()
+    if card is None:
+        return kept_card(weights, lambda: examine(weights))
+    check_end(weights)
+    return card

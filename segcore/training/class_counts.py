@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from maskloom.segcore.geometry import Shape
-    from maskloom.segcore.training.dataset import Dataset
+    from maskloom.segcore.training.dataset import Dataset, DatasetWindow
     from maskloom.segcore.training.setup import OnProgress
 
 CELL = 64
@@ -41,6 +41,10 @@ class ClassCounts:
     """One array (row of cells, column of cells, class) per image; of volumes with planes of cells
     first.
     """
+    sizes: NDArray[np.float64] | None = None
+    """(image, class): median size of the objects in pixels; NaN without objects. None: the masks do
+    not number objects.
+    """
 
     @property
     def classes(self) -> NDArray[np.int64]:
@@ -55,6 +59,19 @@ class ClassCounts:
         totals = counts.sum(axis=1, keepdims=True)
         found = counts[totals[:, 0] > 0] / totals[totals[:, 0] > 0]
         return np.stack([found.min(axis=0), found.max(axis=0)], axis=1)
+
+    def typical_sizes(self, numbers: Sequence[int]) -> dict[int, tuple[float, float]]:
+        """The smallest and the largest median size of the objects of a class in these images, by
+        class id; empty if masks do not number objects.
+        """
+        if self.sizes is None:
+            return {}
+        found = self.sizes[list(numbers)]
+        return {
+            i: (float(np.nanmin(of)), float(np.nanmax(of)))
+            for i, of in enumerate(found.T)
+            if not np.isnan(of).all()
+        }
 
 
 def cell_of(axes: int, planar: bool = False) -> Shape:
@@ -72,10 +89,11 @@ def count_classes(
     """Count the classes of all pixels, in cells of these sides; `on_progress` is called for each
     strip of an image. Raises `RecipeError` if a file is broken or a value is unknown.
     """
-    cells, faults = [], []
+    cells, faults, sizes = [], [], []
     for number, pair in enumerate(dataset.pairs):
         unknown: Counter[int] = Counter()
         counts = np.zeros((*_cells(pair.image.shape, cell), len(classes)), np.int64)
+        objects: Counter[int] = Counter()
         try:
             for box, window, values in dataset.strips(number, cell[0]):
                 on_progress(number, len(dataset.pairs))
@@ -87,9 +105,11 @@ def count_classes(
                 top = box.start[0] // cell[0]
                 strip = _count(window.classes, cell, len(classes))
                 counts[top : top + len(strip)] = strip
+                objects += _objects(window, dataset.decoder.mapping.numbered)
         except ImageError as error:
             raise RecipeError(f"{error} Fix the file, or add it to `split.leave_out`.") from error
         cells.append(counts)
+        sizes.append(_medians(objects, len(classes)))
         if unknown:
             shown = ", ".join(
                 f"{dataset.decoder.name(value)} ({count} pixels)"
@@ -112,7 +132,7 @@ def count_classes(
             + f"{more}\nName them under `labels` as a class or as `void`, or set `labels.void: "
             "rest` to ignore all values that are not named."
         )
-    return ClassCounts(tuple(cells))
+    return ClassCounts(tuple(cells), np.array(sizes) if dataset.decoder.numbered else None)
 
 
 def require_labelled(
@@ -144,6 +164,24 @@ def require_labelled(
         f"No training image has the class {classes[i]!r}; the network will not learn it."
         for i in np.flatnonzero(totals == 0).tolist()
     ]
+
+
+def _objects(window: DatasetWindow, numbered: Collection[int]) -> Counter[int]:
+    """Pixels of each object of a numbered class: its number times 256, plus its class."""
+    if window.ids is None:
+        return Counter()
+    own = np.isin(window.classes, list(numbered))
+    keys = window.ids[own].astype(np.int64) * 256 + window.classes[own]
+    found, pixels = np.unique(keys, return_counts=True)
+    return Counter(dict(zip(found.tolist(), pixels.tolist(), strict=True)))
+
+
+def _medians(objects: Mapping[int, int], classes: int) -> NDArray[np.float64]:
+    """The median size of the objects of each class; NaN without objects."""
+    of: dict[int, list[int]] = {}
+    for key, pixels in objects.items():
+        of.setdefault(key % 256, []).append(pixels)
+    return np.array([np.median(of[i]) if i in of else np.nan for i in range(classes)])
 
 
 def _cells(shape: Shape, cell: Shape) -> Shape:

@@ -73,6 +73,11 @@ class Dataset:
         self._whole.clear()
         self._held = 0
 
+    @property
+    def names(self) -> list[tuple[str, str]]:
+        """Name and location of each image."""
+        return [(pair.name, pair.image.location) for pair in self.pairs]
+
     def shape(self, number: int) -> Shape:
         """(height, width) of an image, or (depth, height, width) of a volume."""
         return self.pairs[number].image.shape

@@ -14,11 +14,21 @@ import pytest
 import yaml
 from PIL import Image
 from several_files import Film, save_rows
+from training_support import (
+    TINY,
+    Killed,
+    Watch,
+    blocks,
+    kill,
+    made,
+    patch_shape_of,
+    prepared,
+    weights,
+)
 from typer.testing import CliRunner
 
 from maskloom.flows import train as flow
 from maskloom.flows.cli import app
-from maskloom.flows.progress import Quiet, TrainingProgress
 from maskloom.flows.recipes import run as run_recipes
 from maskloom.flows.recipes import training as training_recipes
 from maskloom.segcore import formats
@@ -31,17 +41,6 @@ from maskloom.segcore.training import semantic
 from maskloom.segcore.training.pairs import data_digest, find_pairs
 from maskloom.segcore.training.run import TrainingResult, prepare, train
 
-TINY = {
-    "images": "images",
-    "masks": "masks",
-    "output": "out",
-    "network": {"kind": "unet", "width": 2, "depth": 1, "dropout": 0.2},
-    "classes": ["dark", "bright"],
-    "split": {"validation": 0.25},
-    "training": {"patch": 16, "batch": 2, "steps": 4, "epochs": 3, "rate": 0.02},
-}
-
-
 COLOURS = {"dark": "#12305a", "bright": "#e07b10"}
 
 
@@ -51,43 +50,9 @@ def measured_once(monkeypatch):
     monkeypatch.setattr(semantic, "patch_shape_of", patch_shape_of)
 
 
-def patch_shape_of(recipe, channels, axes, *, measure=semantic.patch_shape_of, known={}):  # noqa: B006  what is known is kept on purpose
-    key = (recipe.network, recipe.training.patch, channels, axes, recipe.classes)
-    if key not in known:
-        known[key] = measure(recipe, channels, axes)
-    return known[key]
-
-
 @pytest.fixture
 def folder(tmp_path):
-    """Four pictures of blocks whose bright pixels are to be found."""
-    random = np.random.default_rng(0)
-    for kind in ("images", "masks"):
-        (tmp_path / kind).mkdir()
-    for i in range(4):
-        mask = np.kron(random.integers(0, 2, (6, 7)), np.ones((8, 8))).astype(np.uint8)
-        pixels = np.clip(60 + 120 * mask + random.normal(0, 10, mask.shape), 0, 255).astype(
-            np.uint8
-        )
-        mask[0, :5] = 255
-        Image.fromarray(pixels).save(tmp_path / "images" / f"{i}.png")
-        Image.fromarray(mask).save(tmp_path / "masks" / f"{i}.png")
-    return tmp_path
-
-
-def made(folder: Path, *changes: str, **keys):
-    document = yaml.safe_load(yaml.safe_dump({**TINY, **keys}))
-    return training_recipes.make({"name": "tiny", **document}, folder, changes)
-
-
-def prepared(training_run):
-    return prepare(
-        training_run.recipe,
-        flow.sources(training_run),
-        training_run.settings,
-        Watch(),
-        lambda: False,
-    )
+    return blocks(tmp_path)
 
 
 def test_inputs_of_a_training_are_looked_at_as_those_of_a_run(folder, caplog):
@@ -104,42 +69,6 @@ def test_inputs_of_a_training_are_looked_at_as_those_of_a_run(folder, caplog):
         RecipeError, match=r"training\.epoch: unknown key\. Did you mean `epochs`\?"
     ):
         made(folder, "training.epoch=3")
-
-
-class Watch(TrainingProgress):
-    """Does something after a step, (epoch, step) from 1, or when an epoch is measured, (epoch,
-    "measured").
-    """
-
-    def __init__(self, moment=(0, 0), act=lambda: None):
-        super().__init__(Quiet())
-        self.moment, self.act, self.seen, self.said = moment, act, [], []
-
-    def say(self, text):
-        self.said.append(text)
-
-    def step(self, epoch, step, loss):
-        self.seen.append((epoch, step))
-        if (epoch, step) == self.moment:
-            self.act()
-
-    def measured(self, windows, of):
-        if self.seen and self.moment == (self.seen[-1][0], "measured"):
-            self.act()
-
-
-class Killed(BaseException):
-    pass
-
-
-def kill():
-    raise Killed
-
-
-def weights(folder: Path) -> list[np.ndarray]:
-    import keras
-
-    return keras.saving.load_model(folder / "tiny.keras", compile=False).get_weights()
 
 
 def test_a_training_ends_the_same_however_often_it_was_stopped_killed_and_lengthened(folder):
@@ -207,6 +136,7 @@ def test_the_command_trains_once_goes_on_for_more_epochs_and_tells_how_to_use_th
         "--set",
         "training.patch=28",
         "--quiet",
+        "--no-whole-images",
     ]
     command = ["train", str(folder / "training.yaml"), *flags, "--set"]
     first = run(app, [*command, "training.epochs=1"])
@@ -214,7 +144,7 @@ def test_the_command_trains_once_goes_on_for_more_epochs_and_tells_how_to_use_th
     assert "at epoch 1, the best of 1" in first.stdout
     assert "-s unet -p weights=" in first.stdout
     made_files = sorted(path.name for path in (folder / "out").iterdir())
-    records = ["training_history.json", "training_state.json"]
+    records = ["training_history.json", "training_log.csv", "training_state.json"]
     assert made_files == [
         "checkpoint",
         "curves.png",

@@ -230,7 +230,8 @@ class Card:
     """Colours of classes in masks, by name, as `#rrggbb`. They decide no label."""
     about: Mapping[str, Any] = field(default_factory=dict, compare=False)
     """Provenance: data and their digest, licence, epochs, metrics, versions. Informative only,
-    except for `bands`, for `largest_object`, which sets the halo of `mask_rcnn`, and for `shares`.
+    except for `bands`, for `largest_object`, which sets the halo of `mask_rcnn`, and for `shares`
+    and `sizes`, of which warnings speak.
     """
 
     def __post_init__(self) -> None:
@@ -305,9 +306,20 @@ class Card:
 
         A range is (least, greatest), as fractions. None: unknown.
         """
-        recorded = self.about.get("shares")
+        return self._ranges("shares", 1.0)
+
+    @property
+    def sizes(self) -> tuple[tuple[float, float] | None, ...]:
+        """Range of the median size of the objects of each class in a training image, by class id.
+
+        A range is (least, greatest), in pixels. None: unknown.
+        """
+        return self._ranges("sizes", _GREATEST)
+
+    def _ranges(self, of: str, most: float) -> tuple[tuple[float, float] | None, ...]:
+        recorded = self.about.get(of)
         known = recorded if isinstance(recorded, Mapping) else {}
-        return tuple(_range(known.get(name)) for name in self.classes)
+        return tuple(_range(known.get(name), most) for name in self.classes)
 
     def caution(
         self, weights: str, classes: Sequence[str], shares: Mapping[str, float]
@@ -334,6 +346,27 @@ class Card:
             return None
         return (
             f"{weights} may not suit this kind of image: {', '.join(unusual)}. Look at the preview"
+        )
+
+    def caution_of_sizes(
+        self, weights: str, classes: Sequence[str], sizes: Mapping[str, float]
+    ) -> str | None:
+        """Warn if the median size of the objects of a class in an image lies outside the range seen
+        in training.
+
+        `weights` is the name shown to the user, `sizes` maps class names to pixels. Returns None if
+        the sizes were seen in training.
+        """
+        unusual = [
+            f"{name} {sizes[name]:.6g} pixels (in training {seen[0]:.6g} to {seen[1]:.6g})"
+            for name, seen in zip(classes, self.sizes, strict=False)
+            if name in sizes and seen is not None and not seen[0] <= sizes[name] <= seen[1]
+        ]
+        if not unusual:
+            return None
+        return (
+            f"{weights} may not suit objects of this size: the median is {', '.join(unusual)}. "
+            "Look at the preview"
         )
 
     @property
@@ -395,26 +428,26 @@ class Card:
 
 
 def card_name(weights: str) -> str:
-    """Return the location of the card of a weights file.
+    """Return the location of the card of a weights file or folder.
 
     >>> card_name("s3://models/nuclei.keras")
     's3://models/nuclei.json'
     """
+    weights = weights.rstrip("/")
     stem, dot, suffix = weights.rpartition(".")
     return (stem if dot and "/" not in suffix else weights) + _SUFFIX
 
 
-def _range(recorded: object) -> tuple[float, float] | None:
-    """Two ascending fractions; None for anything else."""
+def _range(recorded: object, most: float) -> tuple[float, float] | None:
+    """Two ascending numbers from 0 to `most`; None for anything else."""
     if (
         not isinstance(recorded, list | tuple)
         or len(recorded) != 2
-        or not all(isinstance(share, int | float) for share in recorded)
+        or not all(isinstance(value, int | float) for value in recorded)
     ):
         return None
-    return (
-        (float(recorded[0]), float(recorded[1])) if 0 <= recorded[0] <= recorded[1] <= 1 else None
-    )
+    least, greatest = map(float, recorded)
+    return (least, greatest) if 0 <= least <= greatest <= most else None
 
 
 def _check_count(name: str, value: object, least: int, most: int) -> None:

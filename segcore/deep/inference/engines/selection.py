@@ -39,6 +39,8 @@ _LEAST_AGREEMENT = 0.999
 _LEAST_GAIN = 1.1
 _SAME_VECTOR = 0.1
 """Difference of a vector's parts, which are from -1 to 1, that makes no other object."""
+_ROUNDING = 0.01
+"""By which probabilities may leave 0 ... 1 in bfloat16."""
 _MOST_RUNS, _MOST_SECONDS = 5, 2.0
 _FAR_BEHIND = 2.0
 """Multiple of the shortest time beyond which an engine is not run again: other work on the machine
@@ -174,6 +176,14 @@ def run_once(
         raise WeightsError(
             f"{weights.location} gives NaN or infinite scores ({choice.engine}, "
             f"{choice.precision}): its weights or the scaling are wrong."
+        )
+    if card.output in ("scores", "sigmoid") and not (
+        -_ROUNDING <= scores.min() <= scores.max() <= 1 + _ROUNDING
+    ):
+        raise WeightsError(
+            f"{weights.location} gives numbers from {scores.min():.4g} to {scores.max():.4g}; its "
+            f"card says that they are probabilities (output: {card.output}). Say `output: logits` "
+            "there, or remove the card, so that the network is examined."
         )
     if card.output == "labels" and not 0 <= scores.min() <= scores.max() < len(card.classes):
         raise WeightsError(
