@@ -264,7 +264,8 @@ def test_warped_patches_show_the_places_of_their_warp(seed, sides):
         expected = ndimage.map_coordinates(
             pixels[..., band], [rows, columns], order=1, mode="nearest"
         )
-        np.testing.assert_allclose(patch.pixels[..., band], expected, atol=0.02)
+        # OpenCV interpolates by 32nds of a pixel along each axis.
+        np.testing.assert_allclose(patch.pixels[..., band], expected, atol=2 / 64)
     found = np.stack(np.unravel_index(patch.ids, window))
     assert np.abs(found - [rows, columns]).max() <= 0.5 + 0.02
     np.testing.assert_array_equal(patch.classes, patch.ids % 2)
