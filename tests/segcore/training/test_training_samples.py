@@ -392,12 +392,12 @@ def test_borders_of_objects_are_the_same_in_every_window(reach, top, left, side,
     assert found.classes[0].tolist() == np.bincount(whole.ravel(), minlength=3).tolist()
     np.testing.assert_array_equal(dataset.window(0, box).classes, whole[box.slices])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Dataset, "_kept", lambda *_: False)
+        patch.setattr(Dataset, "_whole_at_once", lambda *_: False)
         read = Dataset([Pair("a", spec, spec)], table, 8)
         np.testing.assert_array_equal(read.window(0, box).classes, whole[box.slices])
 
 
-def test_images_are_forgotten_where_they_would_take_more_than_the_memory(tmp_path):
+def test_no_more_images_are_kept_than_the_memory_takes(tmp_path):
     random, pairs, images = np.random.default_rng(2), [], []
     for i in range(4):
         images.append(random.integers(0, 2, (500, 400)).astype(np.uint8))
@@ -405,15 +405,12 @@ def test_images_are_forgotten_where_they_would_take_more_than_the_memory(tmp_pat
         pairs.append(Pair(str(i), spec, spec))
     # Of 600,000 bytes each: the pixels, whether they are valid, and their classes.
     dataset = Dataset(pairs, Index().decoder(("even", "odd")), 2)
-    count_classes(dataset, ("even", "odd"), lambda *_: None)
-    for number in (0, 1, 0, 2, 3, 0, 0, 1):
+    for number in (0, 1, 0, 3, 2, 3, 0, 0, 1):
         window = dataset.window(number, Box((3, 4), (90, 80)))
         np.testing.assert_array_equal(window.classes, images[number][3:90, 4:80])
-        assert len(dataset._whole) == 3
-        assert dataset._held == sum(
-            each.pixels.nbytes + each.valid.nbytes + each.classes.nbytes
-            for each in dataset._whole.values()
-        )
+        np.testing.assert_array_equal(window.pixels[..., 0], images[number][3:90, 4:80])
+    assert [dataset.memory.flag(number) for number in range(4)] == [True, True, True, False]
+    assert dataset.memory.size < 2 * 2**20
 
 
 def test_large_images_are_read_by_windows_and_palettes_by_index(tmp_path):
@@ -439,5 +436,5 @@ def test_large_images_are_read_by_windows_and_palettes_by_index(tmp_path):
         window = dataset.window(0, box)
         np.testing.assert_array_equal(window.pixels[:, 20:], pixels[100:180, :70])
         np.testing.assert_array_equal(window.classes[:, 20:], classes[100:180, :70])
-        assert len(dataset._whole) == (dataset is kept)
+        assert dataset.memory.flag(0) == (dataset is kept)
         dataset.close()

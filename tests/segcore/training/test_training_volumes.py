@@ -135,7 +135,7 @@ def test_windows_are_mirrored_at_the_border_as_in_inference(tmp_path_factory, st
     decoder = Index(void="rest").decoder(("even", "odd"))
     volumes = Dataset([Pair("a", spec, spec)], decoder, 8)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Dataset, "_kept", lambda *_: kept)
+        patch.setattr(Dataset, "_whole_at_once", lambda *_: kept)
         window = volumes.window(0, box)
     padded = np.pad(voxels, 60, mode="reflect")
     place = tuple(slice(60 + first, 60 + first + side) for first in start)
