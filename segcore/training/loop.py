@@ -1,10 +1,10 @@
 """The loop that trains a network.
 
-Steps go through `keras.Model.train_on_batch`, so that any backend of keras does the arithmetic; a
-thread draws the next batches meanwhile. After each epoch the network is measured on the validation
-images, and a checkpoint is written: weights, optimiser and state. Because the patches of a step are
-drawn by (seed, epoch, step), a training that is stopped anywhere and started again ends with the
-same weights as one that never was.
+Steps go through `keras.Model.train_on_batch`, so that any backend of keras does the arithmetic; the
+next batches are drawn meanwhile (`segcore.training.feeding`). After each epoch the network is
+measured on the validation images, and a checkpoint is written: weights, optimiser and state.
+Because the patches of a step are drawn by (seed, epoch, step), a training that is stopped anywhere
+and started again ends with the same weights as one that never was.
 
 Under mixed precision the network computes in bfloat16 and keeps its weights in float32; the same
 network is saved in float32.
@@ -13,8 +13,7 @@ network is saved in float32.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -24,8 +23,9 @@ import numpy as np
 from maskloom.segcore.errors import RecipeError, RunError, Stopped
 from maskloom.segcore.training import checkpoint
 from maskloom.segcore.training.checkpoint import TrainingState
+from maskloom.segcore.training.feeding import Drawing, Feed, feeding
 from maskloom.segcore.training.optimisers import compiled, optimiser, precision
-from maskloom.segcore.training.sampling import Batch, Sampler, SamplingOptions
+from maskloom.segcore.training.sampling import Sampler, SamplingOptions
 
 if TYPE_CHECKING:
     from maskloom.segcore.storage.store import Store
@@ -34,8 +34,6 @@ if TYPE_CHECKING:
 
 STOPPED = "Training was stopped; the same command continues it."
 """Message of `Stopped`."""
-_AHEAD = 3
-"""Number of batches to draw ahead."""
 _MOST_WINDOWS = 400
 """Most windows to measure after an epoch; of more, an even selection."""
 
@@ -97,14 +95,16 @@ class TrainingLoop:
         measured windows, with a checkpoint written.
         """
         monitor.begin(self._setup, self._task.score_name, self._state)
-        while not self._over:
-            self._finish_steps(monitor, stop)
-            self._finish_epoch(monitor, stop)
-            self._write()
-            checkpoint.forget_all_but(self._store, self._state.best_epoch)
-            monitor.epoch(self._state.history[-1])
-            if stop() and not self._over:
-                raise Stopped(STOPPED)
+        wanted = self._setup.recipe.training
+        with feeding(self._drawing, self._steps, wanted.processes, wanted.threads) as feed:
+            while not self._over:
+                self._finish_steps(feed, monitor, stop)
+                self._finish_epoch(monitor, stop)
+                self._write()
+                checkpoint.forget_all_but(self._store, self._state.best_epoch)
+                monitor.epoch(self._state.history[-1])
+                if stop() and not self._over:
+                    raise Stopped(STOPPED)
 
     def best(self) -> tuple[Any, Any]:
         """The best network, in float32: the model to save, and the one to measure."""
@@ -120,13 +120,13 @@ class TrainingLoop:
     def _over(self) -> bool:
         return self._setup.recipe.training.end(self._state.scores) is not None
 
-    def _finish_steps(self, monitor: ProgressMonitor, stop: Callable[[], bool]) -> None:
+    def _finish_steps(self, feed: Feed, monitor: ProgressMonitor, stop: Callable[[], bool]) -> None:
         started = time.monotonic()
         # Closed at once if this is interrupted: batches drawn ahead read files that are closed
         # next.
-        with closing(self._batches()) as batches:
-            for batch in batches:
-                loss = float(self._trainer.train_on_batch(*self._task.arguments(batch)))
+        with closing(feed.batches(self._state.epoch, self._state.step)) as batches:
+            for arguments in batches:
+                loss = float(self._trainer.train_on_batch(*arguments))
                 self._advance(loss, started)
                 started = time.monotonic()
                 monitor.step(self._state.epoch + 1, self._state.step, loss)
@@ -147,26 +147,16 @@ class TrainingLoop:
             state, step=state.step + 1, losses=(*state.losses, loss), seconds=seconds
         )
 
-    def _batches(self) -> Generator[Batch]:
-        """The remaining batches of the epoch, a few of them drawn ahead by a thread that ends with
-        this generator.
-        """
+    @property
+    def _drawing(self) -> Drawing:
         setup, wanted = self._setup, self._setup.recipe.training
         options = SamplingOptions(
             setup.patch_shape, wanted.batch, wanted.balance, wanted.seed, setup.recipe.augmentation
         )
-        sampler = Sampler(setup.dataset, setup.class_counts, setup.training, setup.scaling, options)
-        epoch, first = self._state.epoch, self._state.step
-        with ThreadPoolExecutor(1) as pool:
-            waiting = [
-                pool.submit(sampler.batch, epoch, step)
-                for step in range(first, min(first + _AHEAD, self._steps))
-            ]
-            for step in range(first, self._steps):
-                batch = waiting.pop(0).result()
-                if step + _AHEAD < self._steps:
-                    waiting.append(pool.submit(sampler.batch, epoch, step + _AHEAD))
-                yield batch
+        return Drawing(
+            Sampler(setup.dataset, setup.class_counts, setup.training, setup.scaling, options),
+            self._task.arguments,
+        )
 
     def _finish_epoch(self, monitor: ProgressMonitor, stop: Callable[[], bool]) -> None:
         state, started = self._state, time.monotonic()

@@ -240,6 +240,10 @@ class Training:
     """Seed of initial weights, patches and augmentation."""
     threads: int | None = None
     """Threads of this machine to use. None: all."""
+    processes: int | None = None
+    """Processes that draw patches; 0: a thread of the main one. None: 0 where a processor trains,
+    for a GPU as many as there are cores, at most 16. Changes no patch.
+    """
     memory: int = 1024
     """Megabytes of decoded images to keep."""
 
@@ -268,7 +272,12 @@ class Training:
             "steps": (1, 1_000_000),
             "warmup": (0, 1_000_000),
         }
-        limits |= {"patience": (1, 100_000), "threads": (1, 1024), "memory": (1, 2**20)}
+        limits |= {
+            "processes": (0, 256),
+            "patience": (1, 100_000),
+            "threads": (1, 1024),
+            "memory": (1, 2**20),
+        }
         for name, (least, most) in limits.items():
             value = getattr(self, name)
             if value is not None:

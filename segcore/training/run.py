@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 _STATE = "training_state.json"
 _NOT_BEGUN = "Training was stopped before it started; the same command begins again."
-_UNDECISIVE = frozenset({"threads", "memory"})
+_UNDECISIVE = frozenset({"threads", "processes", "memory"})
 """Keys of `training` that change neither the weights nor the data."""
 _LENGTH = frozenset({"epochs", "patience"})
 """Keys of `training` that set its length."""

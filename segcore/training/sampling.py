@@ -7,6 +7,7 @@ equal probability, so that rare ones are seen; the others around any labelled pi
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise, product
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
     from maskloom.segcore.deep.inference.card import Scaling
     from maskloom.segcore.geometry import Shape
+    from maskloom.segcore.processes.shared import SharedMemory
     from maskloom.segcore.training.augment import Augmentation
     from maskloom.segcore.training.class_counts import ClassCounts
     from maskloom.segcore.training.dataset import Dataset, DatasetWindow
@@ -126,6 +128,21 @@ class Sampler:
         by_cell = np.concatenate(counts)
         self._anywhere = np.cumsum(by_cell.sum(axis=1))
         self._by_class = [np.cumsum(column) for column in by_cell.T if column.any()]
+
+    @property
+    def pixels(self) -> int:
+        """Pixels of all patches of a step."""
+        return self._options.batch * math.prod(self._options.patch_shape.patch)
+
+    @property
+    def channels(self) -> int:
+        """Number of bands."""
+        return self._dataset.pairs[0].image.channels
+
+    @property
+    def memory(self) -> SharedMemory:
+        """The memory that a pickled one refers to."""
+        return self._dataset.memory
 
     def batch(self, epoch: int, step: int) -> Batch:
         """The patches of a step. Raises `ReadError` if an image has become unreadable."""
