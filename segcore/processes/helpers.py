@@ -16,8 +16,9 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
@@ -29,6 +30,8 @@ from maskloom.segcore.processes.shared import SharedMemory
 
 _MOST_DEATHS = 3
 """Helpers that may die before one of them answers again."""
+_WORTH_SECONDS = 5.0
+"""Work that one process has left from which helpers, which take a second to start, share it."""
 _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 
 
@@ -160,6 +163,33 @@ class Helpers:
             for question in helper.asked:
                 _send(helper, question)
         return helper
+
+
+def cores() -> int:
+    """Number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def spread(
+    here: Callable[[Any], Any],
+    prepare: Callable[[], Callable[[Any], Any]],
+    questions: Sequence[Any],
+    processes: int,
+    shared: Iterable[SharedMemory] = (),
+) -> Iterator[Any]:
+    """The answers to questions, in their order: by `here`, in this process, as long as that will
+    take only seconds, and by helpers, which `prepare` makes ready, if it takes longer.
+    """
+    spent = 0.0
+    for done, question in enumerate(questions):
+        if processes > 1 and spent * (len(questions) - done) > _WORTH_SECONDS * max(done, 1):
+            with Helpers(min(processes, len(questions) - done), prepare, shared) as helpers:
+                yield from helpers.answers(questions[done:])
+            return
+        started = time.monotonic()
+        answer = here(question)
+        spent += time.monotonic() - started
+        yield answer
 
 
 def _send(helper: _Helper, question: Any) -> None:

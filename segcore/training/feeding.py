@@ -9,7 +9,6 @@ and pass through shared memory.
 
 from __future__ import annotations
 
-import os
 import pickle
 from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -22,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import fsspec
 
 from maskloom.segcore.deep.inference.runtime import import_tensorflow
-from maskloom.segcore.processes.helpers import Helpers
+from maskloom.segcore.processes.helpers import Helpers, cores
 from maskloom.segcore.processes.shared import SharedMemory
 from maskloom.segcore.storage.filesystems import configure
 
@@ -81,11 +80,6 @@ def feeding(
         return
     with closing(ProcessFeed(drawing, steps, wanted, on_device if accelerated else None)) as feed:
         yield feed
-
-
-def cores() -> int:
-    """Number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def runs_on_accelerator() -> bool:

@@ -23,14 +23,22 @@ from typing import TYPE_CHECKING, Any
 
 from maskloom.segcore.deep.inference.runtime import set_threads
 from maskloom.segcore.errors import RecipeError, Stopped, StoreError
+from maskloom.segcore.processes.helpers import cores
 from maskloom.segcore.storage.canonical import canonical
 from maskloom.segcore.storage.store import STAGING, Store
 from maskloom.segcore.training import checkpoint
 from maskloom.segcore.training.class_counts import count_classes, require_labelled
 from maskloom.segcore.training.dataset import Dataset
+from maskloom.segcore.training.earlier import Check, Memory
 from maskloom.segcore.training.export import is_whole, publish
 from maskloom.segcore.training.loop import STOPPED, TrainingLoop
-from maskloom.segcore.training.pairs import data_digest, find_pairs, scaling_of
+from maskloom.segcore.training.pairs import (
+    data_digest,
+    file_digests,
+    files_of,
+    find_pairs,
+    scaling_of,
+)
 from maskloom.segcore.training.setup import OnProgress, ProgressMonitor, TrainingSetup, TrainingTask
 from maskloom.segcore.training.tasks import patch_shape_of, task_of
 
@@ -38,12 +46,15 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from maskloom.segcore.raster.source import Source
+    from maskloom.segcore.training.pairs import Pair
     from maskloom.segcore.training.recipe import TrainingRecipe
 
 _STATE = "training_state.json"
 _NOT_BEGUN = "Training was stopped before it started; the same command begins again."
 _UNDECISIVE = frozenset({"threads", "processes", "memory"})
 """Keys of `training` that change neither the weights nor the data."""
+_MOST_PROCESSES = 16
+"""That share the checks before training."""
 _LENGTH = frozenset({"epochs", "patience"})
 """Keys of `training` that set its length."""
 
@@ -94,7 +105,8 @@ def prepare(
     def checked(what: str) -> OnProgress:
         return _reporting(partial(monitor.checked, what), stop, _NOT_BEGUN)
 
-    pairs, notes = find_pairs(*sources, recipe, checked("headers"))
+    processes = min(cores(), recipe.training.threads or _MOST_PROCESSES, _MOST_PROCESSES)
+    pairs, notes = find_pairs(*sources, recipe, checked("headers"), processes)
     training, validation = recipe.split.divide(
         [pair.name for pair in pairs], [pair.image.location for pair in pairs]
     )
@@ -105,7 +117,16 @@ def prepare(
     patch_shape = patch_shape_of(recipe, image.channels, len(image.shape))
     _require_writable(recipe.output)
     dataset = Dataset(pairs, decoder, recipe.training.memory)
-    class_counts = count_classes(dataset, recipe.classes, checked("pixels"), patch_shape.cell)
+    memory = Memory.of(pairs, recipe, patch_shape.cell)
+    earlier = memory.read()
+    class_counts = count_classes(
+        dataset,
+        recipe.classes,
+        checked("pixels"),
+        patch_shape.cell,
+        {number: check.cells for number, check in earlier.items()},
+        processes,
+    )
     notes += require_labelled(class_counts, training, validation, recipe.classes)
     setup = TrainingSetup(
         recipe,
@@ -117,10 +138,24 @@ def prepare(
         patch_shape,
         image.channels,
     )
-    data = data_digest(pairs, checked("digests"))
+    digests = _digests(pairs, earlier, checked("digests"), processes)
+    if len(earlier) < len(pairs):
+        found = (tuple(digests[file] for file in files_of(pair)) for pair in pairs)
+        checks = map(Check, class_counts.cells, found)
+        memory.write(dict(enumerate(checks)))
+    data = data_digest(pairs, digests)
     return Prepared(
         recipe, setup, task_of(setup), _without(_UNDECISIVE, settings), data, tuple(notes)
     )
+
+
+def _digests(
+    pairs: Sequence[Pair], earlier: Mapping[int, Check], on_progress: OnProgress, processes: int
+) -> dict[str, str]:
+    known = dict[str, str]()
+    for number, check in earlier.items():
+        known |= zip(files_of(pairs[number]), check.digests, strict=True)
+    return file_digests(pairs, on_progress, known, processes)
 
 
 def train(prepared: Prepared, monitor: ProgressMonitor, stop: Callable[[], bool]) -> TrainingResult:
