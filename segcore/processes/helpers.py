@@ -60,7 +60,8 @@ class Helpers:
     ) -> None:
         self.count = count
         self._start = pickle.dumps(sys.path) + pickle.dumps(prepare)
-        self._descriptors = [memory.descriptor for memory in shared]
+        # Held, because descriptors of memory that nobody holds are closed, and numbers used again.
+        self._shared = list(shared)
         self._helpers: list[_Helper] = []
         self._next_asked = self._next_answer = self._deaths = 0
 
@@ -135,7 +136,7 @@ class Helpers:
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     stderr=errors,
-                    pass_fds=(line, *self._descriptors),
+                    pass_fds=(line, *(memory.descriptor for memory in self._shared)),
                     env={**os.environ, **_ONE_THREAD},
                 )
             )

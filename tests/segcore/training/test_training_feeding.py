@@ -71,15 +71,8 @@ def test_processes_draw_what_a_thread_draws_over_epochs_and_deaths(pairs):
         for epoch, first, most in ((0, 2, 9), (1, 0, 2), (1, 2, 9), (2, 0, 9), (0, 3, 9)):
             expected = ThreadFeed(kept, STEPS).batches(epoch, first)
             with closing(feed.batches(epoch, first)) as batches, closing(expected):
-                both = list(
-                    islice(
-                        (
-                            (flat(ours), flat(theirs))
-                            for ours, theirs in zip(batches, expected, strict=True)
-                        ),
-                        most,
-                    )
-                )
+                together = islice(zip(batches, expected, strict=True), most)
+                both = [(flat(ours), flat(theirs)) for ours, theirs in together]
             assert len(both) == min(STEPS - first, most)
             for ours, theirs in both:
                 for a, b in zip(ours, theirs, strict=True):
