@@ -207,9 +207,7 @@ class Elastic:
         points = [max(2, round(n / self.spacing)) for n in (height, width)]
         moves = random.standard_normal((*points, 2), np.float32).clip(-2, 2)
         moves *= np.float32(random.uniform(0, self.by))
-        return warp.shifted(
-            cv2.resize(moves, (width, height), interpolation=cv2.INTER_CUBIC)  # type: ignore[arg-type]
-        )
+        return warp.shifted(cv2.resize(moves, (width, height), interpolation=cv2.INTER_CUBIC))
 
 
 @AUGMENTATIONS.register("gain")
@@ -258,9 +256,9 @@ class Colour:
     def change(self, patch: Patch, random: np.random.Generator) -> None:
         """Change the pixels in place."""
         *_, width, bands = patch.pixels.shape
-        factors = 1 + random.uniform(-self.by, self.by, bands)
+        factors = np.asarray(1 + random.uniform(-self.by, self.by, bands), np.float32)
         rows = patch.rows
-        rows *= np.tile(factors.astype(np.float32), width)
+        rows *= np.tile(factors, width)
 
 
 @AUGMENTATIONS.register("gamma")

@@ -9,6 +9,7 @@ and pass through shared memory.
 
 from __future__ import annotations
 
+import importlib
 import pickle
 from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -90,9 +91,7 @@ def runs_on_accelerator() -> bool:
     if backend == "tensorflow":
         return bool(import_tensorflow().config.get_visible_devices("GPU"))
     if backend == "jax":
-        import jax
-
-        return str(jax.default_backend()) != "cpu"
+        return str(importlib.import_module("jax").default_backend()) != "cpu"
     if backend == "torch":
         import torch
 

@@ -76,8 +76,8 @@ def find_pairs(
     pairs: list[Pair] = []
     for _, name in names:
         on_progress(len(pairs), len(names))
-        specs = next(described)
-        pairs.append(Pair(name, *specs, turn_onto_image(*specs)))
+        image, mask = next(described)
+        pairs.append(Pair(name, image, mask, turn_onto_image(image, mask)))
     _require_same_axes(pairs)
     _require_same_bands(pairs)
     unused = sorted(found.without_image)

@@ -96,7 +96,7 @@ class Warp:
     def _moved(self, array: NDArray[Any], planes: int) -> NDArray[Any]:
         """Pixels or labels mirrored and turned, as a view."""
         signs = [self.depth] * planes + [sum(row) for row in self.matrix]
-        array = np.flip(array, [axis for axis, sign in enumerate(signs) if sign < 0])
+        array = np.flip(array, tuple(axis for axis, sign in enumerate(signs) if sign < 0))
         return array if self.matrix[0][0] else array.swapaxes(planes, planes + 1)
 
     def _places(self, sides: Shape, window: Shape) -> Places:
@@ -165,7 +165,7 @@ def _nearest(labels: NDArray[Any], places: Places) -> NDArray[Any]:
     known = labels if labels.dtype.name in _MOVED_BY_OPENCV else labels.astype(np.float64)
     rows, columns = places
     moved = cv2.remap(known, columns, rows, cv2.INTER_NEAREST, borderMode=cv2.BORDER_REPLICATE)
-    return moved.astype(labels.dtype, copy=False)
+    return np.asarray(moved, labels.dtype)
 
 
 def _copied(pixels: Pixels) -> Pixels:
