@@ -16,6 +16,7 @@ import maskloom
 from maskloom.flows.commands.alerts import alerts
 from maskloom.flows.commands.checks import doctor
 from maskloom.flows.commands.comparisons import audit, change, compare, evaluate, sample
+from maskloom.flows.commands.conversion import convert
 from maskloom.flows.commands.export import export
 from maskloom.flows.commands.messages import DONE
 from maskloom.flows.commands.outputs import clean, report, status, verify
@@ -58,6 +59,7 @@ def main_options(
 
 for command in (run, segment, plan, demo, audit, compare, train, sample, evaluate, change, export):
     app.command()(command)
+app.command()(convert)
 app.command()(init)
 app.command(name="try")(try_)
 for command in (view, status, report, alerts, verify, clean, doctor):

@@ -447,6 +447,10 @@ class TrainingProgress:
         """Report a finished epoch."""
         self._report(epoch_line(record, self._epochs, self._score_name))
 
+    def look(self, location: str) -> None:
+        """Report a picture of predictions, which is worth a look while training goes on."""
+        self._report(f"First predictions beside the truth: {location}")
+
     def _report(self, text: str) -> None:
         log.info("%s", text)
         self._display.report(text)

@@ -13,7 +13,7 @@ import logging
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cache, partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -445,7 +445,9 @@ def _class_names(settings: RunSettings) -> tuple[str, ...]:
     return model.expected_classes if isinstance(model, Fitter) else model.classes
 
 
+@cache
 def _versions() -> dict[str, Any]:
+    # The metadata of a distribution are read and parsed each time.
     found = {}
     for library in _LIBRARIES:
         try:

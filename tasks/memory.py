@@ -47,12 +47,19 @@ def peak_bytes(settings: RunSettings, images: Iterable[PlannedImage]) -> int:
 def require_memory(
     settings: RunSettings, images: Iterable[PlannedImage], available: int | None
 ) -> None:
-    """Raise `RecipeError` if a tile with its halo needs more memory than a worker has. `available`:
-    in bytes; None if unknown.
+    """Raise `RecipeError` if the segmenter alone, or a tile with its halo, needs more memory than a
+    worker has. `available`: in bytes; None if unknown.
     """
     if available is None:
         return
     always = WORKER_BYTES + settings.model.requirements.process_bytes
+    if always > available:
+        raise RecipeError(
+            "segmenter: its network, the libraries that run it and one patch need about "
+            f"{always / 1e9:.1f} GB before the first tile; a worker has {available / 1e9:.1f} GB. "
+            "Give each worker more memory (fewer workers on this machine, or `memory` of "
+            "`cluster`), set a smaller `patch`, or use a smaller network."
+        )
     for image in images:
         needed = 0 if image.spec is None else always + _tile_bytes(settings, image.spec)
         if needed > available:

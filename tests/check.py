@@ -4,6 +4,7 @@ of the checkout.
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -49,11 +50,23 @@ def failures_of(tree: Path) -> list[str]:
     return failed
 
 
+def is_new() -> bool:
+    """Whether nothing was imported in this environment yet: without its compiled source."""
+    spec = importlib.util.find_spec("tensorflow")
+    return (
+        spec is not None
+        and spec.origin is not None
+        and not Path(importlib.util.cache_from_source(spec.origin)).exists()
+    )
+
+
 def main() -> int:
     """Run all, even after a failure; return 1 if anything failed."""
     # Tests often wait for processes that they start, so the static checks run beside them.
     with ThreadPoolExecutor(1) as beside:
         static = beside.submit(failures_of, link())
+        if is_new():
+            subprocess.run((sys.executable, ROOT / "tests" / "warm_up.py"), cwd=ROOT, check=False)
         tests = subprocess.run([*TESTS, *sys.argv[1:]], cwd=ROOT, check=False)
         failed = static.result() + ["pytest"] * (tests.returncode != 0)
     for command in failed:

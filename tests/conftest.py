@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import json
 import os
-import re
-import subprocess
 import sys
-import time
 
 import hypothesis
 import pytest
+import typer.testing
+from shared_support import once, serve
 
 # Tests leave nothing in the user's cache, and find nothing there.
 os.environ["MASKLOOM_CACHE"] = ""
@@ -29,6 +29,15 @@ hypothesis.settings.register_profile(
     "nightly", hypothesis.settings.get_profile("ci"), max_examples=200
 )
 hypothesis.settings.load_profile("ci")
+
+# What every test would do again: build the commands from their signatures, and wait for the disk.
+# No test of this process cuts the power, and the drills run commands in processes of their own.
+typer.testing._get_command = functools.cache(typer.main.get_command)
+os.fsync = lambda file: None
+
+# Converted networks are not kept, neither by tests nor by what they start: each test converts its
+# own.
+os.environ["MASKLOOM_CACHE"] = ""
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -63,51 +72,34 @@ def _without_reports(request, monkeypatch):
 
 
 @pytest.fixture(scope="session")
-def two_workers():
-    """The `cluster` section for two worker processes, shared by all tests of this process: to start
-    them takes seconds.
+def two_workers(tmp_path_factory):
+    """The `cluster` section for two worker processes, shared by all tests: to start them takes
+    seconds.
     """
-    import distributed
-
-    with distributed.LocalCluster(
-        n_workers=2, threads_per_worker=1, host="127.0.0.1", dashboard_address="127.0.0.1:0"
-    ) as cluster:
-        yield json.dumps({"kind": "address", "address": cluster.scheduler_address})
+    address = once(tmp_path_factory, "cluster", functools.partial(serve, "dask"))
+    return json.dumps({"kind": "address", "address": address})
 
 
 @pytest.fixture(scope="session")
 def s3_server(tmp_path_factory):
-    """moto's server process, with its credentials in the environment."""
-    log = tmp_path_factory.mktemp("s3") / "log"
-    with log.open("wb") as stream:
-        # The server chooses a free port and logs it.
-        server = subprocess.Popen(
-            [sys.executable, "-m", "moto.server", "-p", "0"], stdout=stream, stderr=stream
-        )
-    deadline = time.monotonic() + 120
-    while (said := re.search(r"Running on (http://127\.0\.0\.1:\d+)\s", log.read_text())) is None:
-        assert server.poll() is None, log.read_text()
-        assert time.monotonic() < deadline, "the S3 server did not start"
-        time.sleep(0.1)
+    """moto's server process, shared by all tests, with its credentials in the environment."""
     settings = {
-        "AWS_ENDPOINT_URL": said[1],
+        "AWS_ENDPOINT_URL": once(tmp_path_factory, "s3", functools.partial(serve, "s3")),
         "AWS_ACCESS_KEY_ID": "test",
         "AWS_SECRET_ACCESS_KEY": "test",
         "AWS_DEFAULT_REGION": "us-east-1",
     }
-    previous = {name: os.environ.get(name) for name in settings}
-    os.environ.update(settings)
-    yield
-    server.terminate()
-    server.wait()
-    for name, value in previous.items():
-        os.environ.pop(name) if value is None else os.environ.__setitem__(name, value)
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in settings.items():
+            patch.setenv(name, value)
+        yield
 
 
 @pytest.fixture(scope="session")
 def s3_bucket(s3_server):
-    """The URI of a bucket, shared by all tests."""
+    """The URI of a bucket, shared by all tests of this process."""
     import fsspec
 
-    fsspec.filesystem("s3").mkdir("tests-of-stores")
-    return "s3://tests-of-stores"
+    name = f"tests-{os.environ.get('PYTEST_XDIST_WORKER', 'alone')}"
+    fsspec.filesystem("s3").mkdir(name)
+    return f"s3://{name}"

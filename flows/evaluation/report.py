@@ -12,6 +12,9 @@ from maskloom.segcore.annotations.pairing import names_for_series
 from maskloom.segcore.figures.evaluation import ClassMeasures, Heading, draw, make_strip
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from maskloom.segcore.annotations.pairing import MaskPairs
     from maskloom.segcore.evaluation.run_tables import Output
     from maskloom.segcore.evaluation.scoring import Score, TileView
@@ -52,7 +55,9 @@ class Evaluation:
 
     @property
     def table(self) -> str:
-        """Measures of each class, as text with aligned columns."""
+        """Measures of each class, as text with aligned columns; for objects also the means over
+        images that papers give.
+        """
         confusion, boundary, objects = self.result.total
         names = self.result.classes.names
         columns = {
@@ -64,14 +69,18 @@ class Evaluation:
         columns["boundary F"] = boundary.f
         if objects is not None:
             columns |= {"PQ": objects.pq, "AP (DSB2018) @0.5": objects.ap_dsb2018[:, 0]}
-        wide = max(map(len, (*names, "class")))
-        # Headings and numbers are aligned at the right.
-        cells = [[head, *map(_figure, column)] for head, column in columns.items()]
-        padded = [[cell.rjust(max(map(len, column))) for cell in column] for column in cells]
-        return "\n".join(
-            "  ".join([first.ljust(wide), *row])
-            for first, *row in zip(("class", *names), *padded, strict=True)
-        )
+        text = _aligned("class", names, columns)
+        if objects is None:
+            return text
+        means = list(self.result.means())
+        shown = {
+            "Dice": "dice",
+            "PQ": "pq",
+            "AP (DSB2018) @0.5": "ap_dsb2018_50",
+            "@0.5-0.95": "ap_dsb2018",
+        }
+        by_image = {head: [row[key] for row in means] for head, key in shown.items()}
+        return f"{text}\n{_aligned('mean of images', names, by_image)}"
 
     @property
     def summary(self) -> str:
@@ -88,6 +97,19 @@ class Evaluation:
         if self.result.reliability is not None:
             text += f", calibration error {_figure(self.result.reliability.error)}"
         return text
+
+
+def _aligned(
+    first: str, names: Sequence[str], columns: Mapping[str, Sequence[float] | NDArray[np.float64]]
+) -> str:
+    """A table as text, headings and numbers aligned at the right; `first` heads the names."""
+    wide = max(map(len, (*names, first)))
+    cells = [[head, *map(_figure, column)] for head, column in columns.items()]
+    padded = [[cell.rjust(max(map(len, column))) for cell in column] for column in cells]
+    return "\n".join(
+        "  ".join([name.ljust(wide), *row])
+        for name, *row in zip((first, *names), *padded, strict=True)
+    )
 
 
 def notes(

@@ -32,6 +32,7 @@ from maskloom.flows.recipes.yaml_files import (
     refuse_secrets,
 )
 from maskloom.segcore.deep.inference.card import Scaling
+from maskloom.segcore.deep.inference.files.weights import is_packaged
 from maskloom.segcore.deep.networks.recipe import NETWORKS
 from maskloom.segcore.errors import RecipeError
 from maskloom.segcore.raster.colours import hexadecimal, parse_colour
@@ -65,6 +66,11 @@ class _File(pydantic.BaseModel):
     """The network to train: `kind` and its parameters."""
     classes: list[str]
     """Names of the classes, in the order of their ids."""
+    initial: str | None = None
+    """Weights that training starts from, instead of random ones: a network of the same kind that
+    `maskloom train` made, or `nuclei`. Layers of other shapes begin at random. Default for
+    `scaling` is then that of these weights.
+    """
     labels: dict[str, Any] | str = "index"
     """What the values of masks mean: index, values, colours or instances."""
     colours: dict[str, ColourText] = {}
@@ -99,6 +105,8 @@ class TrainingRun:
     settings: Mapping[str, Any]
     """Everything that decides the weights, as JSON values."""
     storage: Mapping[str, Mapping[str, Any]]
+    whole_images: bool = True
+    """Whether the network is measured on whole images when it is trained."""
 
 
 def load(path: Path, changes: Sequence[str] = ()) -> TrainingRun:
@@ -113,31 +121,35 @@ def make(document: dict[str, Any], folder: Path, changes: Sequence[str] = ()) ->
     """
     file = _checked(completed(document, changes, ("images", "masks")))
     training = dict(file.training)
-    loss, augmentation = training.pop("loss", "cross_entropy"), training.pop("augmentation", None)
+    labels = build(LABELS, file.labels, "labels", folder)
+    usual = "sum" if getattr(labels, "target", None) == "flow" else "cross_entropy"
+    loss, augmentation = training.pop("loss", usual), training.pop("augmentation", None)
     recipe = TrainingRecipe(
         name=file.name or "model",
         output=output_below(file.output, folder),
         kind=file.network if isinstance(file.network, str) else str(file.network.get("kind")),
         network=build(NETWORKS, file.network, "network", folder),
         classes=tuple(file.classes),
-        labels=build(LABELS, file.labels, "labels", folder),
+        labels=labels,
         loss=build(LOSSES, loss, "training.loss").terms,
         augmentation=_augmentation(augmentation),
         training=_section(Training, training, "training", ("loss", "augmentation")),
         split=_section(Split, file.split, "split"),
         bands=_bands(file),
         scaling=_scaling(file.scaling),
+        initial=_initial(file.initial, folder),
         mask_suffix=file.mask_suffix,
         licence=file.licence,
         purpose=file.purpose,
     )
     recipe.labels.decoder(recipe.classes)
     recipe = dataclasses.replace(recipe, colours=_colours(file, recipe.labels))
-    # Location, purpose, licence and colours of the model change no weight.
+    # Location, purpose, licence and colours of the model change no weight; those to start from do
+    # by their digest (`segcore.training.run`).
     decisive = {
         key: value
         for key, value in json_values(recipe, _REGISTRIES).items()
-        if key not in ("output", "licence", "purpose", "name", "colours")
+        if key not in ("output", "licence", "purpose", "name", "colours", "initial")
     }
     images, masks = _locations(file.images, folder), _locations(file.masks, folder)
     return TrainingRun(recipe, images, masks, decisive, file.storage)
@@ -164,6 +176,10 @@ def _colours(file: _File, labels: LabelKind) -> dict[str, str]:
     known = labels.colours if isinstance(labels, Colours) else {}
     stated = {name: f"#{text.removeprefix('#')}" for name, text in known.items()} | file.colours
     return {name: hexadecimal(parse_colour(text)) for name, text in stated.items()}
+
+
+def _initial(location: str | None, folder: Path) -> str | None:
+    return location if location is None or is_packaged(location) else below(location, folder)
 
 
 def _bands(file: _File) -> tuple[int, ...] | None:
@@ -194,7 +210,8 @@ def schema() -> dict[str, Any]:
     properties["training"]["properties"] |= {
         "loss": {
             **_kinds(LOSSES),
-            "description": "What training minimises. Default: cross_entropy.",
+            "description": "What training minimises. Default: cross_entropy; sum for the target "
+            "flow, whose vectors have terms of their own.",
         },
         "augmentation": {
             "type": "array",

@@ -7,10 +7,29 @@ from typing import Any
 
 from maskloom.flows.report.charts import OTHER
 from maskloom.flows.report.document import base64_of
+from maskloom.flows.terminal import count
 from maskloom.segcore.storage.store import Store
 
 _MOST_PICTURE_BYTES = 12_000_000
 _MEASURES = ("iou", "dice", "precision", "recall", "boundary_f")
+WHOLE_IMAGES = "whole_images"
+"""Key of the measures on whole images, in the metrics of a network's card."""
+_SHOWN = {
+    "mean_iou": "mean IoU",
+    "mean_dice": "mean Dice",
+    "mean_boundary_f": "mean boundary F",
+    "pq": "PQ",
+    "ap_dsb2018_50": "AP@0.5",
+}
+
+
+def on_whole_images(metrics: Mapping[str, Any]) -> str:
+    """The measures of a trained network on whole images in words; empty if its card has none."""
+    measures = metrics.get(WHOLE_IMAGES, {})
+    shown = [f"{text} {measures[key]:.4f}" for key, text in _SHOWN.items() if key in measures]
+    if not shown:
+        return ""
+    return f"On {count(measures['images'], 'whole image')}: {', '.join(shown)}."
 
 
 def class_rows(

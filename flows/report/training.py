@@ -10,7 +10,7 @@ import yaml
 
 from maskloom.flows.report.charts import Series, css, lines
 from maskloom.flows.report.document import Head, Section, document, fact
-from maskloom.flows.report.measures import class_rows, picture_of
+from maskloom.flows.report.measures import class_rows, on_whole_images, picture_of
 from maskloom.flows.terminal import count, duration
 from maskloom.segcore.errors import RecipeError
 from maskloom.segcore.raster.classes import BACKGROUND_NAMES, ClassTable
@@ -74,6 +74,7 @@ def _head(training: _Training) -> Head:
                 f"Trained on {data.get('training_images', '?')} images, measured on "
                 f"{data.get('validation_images', '?')} {data.get('measured_on', '')}."
             ),
+            *filter(None, [on_whole_images(training.about.get("metrics", {}))]),
         ],
         [
             fact("score", f"{score:.3f}" if isinstance(score, float) else "–"),

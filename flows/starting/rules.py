@@ -187,12 +187,8 @@ def _fluorescence(_: Sequence[Seen]) -> Iterator[Line]:
         },
         (
             "bright spots on a dark ground: nuclei, split where they touch, one row each",
-            "segmenter:                     # the U-Net in the box: slower, better on dim nuclei",
-            "  kind: watershed",
-            "  of: {kind: unet, weights: nuclei}",
-            "  distance: 32",
-            "  prominence: 2",
-            "  min_size: 30                 # pixels",
+            "segmenter:        # the network in the box: slower; better on dim and touching nuclei",
+            "  {kind: instances, weights: nuclei, min_size: 30}",
         ),
         {
             "distance": "pixels: more than the radius of the largest nucleus",

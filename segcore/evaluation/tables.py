@@ -2,6 +2,7 @@
 
     classes     measures by image and class; `image_id` null: all images together
     images      measures by image; `image_id` null: all images together
+    means       measures by class, as means over the images in which they are defined
     confusion   pixels by class of the truth and of the mask, by image and for all;
                 `predicted_class` null: the mask has no data there
     objects     objects by image, class and threshold of the intersection over union; `image_id`
@@ -62,8 +63,10 @@ SCHEMAS = {
     "images": _schema(
         "image_id truth_uri",
         "pixels void_pixels unpredicted_pixels",
-        "accuracy majority_baseline kappa mean_iou mean_dice mean_boundary_f pq ap_dsb2018_50",
+        "accuracy majority_baseline kappa mean_iou mean_dice mean_boundary_f pq ap_dsb2018_50 "
+        "ap_dsb2018",
     ),
+    "means": _schema("class_name", "class_id images", "iou dice pq ap_dsb2018_50 ap_dsb2018"),
     "confusion": _schema("image_id truth_class predicted_class", "pixels", "share_of_truth"),
     "objects": _schema(
         "image_id class_name",
@@ -129,6 +132,7 @@ class Result:
                 _image_row(part) | {"image_id": image_id} | truth_of.get(image_id or "", {})
                 for image_id, part in parts
             ],
+            "means": list(self.means()),
             "confusion": [
                 row for image_id, part in parts for row in _confusion_rows(image_id, part[0], names)
             ],
@@ -137,6 +141,27 @@ class Result:
             ],
             "areas": list(_area_rows(pooled[0], self.classes)),
         }
+
+    def means(self) -> Iterator[dict[str, Any]]:
+        """The means over images of the measures of each class, as papers give them for objects. An
+        image counts where the measure is defined: the class has pixels, or objects, on one side.
+        """
+        for i, name in enumerate(self.classes.names):
+            values = {
+                "iou": [each.confusion.iou[i] for each in self.scores],
+                "dice": [each.confusion.dice[i] for each in self.scores],
+            }
+            counted = [each.objects for each in self.scores if each.objects is not None]
+            if counted:
+                values |= {
+                    "pq": [each.pq[i] for each in counted],
+                    "ap_dsb2018_50": [each.ap_dsb2018[i, 0] for each in counted],
+                    "ap_dsb2018": [each.ap_dsb2018[i].mean() for each in counted],
+                }
+            defined = int(np.count_nonzero(~np.isnan(values["dice"])))
+            yield {"class_id": i, "class_name": name, "images": defined} | {
+                measure: mean_of_known(np.array(of)) for measure, of in values.items()
+            }
 
     def publish(self, store: Store, folder: str) -> list[str]:
         """Write the tables as `<folder><table>.parquet`; their names. Raises `StoreError`."""
@@ -206,6 +231,7 @@ def _image_row(part: tuple[Confusion, Boundary, ObjectCounts | None]) -> dict[st
         row |= {
             "pq": mean_of_known(objects.pq),
             "ap_dsb2018_50": mean_of_known(objects.ap_dsb2018[:, 0]),
+            "ap_dsb2018": mean_of_known(objects.ap_dsb2018.mean(axis=1)),
         }
     return row
 

@@ -60,6 +60,10 @@ class Equivalences:
     """Fragments with equal numbers from 1 on, in any tile, are one object. 0: background."""
     class_of: NDArray[np.uint16]
     """Class id of the object of each fragment, 0 for background."""
+    score_of: NDArray[np.float32] | None = None
+    """Confidence in the object of each fragment, in place of those of its fragments. None: the
+    highest of these.
+    """
 
     @classmethod
     def none(cls) -> Equivalences:

@@ -232,6 +232,17 @@ class Cautious(Ready, Protocol, metaclass=CheckedOnce):
 
 
 @runtime_checkable
+class CautiousOfSizes(Protocol, metaclass=CheckedOnce):
+    """A part of a model that can warn about the sizes of the objects found with it."""
+
+    def caution_of_sizes(self, spec: RasterSpec, sizes: Mapping[str, float]) -> str | None:
+        """A warning about the objects of this image; `sizes` are their median sizes in pixels by
+        class name, of classes with objects. None: no warning.
+        """
+        ...
+
+
+@runtime_checkable
 class Coloured(Ready, Protocol, metaclass=CheckedOnce):
     """A model that knows how its classes look."""
 
@@ -334,6 +345,21 @@ def caution_of(
 ) -> str | None:
     """The warnings of these models about the result on an image, each once. None: no warning."""
     cautions = (model.caution(spec, shares) for model in models if isinstance(model, Cautious))
+    return "; ".join(dict.fromkeys(filter(None, cautions))) or None
+
+
+def caution_of_sizes(model: Any, spec: RasterSpec, sizes: Mapping[str, float]) -> str | None:
+    """The warnings of a model, or of those that it is built around, about the median sizes of the
+    objects of an image, each once. None: no warning.
+    """
+    if isinstance(model, CautiousOfSizes):
+        return model.caution_of_sizes(spec, sizes)
+    parts: Iterable[Any] = ()
+    if isinstance(model, tuple):
+        parts = model
+    elif is_dataclass(model):
+        parts = (getattr(model, field.name) for field in fields(model))
+    cautions = (caution_of_sizes(part, spec, sizes) for part in parts)
     return "; ".join(dict.fromkeys(filter(None, cautions))) or None
 
 

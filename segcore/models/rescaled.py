@@ -37,6 +37,7 @@ from maskloom.segcore.models.protocols import (
     Requirements,
     Scorer,
     caution_of,
+    caution_of_sizes,
     gives_scores,
     labels_and_scores,
 )
@@ -51,6 +52,8 @@ FARTHEST = 4.0
 """Greatest factor between the pixels of an image and those that a model wants. Beyond it, objects
 of one cannot be those of the other.
 """
+FAR = 2.0
+"""Pixels that differ by a greater factor, where they are shown as they are, deserve a warning."""
 ALIKE = 1.1
 """Pixels that differ by a smaller factor are taken as they are: training varies scales by more."""
 _SIDE = 1024
@@ -153,13 +156,31 @@ class Rescaled:
             whole[place] = self.model.scores(inner)[nearest]
         return whole
 
+    def resampled(self, block: Block, margin: int) -> Resampled | None:
+        """The core of a block of an image in the model's pixels, with `margin` of them around it.
+        None: the image is shown as it is.
+        """
+        axes = self._axes(block.spec)
+        if axes is None:
+            return None
+        spec, (y, x) = _resampled_spec(block.spec, axes), block.tile.core.slices
+        rows, columns = axes[0].nearest(y.start, y.stop), axes[1].nearest(x.start, x.stop)
+        core = Box((int(rows[0]), int(columns[0])), (int(rows[-1]) + 1, int(columns[-1]) + 1))
+        read = core.grow((self._halo + margin,) * 2) & Box.whole(spec.shape)
+        pixels, valid = _values(block, axes, read)
+        inner = Block(Tile(block.tile.index, core, read), pixels, valid, spec)
+        down, across = np.ix_(rows - core.start[0], columns - core.start[1])
+        return Resampled(inner, (down, across))
+
     def provenance(self) -> Mapping[str, Any]:
         """The model's, and the size of pixel that it wants."""
         return {**self.model.provenance(), "pixel_size": f"{self.pixel_size:g} um"}
 
     def caution(self, spec: RasterSpec, shares: Mapping[str, float]) -> str | None:
         """The model's warning, and that the image was resampled."""
-        inner, sides = caution_of([self.model], spec, shares), pixel_sides(spec)
+        sides = pixel_sides(spec)
+        # The model sees pixels of its own size, whatever the image states.
+        inner = caution_of([self.model], _without_size(spec), shares)
         if self._axes(spec) is None or sides is None:
             return inner
         own = (
@@ -167,6 +188,13 @@ class Rescaled:
             f"the image has {_words(sides)}"
         )
         return own if inner is None else f"{own}; {inner}"
+
+    def caution_of_sizes(self, spec: RasterSpec, sizes: Mapping[str, float]) -> str | None:
+        """The model's warning about objects of these sizes in its own pixels."""
+        axes = self._axes(spec)
+        ratio = 1.0 if axes is None else axes[0].ratio * axes[1].ratio
+        of_model = {name: size / ratio for name, size in sizes.items()}
+        return caution_of_sizes(self.model, spec, of_model)
 
     def _no_scores(self, block: Block) -> NDArray[np.float32]:
         """Those of pixels outside the core: the first class."""
@@ -189,6 +217,17 @@ class Rescaled:
             for size, side in zip(spec.shape[-2:], sides, strict=True)
         )
         return y, x
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Resampled:
+    """The core of a block in other pixels."""
+
+    block: Block
+    nearest: tuple[NDArray[np.int_], NDArray[np.int_]]
+    """The index, in the core of this block, of the pixel at the centre of each of the original
+    core.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,12 +277,7 @@ def _resampled(
     labels, the resampled block, and for each of these pixels its index in that block.
     """
     core, read = block.tile.core, block.tile.read
-    spec = replace(
-        block.spec,
-        shape=tuple(axis.count for axis in axes),
-        chunks=tuple(axis.count for axis in axes),
-        space=replace(block.spec.space, metric=None, affine=None, crs=None),
-    )
+    spec = _resampled_spec(block.spec, axes)
     whole = Box.whole(spec.shape)
     squares = [
         list(_squares(axis, start, stop))
@@ -264,6 +298,12 @@ def _resampled(
                 nearest.append(near[first:last] - inner_read.start[k])
             rows, columns = np.ix_(*nearest)
             yield (place[0], place[1]), inner, (rows, columns)
+
+
+def _resampled_spec(spec: RasterSpec, axes: tuple[_Axis, _Axis]) -> RasterSpec:
+    """The image in the resampled pixels, without their size."""
+    shape = tuple(axis.count for axis in axes)
+    return replace(_without_size(spec), shape=shape, chunks=shape)
 
 
 def _squares(axis: _Axis, start: int, stop: int) -> Iterator[tuple[int, int]]:
@@ -325,6 +365,25 @@ def pixel_sides(spec: RasterSpec) -> tuple[float, float] | None:
         return None
     y, x = (side * MILLIMETRES[metric.unit] / MILLIMETRES["um"] for side in metric.spacing[-2:])
     return y, x
+
+
+def other_pixels(spec: RasterSpec, wanted: float | None, name: str) -> str | None:
+    """A warning if an image that is shown as it is states pixels of quite another size than those
+    that a network, shown as `name`, was trained on (`wanted`, in um). None: no warning.
+    """
+    sides = pixel_sides(spec)
+    if sides is None or wanted is None:
+        return None
+    if all(1 / FAR <= side / wanted <= FAR for side in sides):
+        return None
+    return (
+        f"{name} was trained on pixels of {wanted:g} um, and the image has {_words(sides)}, shown "
+        "as they are: objects have another size than it knows"
+    )
+
+
+def _without_size(spec: RasterSpec) -> RasterSpec:
+    return replace(spec, space=replace(spec.space, metric=None, affine=None, crs=None))
 
 
 def _words(sides: tuple[float, float]) -> str:

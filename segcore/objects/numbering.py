@@ -38,6 +38,10 @@ class Numbers:
     """(n + 1,) class id of each fragment's object."""
     whole: NDArray[np.bool_]
     """(n + 1,) True if the fragment is its whole object: no other fragment is part of it."""
+    score_of: NDArray[np.float32] | None = None
+    """(n + 1,) confidence in each fragment's object, NaN where that of the fragment stands. None:
+    everywhere.
+    """
 
     @property
     def greatest(self) -> int:
@@ -133,7 +137,11 @@ def number_objects(
             class_of[of == 0] = 0
             whole = chosen.copy()
             whole[joined.fragments] = members[joined.groups] == 1
-            yield Numbers(of, class_of, whole)
+            score_of = None
+            if joined.score_of is not None:
+                score_of = np.full(len(first), np.nan, np.float32)
+                score_of[joined.fragments] = joined.score_of
+            yield Numbers(of, class_of, whole, score_of)
 
 
 def _alone(count: int, joined: Equivalences) -> NDArray[np.bool_]:

@@ -316,7 +316,11 @@ class ImageRun:
         whole[place[numbers.whole]] = True
         score = np.full(len(object_id), np.nan, np.float32)
         if summary.score_of is not None:
-            np.fmax.at(score, place, summary.score_of)
+            joined = numbers.score_of
+            own = summary.score_of
+            np.fmax.at(
+                score, place, own if joined is None else np.where(np.isnan(joined), own, joined)
+            )
         core = place.astype(np.uint32)[found.fragments]
         around = np.searchsorted(object_id, ring).astype(np.uint32)
         measures = measure(

@@ -23,6 +23,7 @@ from maskloom.segcore.models.protocols import EngineSelector, Fitter, Model, con
 from maskloom.segcore.models.selection import pending_selections, probe_box, with_selections
 from maskloom.segcore.objects.numbering import tiles_of_layer
 from maskloom.segcore.objects.rows import rows_in_order
+from maskloom.segcore.objects.typical import TypicalSizes
 from maskloom.segcore.pipeline.image_run import ImageRun
 from maskloom.segcore.pipeline.reading import open_planned, read_block
 from maskloom.segcore.pipeline.staging import warning_of
@@ -178,6 +179,9 @@ def segment_in_memory(settings: RunSettings, image: Openable) -> SegmentedImage:
         for row in tables["areas"].select(["class_name", "fraction"]).to_pylist()
         if row["fraction"] is not None
     }
+    sizes = TypicalSizes()
+    if Objects.table in tables:
+        sizes.add_rows(tables[Objects.table])
     return SegmentedImage(
         model,
         run.source,
@@ -185,7 +189,7 @@ def segment_in_memory(settings: RunSettings, image: Openable) -> SegmentedImage:
         run.class_table,
         tables,
         tuple(part for part in whole.previews if part.across == 0),
-        warning_of(run, shares),
+        warning_of(run, shares, sizes.medians),
     )
 
 

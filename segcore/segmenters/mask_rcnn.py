@@ -237,6 +237,10 @@ class MaskRcnnModel:
         """Return a warning if the share of a class in the image was never seen in training."""
         return self.card.caution(file_name(self.weights.location), self.classes, shares)
 
+    def caution_of_sizes(self, spec: RasterSpec, sizes: Mapping[str, float]) -> str | None:  # noqa: ARG002
+        """Return a warning if objects have a size that was never seen in training."""
+        return self.card.caution_of_sizes(file_name(self.weights.location), self.classes, sizes)
+
     def _window(self, block: Block, window: Box) -> NDArray[np.float32]:
         """The scaled pixels of a window (y, x, channel), 0 where there is no data."""
         inside = window & Box.whole(block.spec.shape)

@@ -1,7 +1,7 @@
 """Networks: any trained network that gives every pixel a class.
 
 `unet`, `fcn` and `deeplab` are networks trained by maskloom; `network` is any `.keras`, `.onnx` or
-`.tflite` file.
+`.tflite` file, a SavedModel, or a model in the format of bioimage.io.
 
 A network runs on patches whose lattice belongs to the image, not to the tile. Each patch is
 computed from the same pixels in the same shape under any tiling, so the labels are equal to the
@@ -33,6 +33,13 @@ from maskloom.segcore.deep.inference.blended_windows import Windowing
 from maskloom.segcore.deep.inference.card import Card, Scaling
 from maskloom.segcore.deep.inference.engines.protocol import Choice, EngineName, Precision
 from maskloom.segcore.deep.inference.files.weights import Weights, WeightsLocation, file_name
+from maskloom.segcore.deep.inference.flips import (
+    FlippedEngine,
+    Flips,
+    orientations,
+    probabilities,
+)
+from maskloom.segcore.deep.inference.kept import kept_card
 from maskloom.segcore.deep.inference.patches import Patching
 from maskloom.segcore.deep.inference.runtime import LIBRARY_BYTES
 from maskloom.segcore.errors import ModelMismatch, RecipeError, WeightsError
@@ -48,7 +55,7 @@ from maskloom.segcore.models.planes import (
     segment_by_plane,
 )
 from maskloom.segcore.models.protocols import MODELS, SEGMENTERS, Exactness, Requirements
-from maskloom.segcore.models.rescaled import Rescaled
+from maskloom.segcore.models.rescaled import Rescaled, other_pixels
 from maskloom.segcore.raster.spec import Labels
 
 if TYPE_CHECKING:
@@ -59,10 +66,15 @@ if TYPE_CHECKING:
     from maskloom.segcore.raster.spec import Block, RasterSpec
 
 Windows = Literal["auto", "exact", "blended"]
-_LARGEST_PROBE = 1024
-"""Side of the largest patch for comparing engines, in pixels."""
+_LARGEST_PROBE = 512
+"""Side of the largest patch for comparing engines, in pixels, without its halo."""
 _LARGEST_CUBE_PROBE = 182
 """The same for networks of volumes: a cube of 32 voxels a side, to which the halo is added."""
+_PATCH, _LARGE_PATCH = 512, 1024
+"""Sides of patches, in pixels. Both divide the default tile."""
+_LARGE_HALO = 64
+"""Halo beyond which a patch of 512 pixels computes more than half of its pixels for nothing."""
+_LARGE_PATCH_BYTES = 1_000_000_000
 _KINDS = {2: "image", 3: "volume"}
 """What networks take, by their axes."""
 _FARTHEST_EXACT = {2: 512, 3: 64}
@@ -74,11 +86,14 @@ expensive and `windows: auto` blends.
 @SEGMENTERS.register("network")
 @dataclass(frozen=True, slots=True)
 class Network:
-    """Any trained network: a `.keras`, `.onnx` or `.tflite` file that gives every pixel a class."""
+    """Any trained network that gives every pixel a class: a `.keras`, `.onnx` or `.tflite` file, or
+    the folder of a SavedModel or of a model of bioimage.io.
+    """
 
     weights: WeightsLocation
-    """The file, relative to the recipe, or the name of weights that come with maskloom: `nuclei`,
-    for fluorescence micrographs. On stained tissue (such as H&E) it finds tissue, not nuclei.
+    """The file or folder, relative to the recipe, or the name of weights that come with maskloom:
+    `nuclei`, for nuclei in micrographs. It is best on fluorescence; in stained tissue (H&E) it
+    misses more.
     """
     bands: tuple[int, ...] | None = None
     """Input bands of the network in order, counted from 1. None: those of its training; a network
@@ -107,10 +122,16 @@ class Network:
     begins; of a network of volumes also [z, y, x]. None: from the card, or measured for a `.keras`
     file; other files run in blended windows.
     """
-    patch: int | tuple[int, ...] = 512
+    patch: int | tuple[int, ...] | None = None
     """Side of the area that one patch labels, without its halo, in pixels. Of a network of volumes
     [z, y, x], or one number for a cube with about as many voxels (512: 64 x 64 x 64). Larger
-    patches are faster up to a point and take more memory.
+    patches waste less on their halos and take more memory. None: 512; 1024 if the halo is larger
+    than 64 and such a patch takes at most 1 GB.
+    """
+    flips: Flips = "none"
+    """Test-time augmentation: the mean of the probabilities for the image and its mirror images.
+    horizontal: left and right exchanged (2 runs of the network). both: also top and bottom (4
+    runs). all: in networks of volumes, also along z (8 runs). For networks trained with such flips.
     """
     trust: bool = False
     """Load a file that can run arbitrary code (Lambda layers, .h5). Only for files whose maker
@@ -134,6 +155,10 @@ class Network:
     )
     kind: ClassVar[str] = "network"
     gives_scores: ClassVar[bool] = True
+    cores_are_tiles: ClassVar[bool] = True
+    """Whether pixels are labelled in the tile alone, and not also around it, where large patches
+    would be computed for a few pixels.
+    """
 
     def __post_init__(self) -> None:
         if self.bands is not None and (not self.bands or min(self.bands) < 1):
@@ -142,7 +167,7 @@ class Network:
             raise ValueError(f"halo: expected 0 or more pixels; got {self.halo}")
         if isinstance(self.patch, int) and not 32 <= self.patch <= 8192:
             raise ValueError(f"patch: expected 32 to 8192 pixels; got {self.patch}")
-        if not all(1 <= side <= 8192 for side in _numbers(self.patch)):
+        if self.patch is not None and not all(1 <= n <= 8192 for n in _numbers(self.patch)):
             raise ValueError(f"patch: expected 1 to 8192 pixels along each axis; got {self.patch}")
         if self.classes is not None:
             check_names(self.classes)
@@ -155,7 +180,8 @@ class Network:
         not fit it.
         """
         weights = Weights.of(self.weights, self.trust)
-        card = weights.card() or _examined(weights)
+        card = _card(weights)
+        self._check_asked(card)
         self._check_axes(card)
         if self.halo is not None:
             card = self._with_halo(card, self.halo)
@@ -168,11 +194,17 @@ class Network:
                     f"scaling.{name}: the network has {channels} bands; expected 1 or {channels} "
                     f"numbers, got {len(values)}."
                 )
+        if self.flips != "none" and card.output == "labels":
+            raise RecipeError(
+                f"flips: {file_name(self.weights)} gives class ids, which have no mean. Leave it "
+                "out, or give a network that gives scores."
+            )
         if self.windows == "exact" and not Patching.suits(card.reach):
             raise RecipeError(
                 f"windows: {file_name(self.weights)} has too large a receptive field for exact "
                 "patches (global pooling, or one small size of input). Use auto or blended."
             )
+        blended = self.windows == "blended" or _looks_too_far(self.windows, card)
         model = NetworkModel(
             weights=weights,
             card=card if self.scaling is None else replace(card, scaling=self.scaling, dtype=""),
@@ -180,8 +212,9 @@ class Network:
             bands=self.bands,
             engine=self.engine,
             precision=self.precision,
-            blended=self.windows == "blended" or _looks_too_far(self.windows, card),
-            patch=self.patch,
+            blended=blended,
+            patch=self._patch_for(card, blended) if self.patch is None else self.patch,
+            flips=self.flips,
         )
         size = card.pixel_size if self.pixel_size is None else _micrometres(self.pixel_size)
         if card.dimensions != len("yx") and self.pixel_size not in (None, "any"):
@@ -190,6 +223,28 @@ class Network:
                 "resampled. Leave it out."
             )
         return model if size is None or card.dimensions != len("yx") else Rescaled(model, size)
+
+    def _patch_for(self, card: Card, blended: bool) -> int:
+        """The side of patches that suits a network. It depends on the network alone: if it depended
+        on the machine or the tiles, so might the last digit of a score.
+        """
+        halo = card.reach.farthest or 0
+        pixels = (_LARGE_PATCH + 2 * halo) ** 2
+        large = (
+            self.cores_are_tiles
+            and not blended
+            and card.dimensions == len("yx")
+            and halo > _LARGE_HALO
+            and card.bytes_per_pixel * pixels <= _LARGE_PATCH_BYTES
+        )
+        return _LARGE_PATCH if large else _PATCH
+
+    def _check_asked(self, card: Card) -> None:
+        """Raise `RecipeError` for a parameter that the makers of the network left open."""
+        asked = card.about.get("ask")
+        for name, reason in asked.items() if isinstance(asked, Mapping) else ():
+            if getattr(self, name, None) is None:
+                raise RecipeError(f"{name}: {file_name(self.weights)}: {reason}.")
 
     def _check_axes(self, card: Card) -> None:
         for name, value in (("halo", self.halo), ("patch", self.patch)):
@@ -242,7 +297,7 @@ class Unet(Network):
 
     use_when: ClassVar[str] = (
         "classes are known by shape and texture, and you have labelled some images; `weights: "
-        "nuclei` for nuclei in fluorescence images"
+        "nuclei` for the pixels of nuclei in micrographs"
     )
     not_when: ClassVar[str] = "there are no labels, or a threshold does"
     reference: ClassVar[str] = (
@@ -291,6 +346,7 @@ class NetworkModel:
     precision: Precision | Literal["auto"] = "auto"
     blended: bool = False
     patch: int | tuple[int, ...] = 512
+    flips: Flips = "none"
     choice: Choice | None = None
     """None: float32 in the default engine of such files."""
 
@@ -319,11 +375,16 @@ class NetworkModel:
         layout = self.layout
         # Weights are in memory as read, in the engine, and in a second precision.
         pixels = math.prod(_length(layout, axis) for axis in range(self.card.dimensions))
-        fixed = LIBRARY_BYTES + 12 * self.card.parameters + self.card.bytes_per_pixel * pixels
+        runs = len(self._orientations)
+        # Mirrored pixels, their probabilities, and the sum.
+        mirrored = 0 if runs == 1 else 4 * self.card.channels + 8 * self.card.output_channels
+        patch = (self.card.bytes_per_pixel + mirrored) * pixels
+        fixed = LIBRARY_BYTES + 12 * self.card.parameters + patch
         planar = self.card.dimensions == 2
         engine = self.engine if self.choice is None else self.choice.engine
         device: Literal["any", "gpu"] = "gpu" if engine in ("auto", "tensorflow") else "any"
-        return Requirements(layout.halo, 16 + 8 * self.card.channels, 200, fixed, planar, device)
+        needed = 16 + 8 * self.card.channels
+        return Requirements(layout.halo, needed, 200 * runs, fixed, planar, device)
 
     @property
     def pending_selection(self) -> str | None:
@@ -416,6 +477,20 @@ class NetworkModel:
             core_scores[place] = self._probabilities(scores)
         return Labels(labels), whole
 
+    def maps(self, block: Block) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """The class probabilities (y, x, class) and the vectors (y, x, 2: x and y) of the core of a
+        block of an image; 0 where there is no data.
+        """
+        shape = block.tile.core.shape
+        classes = np.zeros((*shape, len(self.classes)), np.float32)
+        vectors = np.zeros((*shape, self.card.vectors), np.float32)
+        for place, output in self._scored_regions(block):
+            classes[place] = self._probabilities(output)
+            vectors[place] = output[..., output.shape[-1] - self.card.vectors :]
+        missing = ~block.tile.trim(block.valid)
+        classes[missing], vectors[missing] = 0, 0
+        return classes, vectors
+
     @property
     def gives_scores(self) -> bool:
         """Whether the network outputs more than class ids."""
@@ -431,11 +506,23 @@ class NetworkModel:
             "precision": running.precision,
             "windows": "blended" if self.blended else "exact",
             "halo": self.layout.halo,
+            **({} if self.flips == "none" else {"flips": self.flips}),
         }
 
-    def caution(self, spec: RasterSpec, shares: Mapping[str, float]) -> str | None:  # noqa: ARG002
-        """Return a warning if the share of a class in the image was never seen in training."""
-        return self.card.caution(file_name(self.weights.location), self.classes, shares)
+    def caution(self, spec: RasterSpec, shares: Mapping[str, float]) -> str | None:
+        """Return a warning if the share of a class in the image, or the size of its pixels, was
+        never seen in training.
+        """
+        name = file_name(self.weights.location)
+        cautions = (
+            self.card.caution(name, self.classes, shares),
+            other_pixels(spec, self.card.pixel_size, name),
+        )
+        return "; ".join(filter(None, cautions)) or None
+
+    def caution_of_sizes(self, spec: RasterSpec, sizes: Mapping[str, float]) -> str | None:  # noqa: ARG002
+        """Return a warning if objects have a size that was never seen in training."""
+        return self.card.caution_of_sizes(file_name(self.weights.location), self.classes, sizes)
 
     @property
     def running(self) -> Choice:
@@ -511,10 +598,22 @@ class NetworkModel:
         from maskloom.segcore.deep.inference.engines.opening import open_engine
 
         engine: Engine = open_engine(self.weights, self.card, self.running)
+        if len(self._orientations) > 1:
+            card = self.card
+            engine = FlippedEngine(engine, card.output, self.flips, card.dimensions, card.vectors)
         seen, prepare, layout = self._without_gaps(block), self.card.scaling.apply, self.layout
         if isinstance(layout, Windowing):
             return windows.core_scores(seen, layout, prepare, engine)
         return patches.core_scores(seen, layout, prepare, engine)
+
+    @property
+    def _orientations(self) -> list[tuple[int, ...]]:
+        return orientations(self.flips, self.card.dimensions)
+
+    @property
+    def _gives_logits(self) -> bool:
+        """Whether scores are logits; averages over flips are probabilities."""
+        return self.card.output == "logits" and len(self._orientations) == 1
 
     def _without_gaps(self, block: Block) -> Block:
         """Replace invalid pixels by the value that is scaled to 0.
@@ -562,13 +661,14 @@ class NetworkModel:
         """Write the labels of a region for the network's output."""
         from maskloom.segcore.kernels.scores import argmax_labels, threshold_labels
 
+        scores = self.card.class_part(scores)
         if self.card.output == "labels":
             labels[...] = self._ids(scores)
             return
         for plane, part in zip(_planes(scores, 3), _planes(labels, 2), strict=True):
             if scores.shape[-1] == 1:
                 # One score for the second of two classes: its probability or its log-odds.
-                threshold_labels(plane, 0.5 if self.card.output == "sigmoid" else 0.0, part)
+                threshold_labels(plane, 0.0 if self._gives_logits else 0.5, part)
             else:
                 argmax_labels(plane, part)
 
@@ -594,16 +694,14 @@ class NetworkModel:
             return np.asarray(
                 self._ids(scores)[..., None] == np.arange(len(self.classes)), np.float32
             )
-        return tempered(self._raw_probabilities(scores), self.card.temperature)
+        classes = self._raw_probabilities(self.card.class_part(scores))
+        return tempered(classes, self.card.temperature)
 
     def _raw_probabilities(self, scores: NDArray[np.float32]) -> NDArray[np.float32]:
-        if self.card.output == "logits" and scores.shape[-1] == 1:
-            scores = np.asarray(1 / (1 + np.exp(-scores)), np.float32)
+        if self._gives_logits:
+            scores = probabilities(scores)
         if scores.shape[-1] == 1:
             return np.concatenate([1 - scores, scores], axis=-1)
-        if self.card.output == "logits":
-            powers = np.exp(scores - scores.max(axis=-1, keepdims=True))
-            return np.asarray(powers / powers.sum(axis=-1, keepdims=True), np.float32)
         return scores
 
 
@@ -644,7 +742,12 @@ def _length(layout: Patching | Windowing, axis: int) -> int:
     return layout.spans(axis, 2 * first + side, (first, first + 1))[0].length
 
 
-def _examined(weights: Weights) -> Card:
-    from maskloom.segcore.deep.inference.files.examine import examine
+def _card(weights: Weights) -> Card:
+    """The card beside the weights, or else one made by examination."""
+    from maskloom.segcore.deep.inference.files.examine import check_end, examine
 
-    return examine(weights)
+    card = weights.card()
+    if card is None:
+        return kept_card(weights, lambda: examine(weights))
+    check_end(weights)
+    return card

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -26,10 +26,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from maskloom.segcore.geometry import Shape
-    from maskloom.segcore.training.dataset import Dataset
+    from maskloom.segcore.training.dataset import Dataset, DatasetWindow
     from maskloom.segcore.training.setup import OnProgress
 
-    _Counted = tuple[NDArray[np.int64], Counter[int]]
+    _Counted = tuple["ImageCounts", Counter[int]]
 
 CELL = 64
 """Side of a cell of an image in pixels."""
@@ -40,6 +40,16 @@ _VALUES_SHOWN = 6
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class ImageCounts:
+    """What is counted in an image."""
+
+    cells: NDArray[np.int64]
+    """(row of cells, column of cells, class), of volumes with planes of cells first."""
+    sizes: NDArray[np.float64]
+    """Median size of the objects of each class in pixels; NaN without objects."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class ClassCounts:
     """Labelled pixels of each class by image and cell."""
 
@@ -47,6 +57,18 @@ class ClassCounts:
     """One array (row of cells, column of cells, class) per image; of volumes with planes of cells
     first.
     """
+    sizes: NDArray[np.float64] | None = None
+    """(image, class): median size of the objects in pixels; NaN without objects. None: the masks do
+    not number objects.
+    """
+
+    @property
+    def images(self) -> list[ImageCounts]:
+        """The counts of each image."""
+        sizes = self.sizes
+        if sizes is None:
+            sizes = np.array([np.full(cells.shape[-1], np.nan) for cells in self.cells])
+        return list(map(ImageCounts, self.cells, sizes))
 
     @property
     def classes(self) -> NDArray[np.int64]:
@@ -61,6 +83,19 @@ class ClassCounts:
         totals = counts.sum(axis=1, keepdims=True)
         found = counts[totals[:, 0] > 0] / totals[totals[:, 0] > 0]
         return np.stack([found.min(axis=0), found.max(axis=0)], axis=1)
+
+    def typical_sizes(self, numbers: Sequence[int]) -> dict[int, tuple[float, float]]:
+        """The smallest and the largest median size of the objects of a class in these images, by
+        class id; empty if masks do not number objects.
+        """
+        if self.sizes is None:
+            return {}
+        found = self.sizes[list(numbers)]
+        return {
+            i: (float(np.nanmin(of)), float(np.nanmax(of)))
+            for i, of in enumerate(found.T)
+            if not np.isnan(of).all()
+        }
 
 
 def cell_of(axes: int, planar: bool = False) -> Shape:
@@ -77,7 +112,7 @@ def count_classes(
     classes: Sequence[str],
     on_progress: OnProgress,
     cell: Shape = (CELL, CELL),
-    known: Mapping[int, NDArray[np.int64]] | None = None,
+    known: Mapping[int, ImageCounts] | None = None,
     processes: int = 1,
 ) -> ClassCounts:
     """Count the classes of all pixels, in cells of these sides, but for images whose counts are
@@ -85,8 +120,8 @@ def count_classes(
     process reads. At most so many `processes` share the work. Raises `RecipeError` if a file is
     broken or a value is unknown.
     """
-    cells, faults = dict(known or {}), []
-    wanted = [number for number in range(len(dataset.pairs)) if number not in cells]
+    images, faults = dict(known or {}), []
+    wanted = [number for number in range(len(dataset.pairs)) if number not in images]
 
     def here(number: int) -> _Counted:
         return _count_image(
@@ -97,7 +132,7 @@ def count_classes(
     counted = spread(here, prepare, wanted, processes, [dataset.memory])
     for number, (counts, unknown) in zip(wanted, counted, strict=True):
         on_progress(number, len(dataset.pairs))
-        cells[number] = counts
+        images[number] = counts
         if unknown:
             shown = ", ".join(
                 f"{dataset.decoder.name(value)} ({count} pixels)"
@@ -120,7 +155,9 @@ def count_classes(
             + f"{more}\nName them under `labels` as a class or as `void`, or set `labels.void: "
             "rest` to ignore all values that are not named."
         )
-    return ClassCounts(tuple(cells[number] for number in range(len(dataset.pairs))))
+    ordered = [images[number] for number in range(len(dataset.pairs))]
+    sizes = np.array([each.sizes for each in ordered]) if dataset.decoder.numbered else None
+    return ClassCounts(tuple(each.cells for each in ordered), sizes)
 
 
 def _counter(
@@ -140,6 +177,7 @@ def _count_image(
 ) -> _Counted:
     """Counts of an image, and how often its mask has which unknown values."""
     unknown: Counter[int] = Counter()
+    objects: Counter[int] = Counter()
     counts = np.zeros((*_cells(dataset.shape(number), cell), classes), np.int64)
     try:
         for box, window, values in dataset.strips(number, cell[0]):
@@ -152,9 +190,10 @@ def _count_image(
             top = box.start[0] // cell[0]
             strip = _count(window.classes, cell, classes)
             counts[top : top + len(strip)] = strip
+            objects += _objects(window, dataset.decoder.mapping.numbered)
     except ImageError as error:
         raise RecipeError(f"{error} Fix the file, or add it to `split.leave_out`.") from error
-    return counts, unknown
+    return ImageCounts(counts, _medians(objects, classes)), unknown
 
 
 def require_labelled(
@@ -186,6 +225,24 @@ def require_labelled(
         f"No training image has the class {classes[i]!r}; the network will not learn it."
         for i in np.flatnonzero(totals == 0).tolist()
     ]
+
+
+def _objects(window: DatasetWindow, numbered: Collection[int]) -> Counter[int]:
+    """Pixels of each object of a numbered class: its number times 256, plus its class."""
+    if window.ids is None:
+        return Counter()
+    own = np.isin(window.classes, list(numbered))
+    keys = window.ids[own].astype(np.int64) * 256 + window.classes[own]
+    found, pixels = np.unique(keys, return_counts=True)
+    return Counter(dict(zip(found.tolist(), pixels.tolist(), strict=True)))
+
+
+def _medians(objects: Mapping[int, int], classes: int) -> NDArray[np.float64]:
+    """The median size of the objects of each class; NaN without objects."""
+    of: dict[int, list[int]] = {}
+    for key, pixels in objects.items():
+        of.setdefault(key % 256, []).append(pixels)
+    return np.array([np.median(of[i]) if i in of else np.nan for i in range(classes)])
 
 
 def _cells(shape: Shape, cell: Shape) -> Shape:

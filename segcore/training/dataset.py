@@ -82,6 +82,12 @@ class Dataset:
             _close(readers)
         self._readers.clear()
         self._last = None
+        self.memory = SharedMemory(self._end)
+
+    @property
+    def names(self) -> list[tuple[str, str]]:
+        """Name and location of each image."""
+        return [(pair.name, pair.image.location) for pair in self.pairs]
 
     def shape(self, number: int) -> Shape:
         """(height, width) of an image, or (depth, height, width) of a volume."""

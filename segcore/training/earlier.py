@@ -25,10 +25,9 @@ import numpy as np
 
 from maskloom import __version__
 from maskloom.segcore.raster.spec import RasterSpec
+from maskloom.segcore.training.class_counts import ImageCounts
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from maskloom.segcore.geometry import Shape
     from maskloom.segcore.training.pairs import Pair
     from maskloom.segcore.training.recipe import TrainingRecipe
@@ -41,8 +40,7 @@ _MOST_FILES = 50
 class Check:
     """What a check has found out about an image and its mask."""
 
-    cells: NDArray[np.int64]
-    """Pixels by cell and class; see `ClassCounts`."""
+    counts: ImageCounts
     digests: tuple[str, ...]
     """SHA-256 of the files of the image, and of the mask."""
 
@@ -78,13 +76,18 @@ class Memory:
             return {}
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile):
             with np.load(self.path) as file:
-                entries, counts = json.loads(file["entries"].tobytes()), file["counts"]
+                entries, cells, sizes = (
+                    json.loads(file["entries"].tobytes()),
+                    file["cells"],
+                    file["sizes"],
+                )
             # Used last.
             os.utime(self.path)
-            found, start = dict[str, Check](), 0
-            for key, (shape, digests) in entries.items():
+            read, found, start = json.loads(entries.tobytes()), dict[str, Check](), 0
+            for (key, (shape, digests)), of in zip(read.items(), sizes, strict=True):
                 end = start + int(np.prod(shape))
-                found[key] = Check(counts[start:end].reshape(shape), tuple(digests))
+                counts = ImageCounts(cells[start:end].reshape(shape), of)
+                found[key] = Check(counts, tuple(digests))
                 start = end
             return {number: found[key] for number, key in enumerate(self.keys) if key in found}
         return {}
@@ -96,12 +99,13 @@ class Memory:
         kept = {key: checks[i] for i, key in enumerate(self.keys) if key is not None}
         if self.path is None or not kept:
             return
-        entries = {key: (each.cells.shape, each.digests) for key, each in kept.items()}
+        entries = {key: (each.counts.cells.shape, each.digests) for key, each in kept.items()}
         file = io.BytesIO()
         np.savez_compressed(
             file,
             entries=np.frombuffer(json.dumps(entries).encode(), np.uint8),
-            counts=np.concatenate([each.cells.ravel() for each in kept.values()]),
+            cells=np.concatenate([each.counts.cells.ravel() for each in kept.values()]),
+            sizes=np.stack([each.counts.sizes for each in kept.values()]),
         )
         with contextlib.suppress(OSError):
             self.path.parent.mkdir(parents=True, exist_ok=True)

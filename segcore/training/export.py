@@ -20,6 +20,7 @@ from maskloom.segcore.figures.training import curves, examples
 from maskloom.segcore.models.rescaled import ALIKE, pixel_sides
 from maskloom.segcore.raster.colours import PALETTE
 from maskloom.segcore.training import checkpoint
+from maskloom.segcore.training.loop import EXAMPLES
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from maskloom.segcore.training.run import Prepared
     from maskloom.segcore.training.setup import MeasuredEpoch, OnProgress
 
-PICTURES = ("curves.png", "examples.png", "reliability.png")
+PICTURES = ("curves.png", EXAMPLES, "reliability.png")
 """Names of the pictures below the output."""
 
 
@@ -146,7 +147,8 @@ def _about(prepared: Prepared, state: TrainingState, measured: MeasuredEpoch) ->
             else "validation images",
         },
         "bands": list(setup.dataset.pairs[0].image.bands),
-        "shares": _shares(recipe.classes, setup.class_counts.shares(setup.training)),
+        "shares": shares_of(recipe.classes, setup.class_counts.shares(setup.training)),
+        **sizes_of(recipe.classes, setup.class_counts.typical_sizes(setup.training)),
         "epochs": state.epoch,
         "best_epoch": state.best_epoch,
         "minutes": _minutes(state),
@@ -162,7 +164,7 @@ def _about(prepared: Prepared, state: TrainingState, measured: MeasuredEpoch) ->
     return about
 
 
-def _shares(classes: Sequence[str], shares: NDArray[np.float64]) -> dict[str, list[float]]:
+def shares_of(classes: Sequence[str], shares: NDArray[np.float64]) -> dict[str, list[float]]:
     """The range of each class's share in a training image, rounded outwards so that it includes all
     of them.
     """
@@ -171,6 +173,15 @@ def _shares(classes: Sequence[str], shares: NDArray[np.float64]) -> dict[str, li
         name: [float(least), float(greatest)]
         for name, (least, greatest) in zip(classes, ranges, strict=True)
     }
+
+
+def sizes_of(
+    classes: Sequence[str], sizes: Mapping[int, tuple[float, float]]
+) -> dict[str, dict[str, list[float]]]:
+    """The range of the median size of each class's objects in a training image, as the card has it;
+    empty where the masks do not number objects.
+    """
+    return {"sizes": {classes[i]: list(of) for i, of in sizes.items()}} if sizes else {}
 
 
 def _saved(model: Any) -> bytes:

@@ -27,6 +27,7 @@ from maskloom.segcore.processes.shared import SharedMemory
 from maskloom.segcore.storage.filesystems import configure
 
 if TYPE_CHECKING:
+    from maskloom.segcore.training.recipe import Training
     from maskloom.segcore.training.sampling import Batch, Sampler
 
 _AHEAD = 3
@@ -65,21 +66,17 @@ class Feed(Protocol):
 
 
 @contextmanager
-def feeding(
-    drawing: Drawing, steps: int, wanted: int | None, threads: int | None
-) -> Iterator[Feed]:
-    """A feed with this many steps an epoch, which ends with the block. `wanted` is the number of
-    processes, 0 for a thread of this one; None: as many as the machine needs, with at most this
-    many `threads`.
-    """
-    accelerated = runs_on_accelerator()
-    if wanted is None:
-        usable = min(threads or cores(), _MOST_PROCESSES + 1)
-        wanted = max(1, usable - 1) if accelerated else 0
-    if wanted == 0:
+def feeding(drawing: Drawing, steps: int, wanted: Training) -> Iterator[Feed]:
+    """A feed with this many steps an epoch, which ends with the block."""
+    accelerated, processes = runs_on_accelerator(), wanted.processes
+    if processes is None:
+        usable = min(wanted.threads or cores(), _MOST_PROCESSES + 1)
+        processes = max(1, usable - 1) if accelerated else 0
+    if processes == 0:
         yield ThreadFeed(drawing, steps)
         return
-    with closing(ProcessFeed(drawing, steps, wanted, on_device if accelerated else None)) as feed:
+    place = on_device if accelerated else None
+    with closing(ProcessFeed(drawing, steps, processes, place)) as feed:
         yield feed
 
 

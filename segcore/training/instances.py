@@ -64,6 +64,11 @@ class InstanceTask:
         """Name of the score."""
         return "AP@0.5"
 
+    def network(self) -> Any:
+        """The network to train."""
+        setup = self.setup
+        return setup.recipe.network.build(setup.channels, len(setup.recipe.classes))
+
     def trainer(self, model: Any) -> Any:
         """The network itself; it adds its losses."""
         return model, None
@@ -99,15 +104,7 @@ class InstanceTask:
             matching = match(*self._objects(detector, number, box))
             counts += matching.counts(len(setup.recipe.classes))
             on_progress(done, len(windows))
-        tallies = counts.tallies[:, 0]
-        found, invented, missed = tallies.sum(axis=0).tolist()
-        score = found / max(found + invented + missed, 1)
-        record = {"found": found, "invented": invented, "missed": missed, "ap50": round(score, 6)}
-        by_class = {
-            name: {"ap50": _ratio(int(row[0]), int(row.sum())), "objects": int(row[0] + row[2])}
-            for name, row in zip(setup.recipe.classes[1:], tallies[1:], strict=True)
-        }
-        return MeasuredEpoch(score, record, {**record, "classes": by_class})
+        return MeasuredEpoch(*object_record(counts, setup.recipe.classes))
 
     def card(self, model: Any, sha256: str, about: Mapping[str, Any]) -> Card:
         """The card of the network. Its boxes depend on the whole patch, so that it has no receptive
@@ -141,8 +138,8 @@ class InstanceTask:
             found.append(
                 Example(
                     shown(pixels),
-                    _outlined(np.maximum(truth.ids, 0), truth.class_of),
-                    _outlined(ids, predicted.class_of),
+                    outlined(np.maximum(truth.ids, 0), truth.class_of),
+                    outlined(ids, predicted.class_of),
                 )
             )
         return found
@@ -201,6 +198,21 @@ def match(truth: ObjectLabels, predicted: ObjectLabels) -> Matching:
     return Matching.of(Overlaps.of(predicted.ids, truth.ids), predicted.objects, truth.objects)
 
 
+def object_record(
+    counts: ObjectCounts, classes: Sequence[str]
+) -> tuple[float, dict[str, Any], dict[str, Any]]:
+    """The score of counted objects, and its entries in the history and in the card."""
+    tallies = counts.tallies[:, 0]
+    found, invented, missed = tallies.sum(axis=0).tolist()
+    score = found / max(found + invented + missed, 1)
+    record = {"found": found, "invented": invented, "missed": missed, "ap50": round(score, 6)}
+    by_class = {
+        name: {"ap50": _ratio(int(row[0]), int(row.sum())), "objects": int(row[0] + row[2])}
+        for name, row in zip(classes[1:], tallies[1:], strict=True)
+    }
+    return score, record, {**record, "classes": by_class}
+
+
 def largest_side(dataset: Dataset, numbers: Sequence[int]) -> int:
     """The greatest height or width of an object of these images, in pixels; 0 without objects.
     Raises `ReadError`.
@@ -230,7 +242,7 @@ def largest_side(dataset: Dataset, numbers: Sequence[int]) -> int:
     return largest
 
 
-def _outlined(ids: NDArray[np.integer], classes: NDArray[np.integer]) -> NDArray[np.uint8]:
+def outlined(ids: NDArray[np.integer], classes: NDArray[np.integer]) -> NDArray[np.uint8]:
     """Class ids (y, x), with a line of background between objects."""
     predicted: NDArray[np.uint8] = classes[ids].astype(np.uint8)
     for axis in (0, 1):

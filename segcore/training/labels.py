@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 
 import numpy as np
 
@@ -30,6 +30,7 @@ VOID, UNKNOWN = 255, 254
 """`label_mapping.VOID` and `UNKNOWN`, -1 and -2, in 8 bits."""
 _HEXADECIMAL = re.compile(r"#?[0-9A-Fa-f]{6}")
 Void = tuple[int, ...] | int | Literal["rest"]
+Target = Literal["classes", "flow"]
 LABELS: Registry[type[LabelKind]] = Registry("kind of labels")
 
 
@@ -40,10 +41,15 @@ class LabelDecoder:
     mapping: LabelMapping
     border: int | None = None
     """Class of pixels where two objects nearly touch. None: no such class."""
-    reach: int = 0
-    """Largest distance in pixels of a border pixel to both objects. 0: no borders, and pixels are
-    decoded without looking at their neighbours.
-    """
+    near: int = 0
+    """Largest distance in pixels of a border pixel to both objects."""
+    outline: int = 0
+    """Width in pixels of the border all around each object, inside it."""
+
+    @property
+    def reach(self) -> int:
+        """Pixels around a pixel that decide its class. 0: it alone does."""
+        return max(self.near, self.outline)
 
     @property
     def numbered(self) -> bool:
@@ -58,7 +64,10 @@ class LabelDecoder:
         classes: NDArray[np.uint8] = ids.astype(np.uint8)
         if self.border is not None:
             objects = np.isin(ids, list(self.mapping.numbered))
-            classes[_near_two(values, objects, self.reach) & (classes != VOID)] = self.border
+            border = _near_two(values, objects, self.near)
+            if self.outline:
+                border |= objects & _at_edge(values, objects, self.outline)
+            classes[border & (classes != VOID)] = self.border
         classes[~known] = VOID
         return classes
 
@@ -140,11 +149,20 @@ class Instances:
     """
     reach: int = 2
     """Largest distance in pixels of a border pixel to both objects."""
+    outline: int = 0
+    """Pixels of the border class all around each object, inside it, besides those where two nearly
+    touch. 1 keeps objects apart better than 0.
+    """
     void: tuple[int, ...] | int = ()
     """Values that mean "not labelled"."""
+    target: Target = "classes"
+    """What networks for pixels learn. `classes`: the class of each pixel. `flow`: also its offset
+    from the middle of its object, by which the segmenter `instances` keeps touching objects apart.
+    """
 
     def __post_init__(self) -> None:
-        _require_reach(self.reach)
+        _require_reach(self.reach, self.outline, self.border)
+        _require_one_way(self.target, self.border)
 
     def decoder(self, classes: Sequence[str]) -> LabelDecoder:
         """The decoder for these classes."""
@@ -164,7 +182,7 @@ class Instances:
         mapping = LabelMapping.of(rules, tuple(classes))
         if self.border is None:
             return LabelDecoder(mapping)
-        return LabelDecoder(mapping, list(classes).index(self.border), self.reach)
+        return LabelDecoder(mapping, list(classes).index(self.border), self.reach, self.outline)
 
 
 @LABELS.register("polygons")
@@ -202,6 +220,12 @@ class Polygons:
     """Class for the pixels where two objects nearly touch, as in `instances`."""
     reach: int = 2
     """Largest distance in pixels of a border pixel to both objects."""
+    outline: int = 0
+    """Pixels of the border class all around each object, as in `instances`."""
+    target: Target = "classes"
+    """What networks for pixels learn: `classes` or, if polygons are objects, `flow`, as in
+    `instances`.
+    """
     image: str = ""
     """Attribute that names the image of a polygon. Default: a file with the name of an image
     belongs to it, any other to all images, by place.
@@ -212,9 +236,12 @@ class Polygons:
     """`pixels`: coordinates are pixels in images with a CRS too."""
 
     def __post_init__(self) -> None:
-        _require_reach(self.reach)
+        _require_reach(self.reach, self.outline, self.border)
         if self.border is not None and not self.objects:
             raise ValueError("border: borders are those of objects; set objects: true")
+        if self.target == "flow" and not self.objects:
+            raise ValueError("target: flow leads to the middles of objects; set objects: true")
+        _require_one_way(self.target, self.border)
 
     def rules(self, classes: Sequence[str]) -> PolygonRules:
         """What the polygons mean for these classes. Raises `RecipeError`."""
@@ -244,7 +271,7 @@ class Polygons:
         mapping = LabelMapping.of(self.rules(classes).value_rules(), tuple(classes))
         if self.border is None:
             return LabelDecoder(mapping)
-        return LabelDecoder(mapping, list(classes).index(self.border), self.reach)
+        return LabelDecoder(mapping, list(classes).index(self.border), self.reach, self.outline)
 
 
 def _decoder(by: By, names: Mapping[int, str], void: Void, classes: Sequence[str]) -> LabelDecoder:
@@ -279,9 +306,20 @@ def _require_all(named: Iterable[str], classes: Sequence[str], key: str) -> None
         )
 
 
-def _require_reach(reach: int) -> None:
+def _require_reach(reach: int, outline: int, border: str | None) -> None:
     if not 1 <= reach <= 50:
         raise ValueError(f"reach: expected 1 to 50 pixels; got {reach}")
+    if not 0 <= outline <= 50:
+        raise ValueError(f"outline: expected 0 to 50 pixels; got {outline}")
+    if outline and border is None:
+        raise ValueError("outline: it is of the class `border`; name that class too")
+
+
+def _require_one_way(target: Target, border: str | None) -> None:
+    if target not in get_args(Target):
+        raise ValueError(f"target: expected {' or '.join(get_args(Target))}; got {target!r}")
+    if target == "flow" and border is not None:
+        raise ValueError("border: the target flow keeps objects apart without it; remove one")
 
 
 def _colour(text: str) -> int:
@@ -301,13 +339,34 @@ def _near_two(ids: NDArray[Any], objects: NDArray[np.bool_], reach: int) -> NDAr
     """Pixels with two different objects within `reach` of them (in rows and columns)."""
     import cv2
 
-    window = np.ones((2 * reach + 1, 2 * reach + 1), np.uint8)
-    # Ranks, because ids may exceed the integers that float32, in which OpenCV compares, represents.
-    numbers, ranks = np.unique(np.where(objects, ids, 0), return_inverse=True)
-    first = 0 if len(numbers) and numbers[0] == 0 else 1
-    places: NDArray[np.float32] = (ranks.reshape(ids.shape) + first).astype(np.float32)
-    last = np.float32(len(numbers) + 1)
-    largest = cv2.dilate(places, window)
-    smallest = last - cv2.dilate(np.where(places > 0, last - places, 0).astype(np.float32), window)
+    places, last = _ranks(ids, objects)
+    largest = cv2.dilate(places, _window(reach))
+    smallest = last - cv2.dilate(
+        np.where(places > 0, last - places, 0).astype(np.float32), _window(reach)
+    )
     near: NDArray[np.bool_] = (largest > 0) & (largest != smallest)
     return near
+
+
+def _at_edge(ids: NDArray[Any], objects: NDArray[np.bool_], width: int) -> NDArray[np.bool_]:
+    """Pixels within `width` (in rows and columns) of one of another object or of none."""
+    import cv2
+
+    places, _ = _ranks(ids, objects)
+    edge: NDArray[np.bool_] = cv2.dilate(places, _window(width)) != cv2.erode(
+        places, _window(width)
+    )
+    return edge
+
+
+def _ranks(ids: NDArray[Any], objects: NDArray[np.bool_]) -> tuple[NDArray[np.float32], np.float32]:
+    """Ids as numbers from 1 without gaps, 0 outside objects, and one more than the largest: ids may
+    exceed the integers that float32, in which OpenCV compares, represents.
+    """
+    numbers, ranks = np.unique(np.where(objects, ids, 0), return_inverse=True)
+    first = 0 if len(numbers) and numbers[0] == 0 else 1
+    return (ranks.reshape(ids.shape) + first).astype(np.float32), np.float32(len(numbers) + 1)
+
+
+def _window(reach: int) -> NDArray[np.uint8]:
+    return np.ones((2 * reach + 1, 2 * reach + 1), np.uint8)

@@ -13,29 +13,41 @@ network is saved in float32.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from maskloom.segcore.errors import RecipeError, RunError, Stopped
-from maskloom.segcore.training import checkpoint
+from maskloom.segcore.figures.training import examples
+from maskloom.segcore.training import checkpoint, log
+from maskloom.segcore.training.balance import class_rates, weighted
 from maskloom.segcore.training.checkpoint import TrainingState
 from maskloom.segcore.training.feeding import Drawing, Feed, feeding
 from maskloom.segcore.training.optimisers import compiled, optimiser, precision
 from maskloom.segcore.training.sampling import Sampler, SamplingOptions
+from maskloom.segcore.training.steps import Steps, errors_of_memory
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from maskloom.segcore.storage.store import Store
     from maskloom.segcore.training.recipe import Training
-    from maskloom.segcore.training.setup import ProgressMonitor, TrainingSetup, TrainingTask
+    from maskloom.segcore.training.setup import (
+        MeasuredEpoch,
+        ProgressMonitor,
+        TrainingSetup,
+        TrainingTask,
+    )
 
 STOPPED = "Training was stopped; the same command continues it."
 """Message of `Stopped`."""
 _MOST_WINDOWS = 400
 """Most windows to measure after an epoch; of more, an even selection."""
+EXAMPLES = "examples.png"
+"""Name of the picture of predictions."""
 
 
 class TrainingLoop:
@@ -47,14 +59,17 @@ class TrainingLoop:
         recipe = setup.recipe
         # `setup.steps` sums over all images: compute it once.
         self._setup, self._task, self._store, self._steps = setup, task, store, setup.steps
-        with precision(recipe.training.precision):
+        self._how = Steps.of(recipe.training)
+        with self._how.scope(), precision(recipe.training.precision):
             keras.utils.set_random_seed(recipe.training.seed)
-            self._model = recipe.network.build(setup.channels, len(recipe.classes))
+            self._model = task.network()
             self._trainer, loss = task.trainer(self._model)
-        self._trainer.compile(
-            optimizer=optimiser(recipe, self._steps), loss=loss, jit_compile=compiled(self._trainer)
-        )
-        self._trainer.optimizer.build(self._trainer.trainable_variables)
+            self._trainer.compile(
+                optimizer=optimiser(recipe, self._steps),
+                loss=self._how.loss(loss),
+                jit_compile=compiled(self._trainer),
+            )
+            self._trainer.optimizer.build(self._trainer.trainable_variables)
         self._state = TrainingState(plans=((0, recipe.training.epochs),))
 
     @property
@@ -63,13 +78,16 @@ class TrainingLoop:
         return self._state
 
     def resume(self, monitor: ProgressMonitor) -> None:
-        """Continue from the last checkpoint, if there is one.
+        """Continue from the last checkpoint, if there is one, or start from the weights that the
+        recipe names.
 
         Raises `RunError` if it is broken or of another network, `RecipeError` if a training as
         short as the recipe's would have ended before.
         """
         found = checkpoint.read(self._store)
         if found is None:
+            if self._setup.initial is not None:
+                monitor.say(self._setup.initial.give(self._model))
             return
         state, values = found
         variables = self._variables()
@@ -95,14 +113,20 @@ class TrainingLoop:
         measured windows, with a checkpoint written.
         """
         monitor.begin(self._setup, self._task.score_name, self._state)
-        wanted = self._setup.recipe.training
-        with feeding(self._drawing, self._steps, wanted.processes, wanted.threads) as feed:
+        training = self._setup.recipe.training
+        with (
+            self._how.scope(),
+            errors_of_memory(training, self._setup.patch_shape),
+            feeding(self._drawing, self._steps, training) as feed,
+        ):
+            if len(self._how.devices) > 1:
+                monitor.say(f"Each batch is divided among {len(self._how.devices)} GPUs.")
             while not self._over:
                 self._finish_steps(feed, monitor, stop)
                 self._finish_epoch(monitor, stop)
                 self._write()
                 checkpoint.forget_all_but(self._store, self._state.best_epoch)
-                monitor.epoch(self._state.history[-1])
+                self._log(monitor)
                 if stop() and not self._over:
                     raise Stopped(STOPPED)
 
@@ -111,7 +135,7 @@ class TrainingLoop:
         recipe, model, trainer = self._setup.recipe, self._model, self._trainer
         if recipe.training.precision != "float32":
             with precision("float32"):
-                model = recipe.network.build(self._setup.channels, len(recipe.classes))
+                model = self._task.network()
                 trainer, _ = self._task.trainer(model)
         model.set_weights(checkpoint.read_best(self._store, self._state.best_epoch))
         return model, trainer
@@ -126,7 +150,7 @@ class TrainingLoop:
         # next.
         with closing(feed.batches(self._state.epoch, self._state.step)) as batches:
             for arguments in batches:
-                loss = float(self._trainer.train_on_batch(*arguments))
+                loss = self._how.take(self._trainer, arguments)
                 self._advance(loss, started)
                 started = time.monotonic()
                 monitor.step(self._state.epoch + 1, self._state.step, loss)
@@ -151,23 +175,37 @@ class TrainingLoop:
     def _drawing(self) -> Drawing:
         setup, wanted = self._setup, self._setup.recipe.training
         options = SamplingOptions(
-            setup.patch_shape, wanted.batch, wanted.balance, wanted.seed, setup.recipe.augmentation
+            setup.patch_shape,
+            wanted.batch,
+            wanted.balance,
+            wanted.seed,
+            setup.recipe.augmentation,
+            class_rates(wanted.sampling, setup.recipe.classes),
         )
-        return Drawing(
-            Sampler(setup.dataset, setup.class_counts, setup.training, setup.scaling, options),
-            self._task.arguments,
-        )
+        counts = weighted(setup.class_counts, wanted.sampling, setup.dataset.names)
+        sampler = Sampler(setup.dataset, counts, setup.training, setup.scaling, options)
+        return Drawing(sampler, self._task.arguments)
 
     def _finish_epoch(self, monitor: ProgressMonitor, stop: Callable[[], bool]) -> None:
-        state, started = self._state, time.monotonic()
+        started = time.monotonic()
 
         def on_progress(windows: int, of: int) -> None:
             monitor.measured(windows, of)
             if stop():
-                self._write()
                 raise Stopped(STOPPED)
 
-        measured = self._task.measure(self._trainer, _MOST_WINDOWS, on_progress)
+        try:
+            with self._averaged():
+                measured = self._task.measure(self._trainer, _MOST_WINDOWS, on_progress)
+                self._record(measured, started)
+                self._look(monitor)
+        except Stopped:
+            self._write()
+            raise
+
+    def _record(self, measured: MeasuredEpoch, started: float) -> None:
+        """End an epoch with these measures, and keep the network if it is the best."""
+        state = self._state
         before = sum(record["seconds"] for record in state.history)
         spent = state.seconds - before
         record = {
@@ -189,10 +227,45 @@ class TrainingLoop:
             weights = [np.asarray(value) for value in self._model.get_weights()]
             checkpoint.write_best(self._store, len(history), weights)
 
-    def _write(self) -> None:
-        import keras
+    def _look(self, monitor: ProgressMonitor) -> None:
+        """After the first epoch, draw what the network makes of some images: whether labels are
+        read as they are meant can be seen early.
+        """
+        if self._state.epoch != 1:
+            return
+        recipe = self._setup.recipe
+        drawn = examples(
+            self._task.examples(self._trainer), recipe.classes, recipe.class_table.colours
+        )
+        self._store.publish(EXAMPLES, drawn)
+        monitor.look(self._store.uri(EXAMPLES))
 
-        values = [np.array(keras.ops.convert_to_numpy(variable)) for variable in self._variables()]
+    def _log(self, monitor: ProgressMonitor) -> None:
+        """Report a finished epoch, once its checkpoint is written."""
+        recipe, history = self._setup.recipe, self._state.history
+        self._store.publish(log.NAME, log.log_of(history, recipe.classes))
+        if recipe.training.tensorboard:
+            log.write_curves(self._store, history[-1], recipe.classes)
+        monitor.epoch(history[-1])
+
+    @contextmanager
+    def _averaged(self) -> Iterator[None]:
+        """In this context the network has the averages of its weights, if the recipe wants them."""
+        if self._setup.recipe.training.ema is None:
+            yield
+            return
+        variables = self._trainer.trainable_variables
+        live = [_value(variable) for variable in variables]
+        self._trainer.optimizer.finalize_variable_values(variables)
+        try:
+            yield
+        finally:
+            for variable, value in zip(variables, live, strict=True):
+                variable.assign(value)
+
+    def _write(self) -> None:
+
+        values = [_value(variable) for variable in self._variables()]
         checkpoint.write(self._store, self._state, values)
 
     def _rate(self) -> float:
@@ -209,6 +282,13 @@ class TrainingLoop:
             *model.non_trainable_variables,
             *model.optimizer.variables,
         ]
+
+
+def _value(variable: Any) -> NDArray[Any]:
+    """A copy of the value of a variable of keras."""
+    import keras
+
+    return np.array(keras.ops.convert_to_numpy(variable))
 
 
 def with_plan(state: TrainingState, wanted: Training, steps: int) -> TrainingState:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from maskloom.segcore.training.recipe import TrainingRecipe
+    from maskloom.segcore.training.recipe import Training, TrainingRecipe
 
 _RATE_LEFT = 0.01
 
@@ -17,12 +17,22 @@ def optimiser(recipe: TrainingRecipe, steps: int) -> Any:
     import keras
 
     wanted = recipe.training
-    rate = _rates(recipe, steps)
+    rate, more = _rates(recipe, steps), averaging(wanted)
     if wanted.optimiser == "sgd":
-        return keras.optimizers.SGD(rate, momentum=0.9, nesterov=True)
+        return keras.optimizers.SGD(rate, momentum=0.9, nesterov=True, **more)
     if wanted.optimiser == "adam":
-        return keras.optimizers.Adam(rate)
-    return keras.optimizers.AdamW(rate, weight_decay=wanted.decay)
+        return keras.optimizers.Adam(rate, **more)
+    return keras.optimizers.AdamW(rate, weight_decay=wanted.decay, **more)
+
+
+def averaging(wanted: Training) -> dict[str, Any]:
+    """Arguments of an optimiser of keras for averages of gradients and of weights."""
+    arguments: dict[str, Any] = {"gradient_accumulation_steps": wanted.accumulation}
+    if wanted.ema is not None:
+        # Keras moves the average with each part of a batch.
+        momentum = wanted.ema ** (1 / (wanted.accumulation or 1))
+        arguments |= {"use_ema": True, "ema_momentum": momentum}
+    return arguments
 
 
 def _rates(recipe: TrainingRecipe, steps: int) -> Any:
@@ -31,12 +41,15 @@ def _rates(recipe: TrainingRecipe, steps: int) -> Any:
     wanted = recipe.training
     if wanted.schedule == "constant" and wanted.warmup == 0:
         return wanted.rate
-    whole = max(1, steps * wanted.epochs - wanted.warmup)
+    # Keras counts the parts of a batch as steps of a schedule.
+    parts = wanted.accumulation or 1
+    warmup = parts * wanted.warmup
+    whole = max(1, parts * steps * wanted.epochs - warmup)
     left = _RATE_LEFT if wanted.schedule == "cosine" else 1.0
     if wanted.warmup == 0:
         return keras.optimizers.schedules.CosineDecay(wanted.rate, whole, alpha=left)
     return keras.optimizers.schedules.CosineDecay(
-        0.0, whole, alpha=left, warmup_target=wanted.rate, warmup_steps=wanted.warmup
+        0.0, whole, alpha=left, warmup_target=wanted.rate, warmup_steps=warmup
     )
 
 

@@ -8,7 +8,9 @@ from __future__ import annotations
 import fnmatch
 import math
 import re
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from maskloom.segcore.errors import RecipeError
@@ -16,7 +18,7 @@ from maskloom.segcore.raster.classes import ClassTable
 from maskloom.segcore.registry import Registry
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from maskloom.segcore.deep.inference.card import Scaling
     from maskloom.segcore.training.augment import Augmentation
@@ -122,6 +124,25 @@ class SumOfLosses:
 
 
 @dataclass(frozen=True, slots=True)
+class Sampling:
+    """How often patches are drawn, relative to 1: see `segcore.training.balance`."""
+
+    classes: Mapping[str, float] = field(default_factory=dict)
+    """Of classes, by name, for the patches drawn around a pixel of a class, e.g. {weed: 3}. 0: none
+    is drawn around it.
+    """
+    images: Mapping[str, float] = field(default_factory=dict)
+    """Of images, by patterns as in `split`, e.g. {"stained_*": 1.5}; the first that matches counts.
+    0: the image is not drawn from.
+    """
+
+    def __post_init__(self) -> None:
+        for key, values in (("classes", self.classes), ("images", self.images)):
+            for name, weight in values.items():
+                _check(f"{key}.{name}", weight, 0, 1000)
+
+
+@dataclass(frozen=True, slots=True)
 class Split:
     """Which images are trained on. A pattern is compared with the name and the location of an
     image, and may contain * and ?.
@@ -137,10 +158,26 @@ class Split:
     """Regular expression whose match in an image's name is its group: images of one group are
     never on both sides.
     """
+    group_column: str | None = None
+    """Column of the list files in `images` (.csv, .parquet) that has the group of each image."""
     seed: int = 0
     """Seed of the random choice."""
+    folds: int | None = None
+    """Cross-validation: the images are dealt into this many parts of about the same size, and one
+    network is trained for each, which validates it; `validation` is not used.
+    """
+    fold: int | None = None
+    """The only fold to train, from 1. None: all of them."""
 
     def __post_init__(self) -> None:
+        if self.group is not None and self.group_column is not None:
+            raise ValueError("group: expected `group` or `group_column`, got both")
+        if self.folds is not None:
+            _check("folds", self.folds, 2, 1000)
+        if self.fold is not None:
+            if self.folds is None:
+                raise ValueError("fold: expected `folds`, the number of them, beside it")
+            _check("fold", self.fold, 1, self.folds)
         if isinstance(self.validation, float | int) and not 0 <= self.validation < 1:
             raise ValueError(
                 "validation: expected a fraction from 0 to less than 1, or patterns; got "
@@ -151,31 +188,76 @@ class Split:
         except re.error as error:
             raise ValueError(f"group: {self.group!r} is no regular expression: {error}") from error
 
-    def divide(self, names: Sequence[str], locations: Sequence[str]) -> tuple[list[int], list[int]]:
-        """Numbers of the images to train on and of those to validate on. Raises `RecipeError` if
-        one side has none.
+    def divide(
+        self,
+        names: Sequence[str],
+        locations: Sequence[str],
+        groups: Mapping[str, str] | None = None,
+    ) -> tuple[list[int], list[int]]:
+        """Numbers of the images to train on and of those to validate on. `groups`: group of each
+        location, for `group_column`. Raises `RecipeError` if one side has none.
         """
-        groups = [self._group(name) for name in names]
-        if isinstance(self.validation, tuple):
+        group_of = self._groups(names, locations, groups)
+        if self.folds is not None:
+            held = self._fold(group_of, self.folds)
+        elif isinstance(self.validation, tuple):
             held = {
                 i
                 for i, both in enumerate(zip(names, locations, strict=True))
                 if matches(both, self.validation)
             }
         else:
-            held = self._drawn(groups)
+            held = self._drawn(group_of)
         training = [i for i in range(len(names)) if i not in held]
         validation = sorted(held)
-        if self.validation == 0:
+        if self.validation == 0 and self.folds is None:
             validation = training
         if not training or not validation:
             empty = "training" if not training else "validation"
             raise RecipeError(
-                f"split: {len(names)} image(s) in {len(set(groups))} group(s) leave none for "
+                f"split: {len(names)} image(s) in {len(set(group_of))} group(s) leave none for "
                 f"{empty}. "
                 "Give more images, another `validation`, or 0 to measure on the training images."
             )
         return training, validation
+
+    @property
+    def all_folds(self) -> tuple[Split, ...]:
+        """The splits of a cross-validation, whichever fold this is; this one without any."""
+        if self.folds is None:
+            return (self,)
+        return tuple(replace(self, fold=number) for number in range(1, self.folds + 1))
+
+    @property
+    def each(self) -> tuple[Split, ...]:
+        """The splits to train: this one, or one for each fold."""
+        return (self,) if self.fold is not None else self.all_folds
+
+    def _fold(self, groups: Sequence[str], folds: int) -> set[int]:
+        """The images of this fold, the first if none is named. Whole groups are dealt, the largest
+        first, each to the fold with the fewest images.
+        """
+        import numpy as np
+
+        sizes = Counter(groups)
+        if len(sizes) < folds:
+            what = "image" if self.group is self.group_column is None else "group"
+            raise RecipeError(
+                f"split.folds: {folds} folds need as many {what}s; there "
+                f"{'is' if len(sizes) == 1 else 'are'} {len(sizes)}. "
+                + (
+                    f"Set it to {len(sizes)} or fewer."
+                    if len(sizes) > 1
+                    else f"Give more {what}s, or remove `folds`."
+                )
+            )
+        order = np.random.default_rng([self.seed, len(sizes)]).permutation(len(sizes))
+        names = sorted(sizes)
+        filled, fold_of = [0] * folds, dict[str, int]()
+        for name in sorted((names[i] for i in order), key=lambda name: -sizes[name]):
+            fold_of[name] = filled.index(min(filled))
+            filled[fold_of[name]] += sizes[name]
+        return {i for i, group in enumerate(groups) if fold_of[group] == (self.fold or 1) - 1}
 
     def _drawn(self, groups: Sequence[str]) -> set[int]:
         """Whole groups in a random order, until they have enough images."""
@@ -193,9 +275,21 @@ class Split:
             held |= members
         return held
 
-    def _group(self, name: str) -> str:
-        found = re.search(self.group, name) if self.group is not None else None
-        return found.group() if found else name
+    def _groups(
+        self, names: Sequence[str], locations: Sequence[str], groups: Mapping[str, str] | None
+    ) -> list[str]:
+        """The group of each image. Raises `RecipeError` if one has none."""
+        if self.group_column is not None:
+            known = groups or {}
+            without = [place for place in locations if place not in known]
+            if without:
+                raise RecipeError(
+                    f"split.group_column: {len(without)} of {len(locations)} images have no "
+                    f"{self.group_column!r} in the list, for example {without[0]}."
+                )
+            return [known[place] for place in locations]
+        found = [re.search(self.group, name) if self.group is not None else None for name in names]
+        return [match.group() if match else name for name, match in zip(names, found, strict=True)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,6 +322,18 @@ class Training:
     """Fraction of the patches drawn around a pixel of a class, all classes with equal probability;
     the others are drawn anywhere.
     """
+    sampling: Sampling | None = None
+    """Classes and images from which patches are drawn more often. None: none."""
+    ema: float | None = None
+    """Exponential moving average of the weights: the share of the former average that each step
+    keeps, e.g. 0.999. The averaged weights are measured and saved. None: no average.
+    """
+    accumulation: int | None = None
+    """Number of parts in which a batch goes through the network, one after the other; a step takes
+    the mean of their gradients. For batches larger than memory. None: whole.
+    """
+    devices: int | None = None
+    """GPUs among which a batch is divided. None: as many of this machine's as divide `batch`."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """bfloat16: mixed precision, for processors and GPUs that support it. The file always holds
     float32.
@@ -246,6 +352,8 @@ class Training:
     """
     memory: int = 1024
     """Megabytes of decoded images to keep."""
+    tensorboard: bool = False
+    """Also write the curves for TensorBoard, below `output`/tensorboard."""
 
     def end(self, scores: Sequence[float]) -> int | None:
         """The last epoch, from 1, of a training whose epochs have these scores. None: it continues.
@@ -272,12 +380,8 @@ class Training:
             "steps": (1, 1_000_000),
             "warmup": (0, 1_000_000),
         }
-        limits |= {
-            "processes": (0, 256),
-            "patience": (1, 100_000),
-            "threads": (1, 1024),
-            "memory": (1, 2**20),
-        }
+        limits |= {"patience": (1, 100_000), "threads": (1, 1024), "memory": (1, 2**20)}
+        limits |= {"accumulation": (2, 4096), "devices": (1, 1024), "processes": (0, 256)}
         for name, (least, most) in limits.items():
             value = getattr(self, name)
             if value is not None:
@@ -286,6 +390,13 @@ class Training:
         _check("decay", self.decay, 0, 10)
         _check("balance", self.balance, 0, 1)
         _check("seed", self.seed, 0, 2**32 - 1)
+        if self.ema is not None and not 0 < self.ema < 1:
+            raise ValueError(f"ema: expected a share between 0 and 1, e.g. 0.999; got {self.ema}")
+        if self.accumulation is not None and self.batch % self.accumulation:
+            raise ValueError(
+                f"accumulation: expected a divisor of `batch`, which is {self.batch}; got "
+                f"{self.accumulation}"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -310,6 +421,8 @@ class TrainingRecipe:
     """Bands to use, from 1. None: all."""
     scaling: Scaling | None = None
     """None: 1/255 for 8 bits, 1/65535 for 16 bits."""
+    initial: str | None = None
+    """Weights to start from: a name in the box, a path or a URI. None: random ones."""
     mask_suffix: str = ""
     """End of the names of masks that the names of images lack."""
     licence: str = ""
@@ -333,6 +446,15 @@ class TrainingRecipe:
             raise RecipeError(
                 f"classes: expected different names, none of them empty; got {list(self.classes)}."
             )
+        drawn = self.training.sampling.classes if self.training.sampling is not None else {}
+        for name in drawn:
+            if name not in self.classes:
+                raise RecipeError(
+                    f"training.sampling.classes: there is no class {name!r}. `classes` are "
+                    f"{', '.join(self.classes)}."
+                )
+        if drawn and not any(drawn.get(name, 1) for name in self.classes):
+            raise RecipeError("training.sampling.classes: all classes are 0; expected one above 0.")
         weights = self.loss.weights
         if not isinstance(weights, str):
             if len(weights) != len(self.classes):

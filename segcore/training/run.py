@@ -27,10 +27,13 @@ from maskloom.segcore.processes.helpers import cores
 from maskloom.segcore.storage.canonical import canonical
 from maskloom.segcore.storage.store import STAGING, Store
 from maskloom.segcore.training import checkpoint
+from maskloom.segcore.training.balance import require_drawable
 from maskloom.segcore.training.class_counts import count_classes, require_labelled
 from maskloom.segcore.training.dataset import Dataset
 from maskloom.segcore.training.earlier import Check, Memory
 from maskloom.segcore.training.export import is_whole, publish
+from maskloom.segcore.training.initial import Initial
+from maskloom.segcore.training.log import require_tensorboard
 from maskloom.segcore.training.loop import STOPPED, TrainingLoop
 from maskloom.segcore.training.pairs import (
     data_digest,
@@ -46,12 +49,13 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from maskloom.segcore.raster.source import Source
+    from maskloom.segcore.training.class_counts import ClassCounts
     from maskloom.segcore.training.pairs import Pair
     from maskloom.segcore.training.recipe import TrainingRecipe
 
 _STATE = "training_state.json"
 _NOT_BEGUN = "Training was stopped before it started; the same command begins again."
-_UNDECISIVE = frozenset({"threads", "processes", "memory"})
+_UNDECISIVE = frozenset({"threads", "processes", "memory", "tensorboard"})
 """Keys of `training` that change neither the weights nor the data."""
 _MOST_PROCESSES = 16
 """That share the checks before training."""
@@ -97,8 +101,10 @@ def prepare(
     settings: Mapping[str, Any],
     monitor: ProgressMonitor,
     stop: Callable[[], bool],
+    groups: Mapping[str, str] | None = None,
 ) -> Prepared:
-    """Check the recipe and all images and masks (`sources`) before training starts. Raises
+    """Check the recipe and all images and masks (`sources`) before training starts; of a
+    cross-validation all folds. `groups`: group of each location, if the split goes by them. Raises
     `RecipeError`, and `Stopped` once `stop` returns True.
     """
 
@@ -107,26 +113,33 @@ def prepare(
 
     processes = min(cores(), recipe.training.threads or _MOST_PROCESSES, _MOST_PROCESSES)
     pairs, notes = find_pairs(*sources, recipe, checked("headers"), processes)
-    training, validation = recipe.split.divide(
-        [pair.name for pair in pairs], [pair.image.location for pair in pairs]
-    )
-    scaling = scaling_of(pairs, recipe.scaling)
+    if len(recipe.split.each) > 1:
+        raise RecipeError(
+            "split.folds: one training is one fold; name it by split.fold. The command `maskloom "
+            "train` trains all of them, one after the other."
+        )
+    names = [pair.name for pair in pairs], [pair.image.location for pair in pairs]
+    # Before the pixels are read, which takes longer.
+    recipe.split.divide(*names, groups)
+    initial = None if recipe.initial is None else Initial.of(recipe.initial, recipe.kind)
+    usual = None if initial is None else initial.scaling
+    scaling = scaling_of(pairs, recipe.scaling or usual)
     decoder = recipe.labels.decoder(recipe.classes)
     _use_threads(recipe.training.threads)
     image = pairs[0].image
     patch_shape = patch_shape_of(recipe, image.channels, len(image.shape))
     _require_writable(recipe.output)
+    if recipe.training.tensorboard:
+        require_tensorboard(recipe.output)
     dataset = Dataset(pairs, decoder, recipe.training.memory)
     memory = Memory.of(pairs, recipe, patch_shape.cell)
     earlier = memory.read()
+    known = {number: check.counts for number, check in earlier.items()}
     class_counts = count_classes(
-        dataset,
-        recipe.classes,
-        checked("pixels"),
-        patch_shape.cell,
-        {number: check.cells for number, check in earlier.items()},
-        processes,
+        dataset, recipe.classes, checked("pixels"), patch_shape.cell, known, processes
     )
+    _require_trainable(recipe, dataset, class_counts, groups)
+    training, validation = recipe.split.divide(*names, groups)
     notes += require_labelled(class_counts, training, validation, recipe.classes)
     setup = TrainingSetup(
         recipe,
@@ -137,13 +150,21 @@ def prepare(
         tuple(validation),
         patch_shape,
         image.channels,
+        initial,
     )
     digests = _digests(pairs, earlier, checked("digests"), processes)
     if len(earlier) < len(pairs):
-        found = (tuple(digests[file] for file in files_of(pair)) for pair in pairs)
-        checks = map(Check, class_counts.cells, found)
-        memory.write(dict(enumerate(checks)))
+        memory.write(
+            {
+                number: Check(counts, tuple(digests[file] for file in files_of(pair)))
+                for number, (pair, counts) in enumerate(
+                    zip(pairs, class_counts.images, strict=True)
+                )
+            }
+        )
     data = data_digest(pairs, digests)
+    if initial is not None:
+        settings = {**settings, "initial": initial.weights.sha256}
     return Prepared(
         recipe, setup, task_of(setup), _without(_UNDECISIVE, settings), data, tuple(notes)
     )
@@ -183,6 +204,32 @@ def train(prepared: Prepared, monitor: ProgressMonitor, stop: Callable[[], bool]
         prepared.setup.dataset.close()
 
 
+def _require_trainable(
+    recipe: TrainingRecipe,
+    dataset: Dataset,
+    class_counts: ClassCounts,
+    groups: Mapping[str, str] | None,
+) -> None:
+    """Raise `RecipeError` unless both sides of the split, of all folds, have what training needs:
+    the last fold may be hours away.
+    """
+    names = [name for name, _ in dataset.names], [location for _, location in dataset.names]
+    for split in recipe.split.all_folds:
+        training, validation = split.divide(*names, groups)
+        try:
+            require_labelled(class_counts, training, validation, recipe.classes)
+            require_drawable(
+                class_counts, recipe.training.sampling, recipe.classes, dataset.names, training
+            )
+        except RecipeError as error:
+            if split.folds is None:
+                raise
+            raise RecipeError(
+                f"split.folds: fold {split.fold} of {split.folds} cannot be trained. {error} Or "
+                "set another split.seed, or fewer folds."
+            ) from error
+
+
 def _use_threads(count: int | None) -> None:
     """Limit the threads of the backend of keras. None: no limit."""
     import keras
@@ -212,6 +259,9 @@ def _finished(store: Store, prepared: Prepared) -> TrainingResult | None:
             f"output: {store.uri(_STATE)} is not the record of a training ({error}). Name another "
             "folder, or remove it."
         ) from error
+    if finished is None and not checkpoint.exists(store):
+        # It ended before its first checkpoint: nothing is lost if it begins with other settings.
+        return None
     if data != prepared.data:
         changed.append("the images or masks")
     if changed:

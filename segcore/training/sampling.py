@@ -17,6 +17,7 @@ import numpy as np
 
 from maskloom.segcore.geometry import Box, per_axis
 from maskloom.segcore.training.augment import Geometry, Mixture, Patch, PixelChange
+from maskloom.segcore.training.balance import chosen
 from maskloom.segcore.training.class_counts import cell_of
 from maskloom.segcore.training.warping import Warp
 
@@ -99,6 +100,8 @@ class SamplingOptions:
     balance: float
     seed: int
     augmentation: tuple[Augmentation, ...] = ()
+    class_rates: tuple[float, ...] = ()
+    """How often to draw around each class, relative to each other. Empty: all alike."""
 
 
 class Sampler:
@@ -127,7 +130,10 @@ class Sampler:
         self._places = np.concatenate(places)
         by_cell = np.concatenate(counts)
         self._anywhere = np.cumsum(by_cell.sum(axis=1))
-        self._by_class = [np.cumsum(column) for column in by_cell.T if column.any()]
+        rates = options.class_rates or (1.0,) * by_cell.shape[1]
+        drawable = [i for i, rate in enumerate(rates) if rate and by_cell[:, i].any()]
+        self._by_class = [np.cumsum(by_cell[:, i]) for i in drawable]
+        self._shares = np.cumsum([rates[i] for i in drawable])
 
     @property
     def pixels(self) -> int:
@@ -183,7 +189,7 @@ class Sampler:
         """An image and a pixel of it as the middle of a patch."""
         sums = self._anywhere
         if random.random() < self._options.balance:
-            sums = self._by_class[int(random.integers(len(self._by_class)))]
+            sums = self._by_class[chosen(self._shares, random)]
         cell = int(np.searchsorted(sums, random.integers(int(sums[-1])), side="right"))
         number, *corner = (int(value) for value in self._places[cell])
         patch_shape, middle = self._options.patch_shape, []

@@ -4,7 +4,7 @@ of the classes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ import numpy as np
 from maskloom.segcore.annotations import label_mapping
 from maskloom.segcore.annotations.metrics import Confusion, mean_of_known
 from maskloom.segcore.deep.inference.patches import sides_of
+from maskloom.segcore.deep.networks.vectors import logits_of
 from maskloom.segcore.errors import RecipeError
 from maskloom.segcore.figures.training import Curve, Example, shown
 from maskloom.segcore.geometry import Box, sizes_text
@@ -131,6 +132,11 @@ class SemanticTask:
         """Name of the score."""
         return "mean IoU"
 
+    def network(self) -> Any:
+        """The network to train."""
+        setup = self.setup
+        return setup.recipe.network.build(setup.channels, len(setup.recipe.classes))
+
     def trainer(self, model: Any) -> Any:
         """The network up to its logits, and the loss."""
         import keras
@@ -138,7 +144,7 @@ class SemanticTask:
         setup = self.setup
         counts = setup.class_counts.classes[list(setup.training)].sum(axis=0)
         wanted = setup.recipe.loss
-        return keras.Model(model.inputs, _logits_of(model)), loss_of(
+        return keras.Model(model.inputs, logits_of(model)), loss_of(
             wanted, class_weights(wanted, counts)
         )
 
@@ -149,6 +155,18 @@ class SemanticTask:
     def measure(self, trainer: Any, most: int | None, on_progress: OnProgress) -> MeasuredEpoch:
         """IoU of all classes, and the mean cross-entropy of labelled pixels; with all windows, the
         calibration of the scores too.
+        """
+        return self._measured(trainer, most, on_progress)
+
+    def _measured(
+        self,
+        trainer: Any,
+        most: int | None,
+        on_progress: OnProgress,
+        observe: Callable[[int, Box, NDArray[np.float32]], None] | None = None,
+    ) -> MeasuredEpoch:
+        """As `measure`; `observe` gets each image's number, window, and output of the network,
+        which begins with the logits of the classes.
         """
         setup = self.setup
         windows = [
@@ -161,9 +179,12 @@ class SemanticTask:
         sample = _Sample(max(1, min(_SAMPLED, _SAMPLED_SCORES // classes) // max(1, len(windows))))
         for start in range(0, len(windows), size):
             some = windows[start : start + size]
-            for (_, box, counted), labels, logits in zip(
+            for (number, box, counted), labels, output in zip(
                 some, *self._predict(trainer, some), strict=True
             ):
+                if observe is not None:
+                    observe(number, box, output)
+                logits = output[..., :classes]
                 cut = counted.relative_to(setup.patch_shape.output(box)).slices
                 known = labels[cut] < classes
                 truth = np.where(known, labels[cut].astype(np.int64), label_mapping.VOID)
@@ -184,10 +205,13 @@ class SemanticTask:
 
     def card(self, model: Any, sha256: str, about: Mapping[str, Any]) -> Card:
         """The card of the network, with its receptive field and stride as measured."""
+        return self._card(model, sha256, about)
+
+    def _card(self, model: Any, sha256: str, about: Mapping[str, Any], vectors: int = 0) -> Card:
         from maskloom.segcore.deep.inference.files.examine import card_of_model
 
-        recipe = self.setup.recipe
-        return card_of_model(model, recipe.kind, recipe.classes, self.setup.scaling, sha256, about)
+        recipe, scaling = self.setup.recipe, self.setup.scaling
+        return card_of_model(model, recipe.kind, recipe.classes, scaling, sha256, about, vectors)
 
     def examples(self, trainer: Any) -> list[Example]:
         """The middles of some validation images; of volumes, those of their middle planes."""
@@ -300,18 +324,4 @@ def _cross_entropy(labels: NDArray[np.uint8], logits: NDArray[np.float32]) -> fl
     values -= values.max(axis=-1, keepdims=True)
     return float(
         (np.log(np.exp(values).sum(axis=-1)) - values[np.arange(len(labels)), labels]).sum()
-    )
-
-
-def _logits_of(model: Any) -> Any:
-    """Input of the network's last softmax; without one, the logarithm of its probabilities, which
-    has the same softmax.
-    """
-    import keras
-
-    last = model.layers[-1]
-    if isinstance(last, keras.layers.Softmax):
-        return last.input
-    return keras.ops.log(
-        keras.ops.maximum(keras.ops.cast(model.outputs[0], "float32"), keras.backend.epsilon())
     )

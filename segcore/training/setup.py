@@ -1,7 +1,7 @@
 """The setup of a training, and the protocols of its parts.
 
 A `TrainingTask` is a kind of network in training: the arguments of its steps, its measures and its
-pictures. There are two, `semantic` and `instances`; `segcore.training.loop` knows neither.
+pictures. There are three, `semantic`, `flow` and `instances`; `segcore.training.loop` knows none.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from maskloom.segcore.training.checkpoint import TrainingState
     from maskloom.segcore.training.class_counts import ClassCounts
     from maskloom.segcore.training.dataset import Dataset
+    from maskloom.segcore.training.initial import Initial
     from maskloom.segcore.training.recipe import TrainingRecipe
     from maskloom.segcore.training.sampling import Batch, PatchShape
 
@@ -42,6 +43,8 @@ class TrainingSetup:
     """Numbers of the images to validate on."""
     patch_shape: PatchShape
     channels: int
+    initial: Initial | None = None
+    """The network to start from. None: random weights."""
 
     @property
     def steps(self) -> int:
@@ -92,6 +95,10 @@ class TrainingTask(Protocol):
     @property
     def score_name(self) -> str:
         """Name of the score."""
+        ...
+
+    def network(self) -> Any:
+        """The keras model to train, with new weights."""
         ...
 
     def trainer(self, model: Any) -> Any:
@@ -146,4 +153,8 @@ class ProgressMonitor(Protocol):
 
     def epoch(self, record: Mapping[str, Any]) -> None:
         """An epoch is done; `record` is its entry in the history."""
+        ...
+
+    def look(self, location: str) -> None:
+        """A picture of predictions after the first epoch is written."""
         ...

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from maskloom.segcore.errors import RecipeError
-from maskloom.segcore.training import instances, semantic
+from maskloom.segcore.training import flow, instances, semantic
 from maskloom.segcore.training.labels import Instances
 
 if TYPE_CHECKING:
@@ -24,6 +24,11 @@ def patch_shape_of(recipe: TrainingRecipe, channels: int, axes: int) -> PatchSha
     """
     if axes > 2 and isinstance(recipe.labels, Instances) and recipe.labels.border is not None:
         raise RecipeError("labels.border: borders are found in images, not in volumes. Remove it.")
+    if axes > 2 and flow.is_flow(recipe.labels):
+        raise RecipeError(
+            "labels.target: flow is learned from images, and these are volumes. Write their planes "
+            "as images, or remove it."
+        )
     if recipe.kind not in _OBJECTS:
         return semantic.patch_shape_of(recipe, channels, axes)
     if axes > 2:
@@ -31,18 +36,22 @@ def patch_shape_of(recipe: TrainingRecipe, channels: int, axes: int) -> PatchSha
             f"images: {recipe.kind} is trained on images, and these are volumes. Write their "
             "planes as images, or use another network."
         )
-    if not isinstance(recipe.labels, Instances) or recipe.labels.border is not None:
+    if (
+        not isinstance(recipe.labels, Instances)
+        or recipe.labels.border is not None
+        or flow.is_flow(recipe.labels)
+    ):
         raise RecipeError(
             f"labels: {recipe.kind} learns objects. Set labels: {{kind: instances}}, without "
-            "`border`."
+            "`border` and `target`."
         )
     return instances.patch_shape_of(recipe)
 
 
 def task_of(setup: TrainingSetup) -> TrainingTask:
     """The task of a setup."""
-    return (
-        instances.InstanceTask(setup)
-        if setup.recipe.kind in _OBJECTS
-        else semantic.SemanticTask(setup)
-    )
+    if setup.recipe.kind in _OBJECTS:
+        return instances.InstanceTask(setup)
+    if flow.is_flow(setup.recipe.labels):
+        return flow.FlowTask(setup)
+    return semantic.SemanticTask(setup)

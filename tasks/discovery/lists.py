@@ -69,6 +69,57 @@ def read_dated(entry: str, content: bytes) -> tuple[list[str], dict[str, str]]:
     return uris, dates
 
 
+def read_column(entry: str, content: bytes, column: str) -> dict[str, str]:
+    """The text in a column of a list (.csv or .parquet), for each input that it names; inputs
+    without one are left out. Raises `RecipeError` if the list has no such column, or cannot be
+    read.
+    """
+    if without_query(entry).lower().endswith(".parquet"):
+        names, columns = _columns_of_parquet(entry, content, column)
+    else:
+        names, columns = _columns_of_csv(entry, _decoded(entry, content), column)
+    if column not in columns:
+        raise RecipeError(
+            f"The list {entry!r} has no column {column!r}; it has "
+            f"{', '.join(columns)[:200] or 'none'}."
+        )
+    return {name: text for name, text in names if name and text}
+
+
+def _columns_of_csv(entry: str, text: str, column: str) -> tuple[list[tuple[str, str]], list[str]]:
+    """Each row's input and text in this column, and the names of all columns."""
+    separator, text = _separated(entry, text)
+    header = [
+        name.strip() for name in next(csv.reader([text.splitlines()[0]], delimiter=separator))
+    ]
+    if column not in header:
+        return [], header
+    places = _fields(header).index(COLUMN), header.index(column)
+    rows = [row for row in _rows(entry, text, separator) if len(row) > max(places)]
+    return [(row[places[0]].strip(), row[places[1]].strip()) for row in rows], header
+
+
+def _columns_of_parquet(
+    entry: str, content: bytes, column: str
+) -> tuple[list[tuple[str, str]], list[str]]:
+    """As `_columns_of_csv`."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(pa.BufferReader(content), pre_buffer=False) as file:
+            header = file.schema_arrow.names
+            if column not in header or COLUMN not in header:
+                return [], header
+            found = file.read(columns=[COLUMN, column], use_threads=False)
+    except (pa.ArrowException, OSError) as error:
+        raise RecipeError(
+            f"inputs: the list {entry!r} cannot be read as Parquet: {error}. Write it again."
+        ) from error
+    rows = zip(found[COLUMN].to_pylist(), found[column].to_pylist(), strict=True)
+    return [(str(uri or ""), "" if text is None else str(text)) for uri, text in rows], header
+
+
 def _date(entry: str, uri: str, said: object) -> str:
     """A date in a list as text in UTC. Raises `RecipeError`."""
     found = utc_text(said) if isinstance(said, datetime) else from_iso(str(said))
@@ -147,7 +198,10 @@ def _decoded(entry: str, content: bytes) -> str:
         return content.decode("utf-8", "surrogateescape")
 
 
-def _from_csv(entry: str, text: str, dates: dict[str, str]) -> Iterator[str]:
+def _separated(entry: str, text: str) -> tuple[str, str]:
+    """The separator of CSV text, and the text from its header on. Raises `RecipeError` without one
+    column that names the inputs.
+    """
     # Excel may write the separator in a line before the header.
     declared, _, rest = text.partition("\n")
     if declared.strip().lower().startswith("sep=") and len(declared.strip()) <= len("sep=x"):
@@ -161,8 +215,14 @@ def _from_csv(entry: str, text: str, dates: dict[str, str]) -> Iterator[str]:
     if separator is None:
         _refuse_columns(entry, *max(columns.items(), key=lambda item: len(item[1])))
     _require_one(entry, columns[separator])
-    place, empty = columns[separator].index(COLUMN), 0
-    dated = columns[separator].index(DATES) if DATES in columns[separator] else None
+    return separator, text
+
+
+def _from_csv(entry: str, text: str, dates: dict[str, str]) -> Iterator[str]:
+    separator, text = _separated(entry, text)
+    columns = _fields(next(csv.reader([text.splitlines()[0]], delimiter=separator)))
+    place, empty = columns.index(COLUMN), 0
+    dated = columns.index(DATES) if DATES in columns else None
     for row in _rows(entry, text, separator):
         if len(row) > place and (uri := row[place].strip()):
             if dated is not None and len(row) > dated and row[dated].strip():

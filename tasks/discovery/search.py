@@ -179,7 +179,10 @@ class Search:
 
     def _match(self, fs: Any, path: str, wild: int) -> None:
         root = posixpath.dirname(path[:wild])
-        found = fs.glob(path, detail=True)
+        found = {
+            name: _of_target(fs, info) if info.get("islink") else info
+            for name, info in fs.glob(path, detail=True).items()
+        }
         images: tuple[str, ...] = ()
         for name, info in found.items():
             folder = name.rstrip("/")
@@ -234,6 +237,8 @@ class Search:
             with contextlib.suppress(OSError), os.scandir(current) as entries:
                 for entry in entries:
                     info = fs.info(entry)
+                    if entry.is_symlink():
+                        info = _of_target(fs, info)
                     if info["type"] == "directory":
                         waiting.append(info["name"])
                     else:
@@ -399,6 +404,14 @@ def _found(fs: Any, name: str, info: Mapping[str, Any]) -> tuple[str, FoundImage
     version = version_of(info) if info else ABSENT
     size = int(info.get("size") or 0)
     return uri, FoundImage(None if address == uri else address, version, size)
+
+
+def _of_target(fs: Any, link: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What a local store says of the file that a link names, whose version workers compare: fsspec
+    gives the time of the link. Of links to anything else, what it says of the link.
+    """
+    found = info_of(fs, link["name"])
+    return found if found.get("type") == "file" else link
 
 
 def _is_sniffed(name: str) -> bool:

@@ -70,6 +70,12 @@ SLOW = (
     "stac.md",
     "evaluation.md",
     "extending.md",
+    "features.md",
+    "inputs.md",
+    "outputs.md",
+    "recipes.md",
+    "scores.md",
+    "vectors.md",
     "python.md",
     "report.md",
     "zones.md",
@@ -83,8 +89,8 @@ SLOW = (
 """Pages whose commands other tests run too: README.md has those of the first steps,
 tests/flows/test_train.py trains, and tests/pipeline has runs of networks, of every format and
 segmenter, of objects, of zones, of alerts, of STAC, of the audit and on clusters; evaluation,
-samples, change, reports, Python and plug-ins (tests/segcore/test_plugins.py) have tests of their
-own. The guides read tables by other programs.
+samples, change, reports, scores, features, vectors, tables, Python and plug-ins
+(tests/segcore/test_plugins.py) have tests of their own. The guides read tables by other programs.
 """
 
 

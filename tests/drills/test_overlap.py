@@ -127,6 +127,7 @@ def test_the_same_on_s3(folder, s3_bucket):
     assert_once(folder / "fetched", 6)
 
 
+@pytest.mark.nightly
 def test_a_run_that_sleeps_in_the_midst_of_its_commit_is_helped_and_does_no_harm_when_it_wakes(
     folder,
 ):

@@ -14,11 +14,21 @@ import pytest
 import yaml
 from PIL import Image
 from several_files import Film, save_rows
+from training_support import (
+    TINY,
+    Killed,
+    Watch,
+    blocks,
+    kill,
+    made,
+    patch_shape_of,
+    prepared,
+    weights,
+)
 from typer.testing import CliRunner
 
 from maskloom.flows import train as flow
 from maskloom.flows.cli import app
-from maskloom.flows.progress import Quiet, TrainingProgress
 from maskloom.flows.recipes import run as run_recipes
 from maskloom.flows.recipes import training as training_recipes
 from maskloom.segcore import formats
@@ -28,19 +38,9 @@ from maskloom.segcore.geometry import Box
 from maskloom.segcore.models.protocols import SEGMENTERS
 from maskloom.segcore.raster.spec import FORMATS
 from maskloom.segcore.training import semantic
+from maskloom.segcore.training.dataset import Dataset
 from maskloom.segcore.training.pairs import data_digest, file_digests, find_pairs
 from maskloom.segcore.training.run import TrainingResult, prepare, train
-
-TINY = {
-    "images": "images",
-    "masks": "masks",
-    "output": "out",
-    "network": {"kind": "unet", "width": 2, "depth": 1, "dropout": 0.2},
-    "classes": ["dark", "bright"],
-    "split": {"validation": 0.25},
-    "training": {"patch": 16, "batch": 2, "steps": 4, "epochs": 3, "rate": 0.02},
-}
-
 
 COLOURS = {"dark": "#12305a", "bright": "#e07b10"}
 
@@ -51,47 +51,13 @@ def measured_once(monkeypatch):
     monkeypatch.setattr(semantic, "patch_shape_of", patch_shape_of)
 
 
-def patch_shape_of(recipe, channels, axes, *, measure=semantic.patch_shape_of, known={}):  # noqa: B006  what is known is kept on purpose
-    key = (recipe.network, recipe.training.patch, channels, axes, recipe.classes)
-    if key not in known:
-        known[key] = measure(recipe, channels, axes)
-    return known[key]
-
-
 @pytest.fixture
 def folder(tmp_path):
-    """Four pictures of blocks whose bright pixels are to be found."""
-    random = np.random.default_rng(0)
-    for kind in ("images", "masks"):
-        (tmp_path / kind).mkdir()
-    for i in range(4):
-        mask = np.kron(random.integers(0, 2, (6, 7)), np.ones((8, 8))).astype(np.uint8)
-        pixels = np.clip(60 + 120 * mask + random.normal(0, 10, mask.shape), 0, 255).astype(
-            np.uint8
-        )
-        mask[0, :5] = 255
-        Image.fromarray(pixels).save(tmp_path / "images" / f"{i}.png")
-        Image.fromarray(mask).save(tmp_path / "masks" / f"{i}.png")
-    return tmp_path
+    return blocks(tmp_path)
 
 
 def digest_of(pairs):
     return data_digest(pairs, file_digests(pairs, lambda *_: None))
-
-
-def made(folder: Path, *changes: str, **keys):
-    document = yaml.safe_load(yaml.safe_dump({**TINY, **keys}))
-    return training_recipes.make({"name": "tiny", **document}, folder, changes)
-
-
-def prepared(training_run):
-    return prepare(
-        training_run.recipe,
-        flow.sources(training_run),
-        training_run.settings,
-        Watch(),
-        lambda: False,
-    )
 
 
 def test_inputs_of_a_training_are_looked_at_as_those_of_a_run(folder, caplog):
@@ -108,42 +74,6 @@ def test_inputs_of_a_training_are_looked_at_as_those_of_a_run(folder, caplog):
         RecipeError, match=r"training\.epoch: unknown key\. Did you mean `epochs`\?"
     ):
         made(folder, "training.epoch=3")
-
-
-class Watch(TrainingProgress):
-    """Does something after a step, (epoch, step) from 1, or when an epoch is measured, (epoch,
-    "measured").
-    """
-
-    def __init__(self, moment=(0, 0), act=lambda: None):
-        super().__init__(Quiet())
-        self.moment, self.act, self.seen, self.said = moment, act, [], []
-
-    def say(self, text):
-        self.said.append(text)
-
-    def step(self, epoch, step, loss):
-        self.seen.append((epoch, step))
-        if (epoch, step) == self.moment:
-            self.act()
-
-    def measured(self, windows, of):
-        if self.seen and self.moment == (self.seen[-1][0], "measured"):
-            self.act()
-
-
-class Killed(BaseException):
-    pass
-
-
-def kill():
-    raise Killed
-
-
-def weights(folder: Path) -> list[np.ndarray]:
-    import keras
-
-    return keras.saving.load_model(folder / "tiny.keras", compile=False).get_weights()
 
 
 def test_a_training_ends_the_same_however_often_it_was_stopped_killed_and_lengthened(folder):
@@ -212,6 +142,7 @@ def test_the_command_trains_once_goes_on_for_more_epochs_and_tells_how_to_use_th
         "--set",
         "training.patch=28",
         "--quiet",
+        "--no-whole-images",
     ]
     command = ["train", str(folder / "training.yaml"), *flags, "--set"]
     first = run(app, [*command, "training.epochs=1"])
@@ -219,7 +150,7 @@ def test_the_command_trains_once_goes_on_for_more_epochs_and_tells_how_to_use_th
     assert "at epoch 1, the best of 1" in first.stdout
     assert "-s unet -p weights=" in first.stdout
     made_files = sorted(path.name for path in (folder / "out").iterdir())
-    records = ["training_history.json", "training_state.json"]
+    records = ["training_history.json", "training_log.csv", "training_state.json"]
     assert made_files == [
         "checkpoint",
         "curves.png",
@@ -337,6 +268,41 @@ def test_checks_before_training_can_be_stopped(folder):
             watch,
             stop.is_set,
         )
+
+
+def test_what_an_earlier_check_has_found_is_not_looked_for_again(folder, monkeypatch):
+    monkeypatch.setenv("MASKLOOM_CACHE", str(folder / "cache"))
+    decoded, strips = [], Dataset.strips
+    monkeypatch.setattr(
+        Dataset,
+        "strips",
+        lambda self, number, multiple: decoded.append(number) or strips(self, number, multiple),
+    )
+
+    def check(*changes):
+        decoded.clear()
+        found = prepared(made(folder, *changes))
+        cells = [each.tolist() for each in found.setup.class_counts.cells]
+        return decoded.copy(), cells, found.data
+
+    first = check()
+    assert first[0] == [0, 1, 2, 3]
+    assert check() == ([], *first[1:])
+    # By all that decides it: the classes, and each file.
+    assert check("labels.void=[255, 7]")[0] == [0, 1, 2, 3]
+    changed = np.array(Image.open(folder / "masks" / "2.png"))
+    changed[:9] = 0
+    Image.fromarray(changed).save(folder / "masks" / "2.png")
+    again = check()
+    assert again[0] == [2]
+    assert sum(np.array(again[1][2]).sum((0, 1))) > sum(np.array(first[1][2]).sum((0, 1)))
+    assert again[2] != first[2]
+    for path in (folder / "cache" / "training").iterdir():
+        path.write_bytes(path.read_bytes()[:200])
+    assert check() == ([0, 1, 2, 3], *again[1:])
+    assert check() == ([], *again[1:])
+    monkeypatch.setenv("MASKLOOM_CACHE", "")
+    assert check()[0] == [0, 1, 2, 3]
 
 
 def test_what_is_measured_is_what_the_model_says_of_whole_images(folder):
@@ -593,6 +559,56 @@ def test_objects_are_learned_end_to_end(folder):
     assert MaskRcnnObjects(weights=learned.model).start().classes == ("dark", "bright")
 
 
+def touching(random):
+    """Cells in pairs that share a side: pixels, and one number for each."""
+    ids = np.zeros((48, 64), np.uint16)
+    for number, (top, left) in enumerate([(3, 4), (26, 8), (8, 34), (30, 36)], 7):
+        ids[top : top + 14, left : left + 9] = 2 * number
+        ids[top : top + 14, left + 9 : left + 20] = 2 * number + 1
+    rows, columns = np.indices(ids.shape)
+    pixels = 40 + 60 * (ids > 0)
+    for each in np.unique(ids[ids > 0]):
+        there = ids == each
+        away = np.hypot(rows - rows[there].mean(), columns - columns[there].mean())
+        pixels = pixels + np.where(there, 80 - 8 * away, 0)
+    return (pixels + random.normal(0, 4, ids.shape)).clip(0, 255).astype(np.uint8), ids
+
+
+@pytest.mark.nightly
+def test_touching_objects_are_learned_end_to_end(folder):
+    random = np.random.default_rng(2)
+    for i in range(4):
+        pixels, ids = touching(random)
+        save(folder, f"masks/{i}.png", ids)
+        save(folder, f"images/{i}.png", pixels)
+    training_run = made(
+        folder,
+        "training.patch=32",
+        "training.batch=4",
+        "training.epochs=6",
+        "training.steps=30",
+        labels={"kind": "instances", "target": "flow"},
+        network={"kind": "unet", "width": 8, "depth": 2, "normalisation": "batch"},
+    )
+    course = prepared(training_run)
+    learned = train(course, Watch(), lambda: False)
+    assert learned.score[0] == "AP@0.5"
+    card = Card.load((folder / "out" / "tiny.json").read_bytes(), "tiny.json")
+    assert (card.vectors, card.output, card.classes) == (2, "logits", ("dark", "bright"))
+    # That of the side of a cell.
+    assert card.about["largest_object"] == 14
+    words = shlex.split(flow.usage(training_run, learned))
+    assert words[words.index("-s") + 1] == "instances"
+    from maskloom.segcore.segmenters.instances import Instances
+    from maskloom.segcore.testing.segmenters import Picture, labelled
+
+    pixels, ids = touching(random)
+    model = Instances(learned.model, engine="tensorflow", precision="float32").start()
+    found = labelled(model, Picture(pixels[..., None], np.ones(ids.shape, bool)))
+    shared = [np.bincount(found[ids == each]).argmax() for each in np.unique(ids[ids > 0])]
+    assert len(set(shared) - {0}) == 8
+
+
 def drawn(course):
     from maskloom.segcore.training.sampling import Sampler, SamplingOptions
 
@@ -671,6 +687,20 @@ def test_how_to_use_a_model_can_be_pasted(folder):
         "-p",
         "bands=[1]",
     ]
+
+
+def test_vectors_are_learned_of_objects_in_images_only(folder):
+    training_run = made(folder, labels={"kind": "instances", "target": "flow"})
+    # Cross-entropy and Dice are its usual loss.
+    assert (training_run.recipe.loss.cross_entropy, training_run.recipe.loss.dice) == (1, 1)
+    for labels, message in (
+        ({"kind": "instances", "target": "flow", "border": "edge"}, "border"),
+        ({"kind": "polygons", "target": "flow"}, "objects: true"),
+        ({"kind": "instances", "target": "flows"}, "target"),
+        ({"kind": "index", "target": "flow"}, "target"),
+    ):
+        with pytest.raises(RecipeError, match=message):
+            made(folder, labels=labels)
 
 
 @pytest.mark.parametrize(

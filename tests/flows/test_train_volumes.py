@@ -193,7 +193,7 @@ def test_models_are_used_in_any_tiling_by_any_workers(folder, changes, monkeypat
     recipe = folder / "train.yaml"
     recipe.write_text(yaml.safe_dump(TINY))
     flags = [part for change in changes for part in ("--set", change)]
-    told = run(app, ["train", str(recipe), *flags])
+    told = run(app, ["train", str(recipe), "--no-whole-images", *flags])
     assert told.exit_code == 0, told.output
     weights = folder / "out" / "balls.keras"
     assert f"-s unet -p weights={weights}" in told.output

@@ -42,9 +42,11 @@ def kind_of(case: Case) -> str:
 
 def runs() -> list[Any]:
     """Every case with both tiles, with one and with two workers. Large tiles are for the night, and
-    two workers but for the first case of each segmenter without TensorFlow.
+    two workers but for a model of all images, an object mask and a threshold:
+    tests/pipeline/test_run.py and its neighbours compare workers and tiles too.
     """
-    first = {kind_of(case): case for case in CASES[::-1] if not case.network}.values()
+    kinds = ("kmeans", "watershed", "threshold")
+    first = [next(case for case in CASES if kind_of(case) == kind) for kind in kinds]
     return [
         pytest.param(
             case,

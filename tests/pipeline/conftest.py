@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,10 +43,10 @@ class Collection:
         return path
 
 
-@pytest.fixture
-def collection(tmp_path: Path) -> Collection:
+@pytest.fixture(scope="session")
+def six_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Six images of five kinds: projected, geographic with nodata, plain TIFF, PNG, JPEG."""
-    images = tmp_path / "images"
+    images = tmp_path_factory.mktemp("six") / "images"
     (images / "scenes").mkdir(parents=True)
     scene = photograph(*SCENE)
     write_tiff(
@@ -67,6 +68,13 @@ def collection(tmp_path: Path) -> Collection:
     Image.fromarray(scene[:300, :500]).save(images / "photo.png")
     Image.fromarray(scene[200:520, 100:600]).save(images / "photo.jpg", quality=92)
     Image.fromarray(scene[:1, :1]).save(images / "pixel.png")
+    return images
+
+
+@pytest.fixture
+def collection(six_images: Path, tmp_path: Path) -> Collection:
+    """A copy of the six images, to be changed at will."""
+    shutil.copytree(six_images, tmp_path / "images", copy_function=shutil.copyfile)
     return Collection(tmp_path)
 
 

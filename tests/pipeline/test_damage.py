@@ -123,7 +123,11 @@ def test_verify_names_what_is_damaged_and_its_advice_heals_it(
 
 @pytest.mark.parametrize(
     ("pattern", "damage"),
-    [damage for damage in DAMAGES if damage[0] in ("tables/images/*.parquet", "runs/head.json")],
+    [
+        pytest.param(*damage, marks=[pytest.mark.nightly] * (damage[1] in (cut, empty)))
+        for damage in DAMAGES
+        if damage[0] in ("tables/images/*.parquet", "runs/head.json")
+    ],
 )
 def test_status_and_run_name_it_too_without_a_traceback(
     collection, recipe, maskloom, pattern, damage

@@ -702,6 +702,7 @@ def test_a_cluster_without_workers_ends_the_run(monkeypatch: pytest.MonkeyPatch)
             )
 
 
+@pytest.mark.nightly
 def test_a_worker_that_is_slow_to_start_again_is_not_given_up(tmp_path: Path) -> None:
     import dask
 

@@ -98,7 +98,10 @@ def test_each_image_of_a_file_has_rows_a_mask_and_a_preview(tmp_path, command, m
     assert status.splitlines()[:3] == ["done 13", "failed 0", "left 0"]
 
 
-@pytest.mark.parametrize(("before", "after"), [(12, 10), (1, 3), (3, 1), (3, 3)])
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [(12, 10), (1, 3), *(pytest.param(3, after, marks=pytest.mark.nightly) for after in (1, 3))],
+)
 def test_a_file_that_changes_leaves_nothing_of_what_it_was(
     inputs, tmp_path, command, maskloom, before, after
 ):
@@ -148,7 +151,13 @@ def test_many_shards_and_a_kill_between_them(inputs, tmp_path, command, maskloom
     assert_whole(tmp_path / "out", frames, maskloom, {"b"})
 
 
-@pytest.mark.parametrize("first", ["film", "picture", "both"])
+FIRST = ("film", "picture", "both")
+
+
+@pytest.mark.parametrize(
+    "first",
+    [*(pytest.param(one, marks=pytest.mark.nightly) for one in ("film", "picture")), "both"],
+)
 def test_a_neighbour_whose_name_is_the_id_of_an_image_in_a_file(
     tmp_path, command, inputs, maskloom, first
 ):

@@ -78,3 +78,19 @@ def test_where_nobody_knows_the_memory_every_picture_is_tried(tmp_path, maskloom
         "cluster.kind=serial",
     )
     assert maskloom(*command).exit_code == 0
+
+
+def test_a_network_that_no_worker_can_hold_is_refused_before_the_first_image(
+    tmp_path, maskloom, monkeypatch
+):
+    Image.fromarray(photograph(30, 40)).save(tmp_path / "small.png")
+    command = ("segment", tmp_path / "small.png", "-o", tmp_path / "out", "-s", "unet")
+    command = (*command, "-p", "weights=nuclei", "--no-prefect", "--set", "cluster.kind=serial")
+    available(monkeypatch, WORKER_BYTES + 500_000_000)
+    refused = maskloom(*command)
+    assert refused.exit_code == 2
+    assert "segmenter: its network, the libraries that run it and one patch need" in refused.output
+    assert "a worker has 0.8 GB" in refused.output
+    assert not list((tmp_path / "out").glob("masks/*"))
+    # A tile is not to blame, so no smaller one is proposed.
+    assert "tile: a tile" not in refused.output

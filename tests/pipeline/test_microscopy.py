@@ -75,7 +75,7 @@ def world(image: dict[str, Any], level: int, axes: str, index: np.ndarray) -> np
 
 
 @pytest.mark.parametrize("version", [2, 3])
-@pytest.mark.parametrize("level", [0, 1])
+@pytest.mark.parametrize("level", [pytest.param(0, marks=pytest.mark.nightly), 1])
 def test_masks_of_ome_zarr_lie_on_their_source_and_have_its_version(
     tmp_path, maskloom, version, level
 ):

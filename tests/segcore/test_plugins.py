@@ -40,7 +40,9 @@ def test_an_entry_point_adds_a_network_beside_ours(tmp_path: Path) -> None:
     installed(tmp_path, NETWORK)
     found = networks(tmp_path)
     assert found.returncode == 0, found.stderr
-    assert {"unet", "fcn", "deeplab", "mask_rcnn", "nothing"} == set(found.stdout.split())
+    assert {"unet", "fcn", "deeplab", "mask_rcnn", "segformer", "nothing"} == set(
+        found.stdout.split()
+    )
 
 
 @pytest.mark.parametrize(

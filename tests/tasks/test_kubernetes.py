@@ -103,7 +103,10 @@ def environment_of(deployment: dict[str, Any]) -> dict[str, str]:
     return {each["name"]: each["value"] for each in container_of(deployment)["env"]}
 
 
-@pytest.mark.parametrize("cluster", [PLAIN, FULL], ids=["plain", "full"])
+@pytest.mark.parametrize(
+    "cluster",
+    [pytest.param(PLAIN, marks=pytest.mark.nightly, id="plain"), pytest.param(FULL, id="full")],
+)
 def test_the_manifest_is_what_operator_and_kubernetes_take(cluster: KubernetesCluster) -> None:
     pytest.importorskip("dask_kubernetes")
     validate = pytest.importorskip("kubernetes_validate")

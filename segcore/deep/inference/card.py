@@ -202,6 +202,10 @@ class Card:
     output: Output = "scores"
     dimensions: int = 2
     """2: the network takes images, 3: volumes."""
+    vectors: int = 0
+    """2: behind the classes, each pixel has a vector x, y from the middle of its object, each
+    divided by the object's reach to that side (-1 to 1). 0: the network gives classes only.
+    """
     parameters: int = 0
     """Number of weights."""
     bytes_per_pixel: int = 2048
@@ -226,7 +230,8 @@ class Card:
     """Colours of classes in masks, by name, as `#rrggbb`. They decide no label."""
     about: Mapping[str, Any] = field(default_factory=dict, compare=False)
     """Provenance: data and their digest, licence, epochs, metrics, versions. Informative only,
-    except for `bands`, for `largest_object`, which sets the halo of `mask_rcnn`, and for `shares`.
+    except for `bands`, for `largest_object`, which sets the halo of `mask_rcnn`, and for `shares`
+    and `sizes`, of which warnings speak.
     """
 
     def __post_init__(self) -> None:
@@ -253,6 +258,7 @@ class Card:
             raise ValueError(f"temperature: expected a number above 0; got {self.temperature!r}")
         _check_count("channels", self.channels, 1, _LARGEST)
         _check_count("dimensions", self.dimensions, 2, 3)
+        self._check_vectors()
         if not self.reach.lengths <= {self.dimensions}:
             raise ValueError(
                 f"reach: expected numbers for {self.dimensions} axes; got "
@@ -260,6 +266,15 @@ class Card:
             )
         _check_count("parameters", self.parameters, 0, 10**12)
         _check_count("bytes_per_pixel", self.bytes_per_pixel, 1, 10**8)
+
+    def _check_vectors(self) -> None:
+        if self.vectors not in (0, self.dimensions) or (
+            self.vectors and (self.dimensions > 2 or self.output in ("labels", "objects"))
+        ):
+            raise ValueError(
+                "vectors: expected 2, beside scores of classes in a network of images, or 0; got "
+                f"{self.vectors!r}"
+            )
 
     def _check_colours(self) -> None:
         if not isinstance(self.colours, Mapping):
@@ -291,9 +306,20 @@ class Card:
 
         A range is (least, greatest), as fractions. None: unknown.
         """
-        recorded = self.about.get("shares")
+        return self._ranges("shares", 1.0)
+
+    @property
+    def sizes(self) -> tuple[tuple[float, float] | None, ...]:
+        """Range of the median size of the objects of each class in a training image, by class id.
+
+        A range is (least, greatest), in pixels. None: unknown.
+        """
+        return self._ranges("sizes", _GREATEST)
+
+    def _ranges(self, of: str, most: float) -> tuple[tuple[float, float] | None, ...]:
+        recorded = self.about.get(of)
         known = recorded if isinstance(recorded, Mapping) else {}
-        return tuple(_range(known.get(name)) for name in self.classes)
+        return tuple(_range(known.get(name), most) for name in self.classes)
 
     def caution(
         self, weights: str, classes: Sequence[str], shares: Mapping[str, float]
@@ -322,10 +348,37 @@ class Card:
             f"{weights} may not suit this kind of image: {', '.join(unusual)}. Look at the preview"
         )
 
+    def caution_of_sizes(
+        self, weights: str, classes: Sequence[str], sizes: Mapping[str, float]
+    ) -> str | None:
+        """Warn if the median size of the objects of a class in an image lies outside the range seen
+        in training.
+
+        `weights` is the name shown to the user, `sizes` maps class names to pixels. Returns None if
+        the sizes were seen in training.
+        """
+        unusual = [
+            f"{name} {sizes[name]:.6g} pixels (in training {seen[0]:.6g} to {seen[1]:.6g})"
+            for name, seen in zip(classes, self.sizes, strict=False)
+            if name in sizes and seen is not None and not seen[0] <= sizes[name] <= seen[1]
+        ]
+        if not unusual:
+            return None
+        return (
+            f"{weights} may not suit objects of this size: the median is {', '.join(unusual)}. "
+            "Look at the preview"
+        )
+
     @property
     def output_channels(self) -> int:
-        """Numbers per pixel in the output: one per class, or one probability or class id."""
-        return 1 if self.output in ("sigmoid", "labels") else len(self.classes)
+        """Numbers per pixel in the output: one per class, or one probability or class id; then
+        the vector.
+        """
+        return (1 if self.output in ("sigmoid", "labels") else len(self.classes)) + self.vectors
+
+    def class_part(self, output: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The output (..., class) without the vectors, as a view."""
+        return output[..., : output.shape[-1] - self.vectors]
 
     def dump(self) -> bytes:
         """Return the card as the contents of a JSON file."""
@@ -335,6 +388,8 @@ class Card:
             del fields["colours"]
         if self.temperature == 1.0:
             del fields["temperature"]
+        if self.vectors == 0:
+            del fields["vectors"]
         return (json.dumps({"card": 1, **fields}, indent=1) + "\n").encode()
 
     @classmethod
@@ -373,26 +428,26 @@ class Card:
 
 
 def card_name(weights: str) -> str:
-    """Return the location of the card of a weights file.
+    """Return the location of the card of a weights file or folder.
 
     >>> card_name("s3://models/nuclei.keras")
     's3://models/nuclei.json'
     """
+    weights = weights.rstrip("/")
     stem, dot, suffix = weights.rpartition(".")
     return (stem if dot and "/" not in suffix else weights) + _SUFFIX
 
 
-def _range(recorded: object) -> tuple[float, float] | None:
-    """Two ascending fractions; None for anything else."""
+def _range(recorded: object, most: float) -> tuple[float, float] | None:
+    """Two ascending numbers from 0 to `most`; None for anything else."""
     if (
         not isinstance(recorded, list | tuple)
         or len(recorded) != 2
-        or not all(isinstance(share, int | float) for share in recorded)
+        or not all(isinstance(value, int | float) for value in recorded)
     ):
         return None
-    return (
-        (float(recorded[0]), float(recorded[1])) if 0 <= recorded[0] <= recorded[1] <= 1 else None
-    )
+    least, greatest = map(float, recorded)
+    return (least, greatest) if 0 <= least <= greatest <= most else None
 
 
 def _check_count(name: str, value: object, least: int, most: int) -> None:

@@ -56,8 +56,13 @@ def split_pixels(patch: NDArray[np.float32], channels: int) -> NDArray[np.float3
     """
     if channels != 2 * patch.shape[-1]:
         return patch
-    high = (np.ascontiguousarray(patch).view(np.uint32) & np.uint32(0xFFFF0000)).view(np.float32)
-    return np.concatenate([high, patch - high], axis=-1)
+    from maskloom.segcore.kernels.pixels import split_floats
+
+    bands = patch.shape[-1]
+    pixels = np.ascontiguousarray(patch, np.float32).reshape(-1, bands)
+    parts = np.empty((len(pixels), channels), np.float32)
+    split_floats(pixels, pixels.view(np.uint32), parts, parts.view(np.uint32))
+    return parts.reshape(*patch.shape[:-1], channels)
 
 
 def from_network(

@@ -63,7 +63,7 @@ def test_the_environment_fills_variables(monkeypatch):
         make(inputs="${NO_SUCH}/x")
 
 
-NETWORKS = {"deeplab", "fcn", "mask_rcnn", "network", "unet"}
+NETWORKS = {"deeplab", "fcn", "instances", "mask_rcnn", "network", "unet"}
 HOLDING = {"connected_parts", "watershed", "ensemble"}
 
 

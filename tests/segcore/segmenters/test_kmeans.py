@@ -57,7 +57,13 @@ PHOTOS = {
 }
 
 
-@pytest.mark.parametrize("name", PHOTOS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.nightly] * (name not in ("few colours", "floats")))
+        for name in PHOTOS
+    ],
+)
 def test_scikit_learn_does_not_move_our_centres_nor_beat_them(name: str) -> None:
     picture = full(PHOTOS[name])
     rows = picture.pixels.reshape(-1, picture.pixels.shape[-1]).astype(float)

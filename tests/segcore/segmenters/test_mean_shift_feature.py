@@ -4,6 +4,7 @@ labels fast ways and slow alike.
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -179,8 +180,17 @@ def test_finds_known_clusters_in_order_of_luminance(dtype: str, kernel: Any) -> 
     assert model.classes == ("cluster_0", "cluster_1", "cluster_2", "cluster_3")
 
 
-@pytest.mark.parametrize("kernel", ["flat", "epanechnikov", "gaussian"])
-@pytest.mark.parametrize("name", ["astronaut", "coffee", "chelsea", "camera"])
+@pytest.mark.parametrize(
+    ("name", "kernel"),
+    [
+        pytest.param(name, kernel, marks=[pytest.mark.nightly] * (i % 4 > 0))
+        for i, (name, kernel) in enumerate(
+            itertools.product(
+                ("astronaut", "coffee", "chelsea", "camera"), ("flat", "epanechnikov", "gaussian")
+            )
+        )
+    ],
+)
 def test_photographs_get_a_useful_number_of_classes(name: str, kernel: Any) -> None:
     pixels = getattr(data, name)()[::2, ::2]
     picture = full(pixels if pixels.ndim == 3 else pixels[..., None])

@@ -71,8 +71,11 @@ PHOTOS = {
 @pytest.mark.parametrize(
     ("name", "form"),
     [
-        ("many colours", "full"),
-        *((name, form) for name in PHOTOS for form in FORMS if name != "many colours"),
+        pytest.param("many colours", "full", marks=pytest.mark.nightly),
+        *(("few colours", form) for form in FORMS),
+        *(("four bands", form) for form in FORMS[:2]),
+        *(pytest.param("four bands", form, marks=pytest.mark.nightly) for form in FORMS[2:]),
+        *(pytest.param("floats", form, marks=pytest.mark.nightly) for form in FORMS),
     ],
 )
 def test_agrees_with_scikit_learn(name: str, form: Any) -> None:

@@ -66,13 +66,18 @@ def unet(tmp_path_factory) -> str:
     return save(model, tmp_path_factory.mktemp("unet") / "small.keras", "unet")
 
 
+def completed(picture: np.ndarray, stride: int) -> np.ndarray:
+    """A picture completed to the stride by mirroring, as float32."""
+    height, width = picture.shape[:2]
+    sides = [(0, -height % stride), (0, -width % stride), (0, 0)]
+    return np.pad(picture, sides, mode="reflect").astype(np.float32)
+
+
 def whole_by_keras(weights: str, picture: np.ndarray, stride: int) -> np.ndarray:
     """Labels of the network on the whole image, completed to the stride by mirroring."""
     height, width = picture.shape[:2]
-    padded = np.pad(picture, [(0, -height % stride), (0, -width % stride), (0, 0)], mode="reflect")
-    scores = keras.saving.load_model(weights).predict(
-        padded[None].astype(np.float32) / 255, verbose=0
-    )[0]
+    network = keras.saving.load_model(weights)
+    scores = network.predict(completed(picture, stride)[None] / 255, verbose=0)[0]
     return scores[:height, :width].argmax(axis=-1)
 
 
@@ -124,6 +129,24 @@ def test_blended_windows_do_not_depend_on_tiles_either(unet):
     model = Unet(unet, windows="blended", **EXACTLY).start()
     assert model.exactness.value == "approximate"
     assert np.array_equal(check.labelled(model, PICTURE), check.labelled(model, PICTURE, (32, 32)))
+
+
+def test_patches_are_large_where_a_halo_would_waste_more_than_half(tmp_path):
+    def sides(channels: int = 1, **changes) -> tuple[int, ...]:
+        reach = ReceptiveField(changes.pop("halo", 107), 4)
+        card = Card("network", "", channels, CLASSES, Scaling(), reach, bytes_per_pixel=224)
+        (tmp_path / "any.keras").write_bytes(b"")
+        sha256 = Weights.of(str(tmp_path / "any.keras")).sha256
+        options = {name: changes.pop(name) for name in ("windows", "patch") if name in changes}
+        card = replace(card, sha256=sha256, **changes)
+        (tmp_path / "any.json").write_bytes(card.dump())
+        return Network(str(tmp_path / "any.keras"), **options).start().layout.sides
+
+    assert sides() == (1024, 1024)
+    # The halo is small, or the memory would be large, or the result would be another.
+    assert sides(halo=64) == sides(bytes_per_pixel=700) == (512, 512)
+    assert sides(windows="blended") == (512, 512)
+    assert sides(patch=256) == (256, 256)
 
 
 def test_models_are_values(unet):
@@ -219,6 +242,8 @@ def test_class_ids_of_windows_are_not_averaged(tmp_path):
     (block,) = picture.blocks(model)
     assert np.array_equal(model.scores(block).argmax(axis=-1), labels)
     assert not gives_scores(model)
+    with pytest.raises(RecipeError, match=r"flips: ids\.keras gives class ids"):
+        Network(model.weights.location, flips="both").start()
 
 
 def test_class_ids_without_a_class_are_refused(tmp_path):
@@ -269,6 +294,32 @@ def test_tiling_changes_no_bit_of_a_score(unet, temperature):
     for block in PICTURE.blocks(model, (32, 128)):
         found = block.tile.trim(model.segment_and_score(block)[1])
         assert np.array_equal(found, scores[block.tile.core.slices])
+
+
+@pytest.mark.parametrize("windows", ["exact", pytest.param("blended", marks=pytest.mark.nightly)])
+def test_flips_average_the_probabilities_of_keras_whatever_the_tiles(unet, windows):
+    model = Unet(unet, flips="both", windows=windows, **EXACTLY).start()
+    picture = check.Picture(PHOTO[:61, :70], np.ones((61, 70), bool), "rgb")
+    (whole,) = picture.blocks(model)
+    labels, scores = model.segment_and_score(whole)
+    assert np.array_equal(labels.values, scores.argmax(axis=-1))
+    for block in picture.blocks(model, (32, 64)):
+        assert np.array_equal(block.tile.trim(model.scores(block)), scores[block.tile.core.slices])
+    if windows == "exact":
+        network, pixels = keras.saving.load_model(unet), completed(picture.pixels, 4)
+        expected = np.mean(
+            [
+                network.predict(pixels[None, ::up, ::left] / 255, verbose=0)[0, ::up, ::left]
+                for up in (1, -1)
+                for left in (1, -1)
+            ],
+            axis=0,
+        )
+        np.testing.assert_allclose(scores, expected[:61, :70], atol=1e-5)
+    plain = replace(model, flips="none")
+    assert not np.allclose(plain.scores(whole), scores, atol=1e-3)
+    assert "flips" not in plain.provenance()
+    assert model.provenance()["flips"] == "both"
 
 
 def test_networks_stand_inside_other_segmenters(unet):

@@ -110,7 +110,9 @@ def test_an_engine_is_selected_on_a_cube(unet):
     assert len(made.choice.record.get("patch", [0] * 4)) == 4
 
 
-@pytest.mark.parametrize("options", [{"windows": "blended"}, {}])
+@pytest.mark.parametrize(
+    "options", [pytest.param({"windows": "blended"}, marks=pytest.mark.nightly), {}]
+)
 def test_blended_windows_do_not_depend_on_tiles_either(unet, tmp_path, options):
     """Asked for, or because the norms of the network span the volume."""
     weights = unet if options else saved(tmp_path, depth=1, normalisation="group")

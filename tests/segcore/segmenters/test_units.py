@@ -133,7 +133,13 @@ PHOTOS = {
 }
 
 
-@pytest.mark.parametrize("name", PHOTOS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.nightly] * (name not in ("16 bit", "floats")))
+        for name in PHOTOS
+    ],
+)
 def test_standardised_kmeans_is_scikit_learn_on_standardised_bands(name: str) -> None:
     picture = full(PHOTOS[name], "rgb")
     scaler = StandardScaler()

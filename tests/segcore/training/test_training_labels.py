@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -82,6 +84,25 @@ def test_border_is_where_two_objects_are_near(ids, reach):
         > 1
     )
     np.testing.assert_array_equal(found, np.where(near, 2, ids > 0))
+
+
+@given(
+    arrays.arrays(np.uint16, (9, 11), elements=st.sampled_from([0, 0, 1, 1, 2, 700])),
+    st.integers(1, 2),
+    st.integers(1, 2),
+)
+def test_outline_is_all_around_each_object_and_inside_it(ids, reach, outline):
+    kind = Instances(of="cell", border="gap", reach=reach, outline=outline)
+    classes = ("background", "cell", "gap")
+    found = decode(kind, ids, classes=classes)
+    window = np.ones((2 * outline + 1, 2 * outline + 1))
+    cores = [
+        (ids == each) & ndimage.binary_erosion(ids == each, window, border_value=1)
+        for each in (1, 2, 700)
+    ]
+    between = decode(replace(kind, outline=0), ids, classes=classes) == 2
+    rim = (ids > 0) & ~np.any(cores, axis=0)
+    np.testing.assert_array_equal(found, np.where(between | rim, 2, ids > 0))
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from maskloom.segcore.errors import RecipeError
 from maskloom.segcore.raster.source import ABSENT
 from maskloom.segcore.raster.spec import FORMATS, FileKind
-from maskloom.segcore.storage.filesystems import filesystem
+from maskloom.segcore.storage.filesystems import current_version, filesystem
 from maskloom.tasks.discovery.discover import discover, passed_over_advice, passed_over_note
 from maskloom.tasks.discovery.image_ids import image_ids, safe_name
 
@@ -40,6 +40,19 @@ def test_a_folder_gives_all_files_below_it_that_a_format_claims(folder):
 def test_a_glob_gives_its_matches_with_ids_below_its_fixed_part(folder):
     assert ids(discover([f"{folder}/**/1.tif"], "/out", {})) == ["a/1", "b/1"]
     assert ids(discover([f"{folder}/b/*"], "/out", {})) == ["1", "2", "note"]
+
+
+@pytest.mark.parametrize("named", ["links", "links/*.tif", "links/1.tif"])
+def test_a_link_has_the_version_of_its_file(folder, named):
+    """Which is the one that workers compare."""
+    (folder / "links").mkdir()
+    (folder / "links" / "1.tif").symlink_to(folder / "a" / "1.tif")
+    (folder / "links" / "nowhere.tif").symlink_to(folder / "gone.tif")
+    os.utime(folder / "a" / "1.tif", (1e9, 1e9))
+    versions = {
+        each.image_id: each.version for each in discover([f"{folder}/{named}"], "/out", {}).sources
+    }
+    assert versions["1"] == current_version(str(folder / "a" / "1.tif"))
 
 
 def test_ids_do_not_change_when_other_images_arrive(folder):

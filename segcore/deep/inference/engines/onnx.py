@@ -73,6 +73,12 @@ def onnx_runner(
         kinds = [(item.shape, item.type) for item in session.get_inputs()]
         raise WeightsError(f"{where}: expected a network of one input of {axes} axes; got {kinds}.")
     taken, given = session.get_inputs()[0], session.get_outputs()[0]
+    known = {_sizes(taken.shape)[axis] for axis in (1, -1)} - {None}
+    if known and card.channels not in known:
+        raise WeightsError(
+            f"{where} takes an input of {taken.shape}; its card says {card.channels} bands. Remove "
+            "the card, so that the network is examined."
+        )
     source = layout_of(_sizes(taken.shape), card.channels, "first")
     target = (
         layout_of(_sizes(given.shape), card.output_channels, source)

@@ -28,6 +28,7 @@ ENGINES_OF: dict[str, tuple[EngineName, ...]] = {
     ".keras": ("tensorflow", "openvino"),
     ".onnx": ("onnxruntime", "openvino"),
     ".tflite": ("litert",),
+    ".pb": ("tensorflow", "openvino"),
 }
 """Engines per kind of file; the first is the reference for the others."""
 _MOST_LOADED = 4
@@ -142,8 +143,9 @@ class _PatchByPatch:
             scores = self.run(patches[:1])
         except WeightsError as error:
             raise WeightsError(
-                f"{error} Its card says that it takes heights and widths of {sizes}; if that is "
-                "wrong, remove the card, so that the network is measured again."
+                f"{error} Its card says that it takes {self.card.channels} band(s), and heights "
+                f"and widths of {sizes}; if that is wrong, remove the card, so that the network is "
+                "measured again."
             ) from error
         if len(patches) > 1:
             # The output of a run is valid until the next one.

@@ -16,6 +16,7 @@ import numpy as np
 
 from maskloom.segcore.deep.inference.engines.tensorflow import frozen
 from maskloom.segcore.deep.inference.files.onnx_files import load_onnx
+from maskloom.segcore.deep.inference.kept import kept_network
 from maskloom.segcore.deep.inference.layouts import (
     Layout,
     from_network,
@@ -47,7 +48,7 @@ def openvino_runner(
     """
     where = weights.location
     try:
-        model = _converted(weights, precision)
+        model = _converted(weights, card, precision)
         # One patch at a time on all threads: several at once take more memory and more time.
         properties: dict[str, Any] = {
             "INFERENCE_PRECISION_HINT": _HINTS[precision],
@@ -63,7 +64,8 @@ def openvino_runner(
         ) from error
     if len(compiled.inputs) != 1:
         raise WeightsError(f"{where}: expected a network of one input; got {len(compiled.inputs)}.")
-    otherwise: Layout = "first" if weights.suffix == ".onnx" else "last"
+    from_onnx = weights.suffix == ".onnx"
+    otherwise: Layout = "first" if from_onnx else "last"
     taken = _sizes(compiled.inputs[0])
     source = layout_of(taken, card.channels, otherwise)
     target = layout_of(_sizes(compiled.outputs[0]), card.output_channels, source)
@@ -71,7 +73,7 @@ def openvino_runner(
     request = compiled.create_infer_request()
 
     def run(patch: NDArray[np.float32]) -> NDArray[np.float32]:
-        if weights.suffix != ".onnx":
+        if not from_onnx:
             patch = split_pixels(patch, taken[-1] or 0)
         try:
             output = request.infer(
@@ -104,11 +106,18 @@ def native_bfloat16() -> bool:
     return "BF16" in _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
-def _converted(weights: Weights, precision: Precision) -> Any:
-    import openvino
-
+def _converted(weights: Weights, card: Card, precision: Precision) -> Any:
+    """The network as OpenVINO's model, from the file or as it was kept."""
     if weights.suffix == ".onnx":
         return _core().read_model(io.BytesIO(load_onnx(weights)))
+    return kept_network(
+        weights, card, precision, lambda: _from_keras(weights, precision), _core().read_model
+    )
+
+
+def _from_keras(weights: Weights, precision: Precision) -> Any:
+    import openvino
+
     function = frozen(weights, precision)
     # `openvino.convert_model` would read the same graph node by node in Python, which takes
     # seconds, and send telemetry.

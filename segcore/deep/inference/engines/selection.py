@@ -37,6 +37,10 @@ if TYPE_CHECKING:
 
 _LEAST_AGREEMENT = 0.999
 _LEAST_GAIN = 1.1
+_SAME_VECTOR = 0.1
+"""Difference of a vector's parts, which are from -1 to 1, that makes no other object."""
+_ROUNDING = 0.01
+"""By which probabilities may leave 0 ... 1 in bfloat16."""
 _MOST_RUNS, _MOST_SECONDS = 5, 2.0
 _FAR_BEHIND = 2.0
 """Multiple of the shortest time beyond which an engine is not run again: other work on the machine
@@ -114,21 +118,31 @@ def _agreements(
 ) -> tuple[dict[Choice, float], list[dict[str, str]]]:
     """Return each candidate's share of the reference's labels, and the failures of the others."""
     reference = Choice(available_engines(weights)[0], "float32")
-    expected = labels_of(run_once(weights, card, patch, reference), card.output)
+    expected = run_once(weights, card, patch, reference)
     agreements = {reference: 1.0} if reference in candidates else {}
     failures = []
     for choice in candidates:
         if choice == reference:
             continue
         try:
-            labels = labels_of(run_once(weights, card, patch, choice), card.output)
+            found = run_once(weights, card, patch, choice)
         except WeightsError as error:
             failures.append(
                 {"engine": choice.engine, "precision": choice.precision, "error": str(error)}
             )
         else:
-            agreements[choice] = float((labels == expected).mean())
+            agreements[choice] = agreement_of(found, expected, card)
     return agreements, failures
+
+
+def agreement_of(found: NDArray[np.float32], expected: NDArray[np.float32], card: Card) -> float:
+    """The share of pixels with the label and, in objects, about the vector of the reference."""
+    labels, wanted = (labels_of(card.class_part(each), card.output) for each in (found, expected))
+    same = labels == wanted
+    if card.vectors:
+        apart = np.abs(found[..., -card.vectors :] - expected[..., -card.vectors :]).max(axis=-1)
+        same &= (wanted == 0) | (apart <= _SAME_VECTOR)
+    return float(same.mean())
 
 
 def run_once(
@@ -143,8 +157,8 @@ def run_once(
     # Two classes may have a single score: the log-odds of the second.
     single = (
         card.output == "logits"
-        and card.output_channels == 2
-        and scores.shape == (*expected[:-1], 1)
+        and len(card.classes) == 2
+        and scores.shape == (*expected[:-1], 1 + card.vectors)
     )
     if scores.shape != expected and not single:
         raise WeightsError(
@@ -162,6 +176,14 @@ def run_once(
         raise WeightsError(
             f"{weights.location} gives NaN or infinite scores ({choice.engine}, "
             f"{choice.precision}): its weights or the scaling are wrong."
+        )
+    if card.output in ("scores", "sigmoid") and not (
+        -_ROUNDING <= scores.min() <= scores.max() <= 1 + _ROUNDING
+    ):
+        raise WeightsError(
+            f"{weights.location} gives numbers from {scores.min():.4g} to {scores.max():.4g}; its "
+            f"card says that they are probabilities (output: {card.output}). Say `output: logits` "
+            "there, or remove the card, so that the network is examined."
         )
     if card.output == "labels" and not 0 <= scores.min() <= scores.max() < len(card.classes):
         raise WeightsError(

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from maskloom.segcore.deep.inference.files.keras_files import load_keras
+from maskloom.segcore.deep.inference.files.saved_models import load_saved_model
 from maskloom.segcore.deep.inference.layouts import from_network, split_pixels
 from maskloom.segcore.deep.inference.runtime import import_keras, import_tensorflow
 from maskloom.segcore.errors import WeightsError
@@ -164,7 +165,7 @@ def tensorflow_runner(
 
 @lru_cache(maxsize=1)
 def frozen(weights: Weights, precision: Precision) -> Any:
-    """Return a keras file as a TensorFlow function with constant weights.
+    """Return a keras file or SavedModel as a TensorFlow function with constant weights.
 
     It maps patches (patch, y, x, band) float32 of any valid size to scores (patch, y, x, class)
     float32. The last one is cached for the next engine of the same precision, because loading a
@@ -181,6 +182,8 @@ def frozen(weights: Weights, precision: Precision) -> Any:
         convert_variables_to_constants_v2,
     )  # exported nowhere else
 
+    if weights.suffix == ".pb":
+        return load_saved_model(weights).function
     model = load_keras(weights)
     # Subclassed models may lack either attribute.
     inputs, outputs = getattr(model, "inputs", None) or [], getattr(model, "outputs", None) or []

@@ -11,11 +11,13 @@ network takes integers, and classes class_0, class_1 ...
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
 import os
 import resource
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -38,6 +40,10 @@ _SPARE = 1.75
 (TensorFlow: 1.4 to 1.65, measured).
 """
 _UNKNOWN_BYTES = 2048
+LOOP_SECONDS = 60
+"""What a network with loops, which may have no end, gets to run at all."""
+_TRIED = 64
+"""Side of the patch on which a network is tried only."""
 _ACTIVATIONS: Mapping[str, Output] = {"softmax": "scores", "sigmoid": "sigmoid", "linear": "logits"}
 MOST_LABELS = 250
 """Number of classes assumed if a network outputs class ids without their number."""
@@ -49,9 +55,36 @@ def examine(weights: Weights, seconds: float | None = None) -> Card:
     `seconds` limits the time; None takes the configured limit. Raises `WeightsError` if the file is
     broken or malicious, has no per-pixel scores, or exceeds the limits on time or memory.
     """
+    answer = _asked(weights, seconds)
+    return Card.load(answer["card"].encode(), weights.location)
+
+
+def check_end(weights: Weights) -> None:
+    """Raise `WeightsError` if a network with loops, whose card spares it the examination, does not
+    come to an end.
+    """
+    if may_be_endless(weights):
+        _asked(weights, None, trial=True)
+
+
+def may_be_endless(weights: Weights) -> bool:
+    """Whether the file may hold a loop; only ONNX and LiteRT files can."""
+    if weights.suffix == ".onnx":
+        content = weights.read()
+        return b"Loop" in content or b"Scan" in content
+    return weights.suffix == ".tflite"
+
+
+def _asked(weights: Weights, seconds: float | None, trial: bool = False) -> Mapping[str, Any]:
     seconds = limits.configured().examine if seconds is None else seconds
     request = json.dumps(
-        {"location": weights.location, "sha256": weights.sha256, "trust": weights.trust}
+        {
+            "location": weights.location,
+            "sha256": weights.sha256,
+            "trust": weights.trust,
+            "trial": trial,
+            "loop_seconds": LOOP_SECONDS,
+        }
     )
     try:
         with lifeline.child_lifeline() as line:
@@ -79,14 +112,20 @@ def examine(weights: Weights, seconds: float | None = None) -> Card:
         answer = {}
     if "error" in answer:
         raise WeightsError(answer["error"])
-    if child.returncode != 0 or "card" not in answer:
+    if child.returncode == -signal.SIGALRM:
+        raise WeightsError(
+            f"{weights.location} has a loop and did not finish within {LOOP_SECONDS:g} s on a "
+            "small patch: it seems to have no end. Export the network without loops."
+        )
+    if child.returncode != 0 or not answer:
         last = " ".join(child.stderr.strip().splitlines()[-1:])
         raise WeightsError(
             f"{weights.location} could not be examined: the process that loaded it ended with "
             f"{child.returncode} ({last[-300:]}). "
             "The file is damaged, needs too much memory, or is not what its suffix says."
         )
-    return Card.load(answer["card"].encode(), weights.location)
+    found: Mapping[str, Any] = answer
+    return found
 
 
 def card_of_model(
@@ -96,8 +135,10 @@ def card_of_model(
     scaling: Scaling,
     sha256: str,
     about: Mapping[str, Any] | None = None,
+    vectors: int = 0,
 ) -> Card:
-    """Determine the card of a keras model in this process.
+    """Determine the card of a keras model in this process; its last `vectors` outputs are those of
+    `Card.vectors`, behind logits.
 
     Without `classes` they are named by number. Raises `WeightsError` if the model has no per-pixel
     scores or their number does not match the classes.
@@ -119,19 +160,22 @@ def card_of_model(
     check_finite(model, "The network")
     field, dimensions = receptive_field_of(model), len(shape) - 2
     size = probe_size(field, dimensions)
-    output, scores = _output_of(runner(model), size, shape[-1], _last_activation(model))
+    output, scores, about_scores = _output_of(
+        runner(model), size, shape[-1], _last_activation(model)
+    )
     return Card(
         kind=kind,
         sha256=sha256,
         channels=shape[-1],
-        classes=_names(classes, scores),
+        classes=_names(classes, scores - vectors),
         scaling=scaling,
         reach=field,
-        output=output,
+        output="logits" if vectors else output,
         dimensions=dimensions,
+        vectors=vectors,
         parameters=model.count_params(),
         bytes_per_pixel=_bytes_per_pixel(_live_bytes(model, size), size),
-        about=dict(about or {}),
+        about={**about_scores, **(about or {})},
     )
 
 
@@ -172,8 +216,9 @@ def _names(classes: tuple[str, ...], scores: int) -> tuple[str, ...]:
 
 def _output_of(
     network: Network, size: Shape, channels: int, last: Output | None
-) -> tuple[Output, int]:
-    """Return the kind of output and the number of scores per pixel.
+) -> tuple[Output, int, dict[str, bool]]:
+    """Return the kind of output, the number of scores per pixel, and `independent` if they are
+    probabilities of classes that do not exclude each other.
 
     `size` is that of a patch to try; `last` is the kind that the last layer implies, if any.
     """
@@ -190,7 +235,9 @@ def _output_of(
         # Several sigmoids do not add up to 1, so they are scores to compare, not probabilities of
         # mutually exclusive classes.
         sums = np.abs(scores.sum(-1) - 1).max()
-        return ("scores" if in_unit_range and sums < 1e-3 else "logits"), number
+        exclusive = bool(sums < 1e-3)
+        independent = {"independent": True} if in_unit_range and not exclusive else {}
+        return ("scores" if in_unit_range and exclusive else "logits"), number, independent
     if scores.max() > 1 and np.array_equal(scores, np.rint(scores)):
         raise WeightsError(
             "The network gives one whole number for each pixel: class ids, it seems, without the "
@@ -198,8 +245,8 @@ def _output_of(
             "`output: labels`."
         )
     if last in ("sigmoid", "logits"):
-        return last, number
-    return ("sigmoid" if in_unit_range else "logits"), number
+        return last, number, {}
+    return ("sigmoid" if in_unit_range else "logits"), number, {}
 
 
 def _last_activation(model: Any) -> Output | None:
@@ -266,7 +313,16 @@ def _peak(steps: Sequence[tuple[Sequence[Any], Sequence[Any]]], bytes_of: Mappin
     return most
 
 
-def _examine_keras(weights: Weights) -> Card:
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Told:
+    """What an examination is told besides the file."""
+
+    loop_seconds: float
+    halo: int | None = None
+    """What a description claims, in pixels."""
+
+
+def _examine_keras(weights: Weights, told: _Told) -> Card:  # noqa: ARG001 - all is measured
     from maskloom.segcore.deep.inference.files.keras_files import load_keras
 
     model = load_keras(weights)
@@ -274,7 +330,7 @@ def _examine_keras(weights: Weights) -> Card:
     return dataclasses.replace(card, scaling=_scaling_to(model.inputs[0].dtype))
 
 
-def _examine_onnx(weights: Weights) -> Card:
+def _examine_onnx(weights: Weights, told: _Told) -> Card:
     from maskloom.segcore.deep.inference.files.onnx_files import load_onnx
     from maskloom.segcore.deep.inference.files.onnx_models import (
         count_parameters,
@@ -292,6 +348,7 @@ def _examine_onnx(weights: Weights) -> Card:
     import onnx
 
     model = onnx.load_from_string(content)
+    _limit_loops(model, told.loop_seconds)
     signature = signature_of(model, weights.location)
     # For a network that outputs class ids, examine the scores before the ArgMax: they give the
     # number of classes and the receptive field.
@@ -309,8 +366,10 @@ def _examine_onnx(weights: Weights) -> Card:
     network = runner(model, signature, weights.location)
     if signature.fixed is None:
         field = measure_sizes(network, signature.channels, signature.dimensions)
+        field = _confirmed(field, told.halo, network, signature.channels, signature.dimensions)
     else:
         field = measure_fixed_size(network, signature.channels, signature.fixed)
+    _end_limit()
     ends = {node.op_type for node in model.graph.node if model.graph.output[0].name in node.output}
     last: Output | None = (
         "sigmoid"
@@ -320,7 +379,7 @@ def _examine_onnx(weights: Weights) -> Card:
         else None
     )
     size = probe_size(field, signature.dimensions)
-    output, scores = _output_of(network, size, signature.channels, last)
+    output, scores, about = _output_of(network, size, signature.channels, last)
     if before is not None:
         output = "labels"
     maps = maps_of(model, signature, size)
@@ -335,24 +394,102 @@ def _examine_onnx(weights: Weights) -> Card:
         dimensions=signature.dimensions,
         parameters=count_parameters(model),
         bytes_per_pixel=_bytes_per_pixel(None if maps is None else _peak(*maps), size),
+        about=about,
     )
 
 
-def _examine_litert(weights: Weights) -> Card:
+def _limit_loops(model: Any, loop_seconds: float) -> None:
+    """End this process in a while if an ONNX model has loops and they have not ended by then.
+
+    A signal ends it even while native code computes.
+    """
+    from maskloom.segcore.deep.inference.files.onnx_files import has_loops
+
+    if has_loops(model):
+        signal.setitimer(signal.ITIMER_REAL, loop_seconds)
+
+
+def _end_limit() -> None:
+    signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def _confirmed(
+    field: ReceptiveField, halo: int | None, network: Network, channels: int, dimensions: int
+) -> ReceptiveField:
+    """The field with the halo that a description claims, if a trial confirms it; else unknown."""
+    from maskloom.segcore.deep.inference.receptive_field.measure import verified
+
+    if halo is None:
+        return field
+    claimed = dataclasses.replace(field, halo=halo)
+    return claimed if verified(claimed, network, channels, dimensions) == claimed else field
+
+
+def _examine_saved_model(weights: Weights, told: _Told) -> Card:
+    from maskloom.segcore.deep.inference.files.saved_models import load_saved_model
+    from maskloom.segcore.deep.inference.receptive_field.measure import (
+        measure_fixed_size,
+        measure_sizes,
+    )
+
+    model = load_saved_model(weights)
+    channels, fixed, dimensions = model.channels, model.fixed, model.dimensions
+    if fixed is None:
+        field = measure_sizes(model.run, channels, dimensions)
+        field = _confirmed(field, told.halo, model.run, channels, dimensions)
+    else:
+        field = measure_fixed_size(model.run, channels, fixed)
+    output, scores, about = _output_of(model.run, probe_size(field, dimensions), channels, None)
+    return Card(
+        kind="network",
+        sha256=weights.sha256,
+        channels=channels,
+        classes=_names((), scores),
+        scaling=_scaling_to(model.dtype),
+        reach=field,
+        output=output,
+        dimensions=dimensions,
+        parameters=model.parameters,
+        about=about,
+    )
+
+
+def _examine_litert(weights: Weights, told: _Told) -> Card:
     from maskloom.segcore.deep.inference.engines.litert import litert_runner
     from maskloom.segcore.deep.inference.receptive_field.measure import measure_fixed_size
 
+    signal.setitimer(signal.ITIMER_REAL, told.loop_seconds if _litert_loops(weights) else 0)
     run, (taken, given) = litert_runner(weights), _litert_details(weights)
     _, height, width, channels = (int(length) for length in taken["shape"])
     field = measure_fixed_size(run, channels, (height, width))
+    _end_limit()
     scaling = _scaling_to(taken["dtype"])
     if np.dtype(given["dtype"]).kind in "iu" and not given["quantization"][0]:
         # Class ids; only the user knows their number and names them.
         return Card(
             "network", weights.sha256, channels, _names((), MOST_LABELS), scaling, field, "labels"
         )
-    output, scores = _output_of(run, probe_size(field), channels, None)
-    return Card("network", weights.sha256, channels, _names((), scores), scaling, field, output)
+    output, scores, about = _output_of(run, probe_size(field), channels, None)
+    return Card(
+        "network",
+        weights.sha256,
+        channels,
+        _names((), scores),
+        scaling,
+        field,
+        output,
+        about=about,
+    )
+
+
+def _litert_loops(weights: Weights) -> bool:
+    from ai_edge_litert.interpreter import Interpreter
+
+    try:
+        operators = Interpreter(model_content=weights.read())._get_ops_details()  # noqa: SLF001
+    except (ValueError, RuntimeError):
+        return False  # it cannot be loaded, which is said next
+    return any(each["op_name"] == "WHILE" for each in operators)
 
 
 def _litert_details(weights: Weights) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -365,20 +502,51 @@ def _litert_details(weights: Weights) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def _answer(request: Mapping[str, Any]) -> dict[str, str]:
     weights = Weights(request["location"], request["sha256"], request["trust"])
-    examiners = {".onnx": _examine_onnx, ".tflite": _examine_litert}
+    loop_seconds = request.get("loop_seconds", LOOP_SECONDS)
     try:
-        card = examiners.get(weights.suffix, _examine_keras)(weights)
+        if request.get("trial"):
+            _try(weights, _Told(loop_seconds))
+            return {"ended": weights.sha256}
+        card = _card_of(weights, loop_seconds)
     except WeightsError as error:
         return {
             "error": str(error)
             if weights.location in str(error)
             else f"{weights.location}: {error}"
         }
-    return {
-        "card": dataclasses.replace(card, about={"examined": "no card beside the file"})
-        .dump()
-        .decode()
-    }
+    return {"card": card.dump().decode()}
+
+
+def _card_of(weights: Weights, loop_seconds: float = LOOP_SECONDS) -> Card:
+    examiners = {".onnx": _examine_onnx, ".tflite": _examine_litert, ".pb": _examine_saved_model}
+    description = weights.source().description
+    told = _Told(loop_seconds, None if description is None else description.halo)
+    card = examiners.get(weights.suffix, _examine_keras)(weights, told)
+    if description is not None:
+        card = description.complete(card)
+    return dataclasses.replace(card, about={**card.about, "examined": "no card beside the file"})
+
+
+def _try(weights: Weights, told: _Told) -> None:
+    """Run the network once on a small patch of some size, if it accepts that."""
+    if weights.suffix == ".tflite":
+        if _litert_loops(weights):
+            _examine_litert(weights, told)
+        return
+    from maskloom.segcore.deep.inference.files.onnx_files import load_onnx
+    from maskloom.segcore.deep.inference.files.onnx_models import runner, signature_of
+
+    content = load_onnx(weights)
+    import onnx
+
+    model = onnx.load_from_string(content)
+    _limit_loops(model, told.loop_seconds)
+    signature = signature_of(model, weights.location)
+    size = signature.fixed or (_TRIED,) * signature.dimensions
+    with contextlib.suppress(ValueError):
+        runner(model, signature, weights.location)(
+            np.zeros((1, *size, signature.channels), np.float32)
+        )
 
 
 def main() -> None:

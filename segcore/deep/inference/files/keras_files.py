@@ -31,6 +31,7 @@ import numpy as np
 from maskloom.segcore.deep.inference.files.keras_config import checked_config, import_layers
 from maskloom.segcore.deep.inference.runtime import import_keras, import_tensorflow
 from maskloom.segcore.deep.networks.recipe import NETWORKS
+from maskloom.segcore.deep.networks.vectors import build_with_vectors
 from maskloom.segcore.errors import WeightsError
 
 if TYPE_CHECKING:
@@ -118,6 +119,8 @@ def _trusted(content: bytes, suffix: str) -> Any:
 def _from_recipe(card: Card, network: Mapping[str, Any]) -> Any:
     """Build a network trained by maskloom from its recipe, ignoring the file's description."""
     recipe = NETWORKS[card.kind](**network)
+    if card.vectors:
+        return build_with_vectors(recipe, card.channels, len(card.classes), card.vectors)
     return recipe.build(card.channels, len(card.classes))
 
 

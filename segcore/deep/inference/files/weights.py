@@ -1,4 +1,4 @@
-"""Weights: the file of a trained network, identified by its digest.
+"""Weights: the file or folder of a trained network, identified by its digest.
 
 The digest is taken when the recipe is read and checked whenever the file is loaded, so that all
 workers run the same network and it cannot be replaced during a run. Weights installed with the
@@ -7,12 +7,19 @@ package are referred to by name.
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass, field
+from functools import lru_cache
 from importlib import resources
 from typing import TYPE_CHECKING, Annotated
 
 from maskloom.segcore.deep.inference.card import Card, card_name
+from maskloom.segcore.deep.inference.files.sources import (
+    SINGLE,
+    SUFFIXES,
+    Source,
+    source_at,
+    suffix_of,
+)
 from maskloom.segcore.errors import StoreError, WeightsError
 from maskloom.segcore.storage.addresses import RelativeToRecipe
 from maskloom.segcore.storage.filesystems import filesystem, store_errors
@@ -20,14 +27,14 @@ from maskloom.segcore.storage.filesystems import filesystem, store_errors
 if TYPE_CHECKING:
     from importlib.resources.abc import Traversable
 
+    from maskloom.segcore.deep.inference.files.bioimageio import Description
+
 _PACKAGE = "maskloom.segcore.deep.weights"
-SUFFIXES = (".keras", ".onnx", ".tflite")
-"""Kinds of files that can be run."""
 
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """A weights file and the digest it must have."""
+    """The file or folder of a network and the digest it must have."""
 
     location: str = field(compare=False)
     """Name of packaged weights, a path or an fsspec URI. Not compared: equal bytes are equal
@@ -40,27 +47,33 @@ class Weights:
     @classmethod
     def of(cls, location: str, trust: bool = False) -> Weights:
         """Return the weights now at a location. Raises `WeightsError` if they cannot be read."""
-        return cls(location, hashlib.sha256(_read(location)).hexdigest(), trust)
+        return cls(location, _read(location).sha256, trust)
 
     @property
     def suffix(self) -> str:
-        """Suffix of the file in lower case, one of `SUFFIXES` or any other."""
-        name = file_name(self.location)
-        return name[name.rfind(".") :].lower() if "." in name else ""
-
-    def read(self) -> bytes:
-        """Return the bytes of the file.
-
-        Raises `WeightsError` if it is missing or has changed since the run began.
+        """Suffix in lower case of the file that an engine opens: one of `SUFFIXES`, `.pb` of a
+        SavedModel, or any other.
         """
-        content = _read(self.location)
-        if hashlib.sha256(content).hexdigest() != self.sha256:
+        suffix = suffix_of(file_name(self.location))
+        return suffix if suffix in SINGLE else _suffix_inside(self)
+
+    def source(self) -> Source:
+        """Return the files of the network.
+
+        Raises `WeightsError` if one is missing or has changed since the run began.
+        """
+        source = _read(self.location)
+        if source.sha256 != self.sha256:
             raise WeightsError(
                 f"{self.location} was changed: expected the digest {self.sha256[:12]}..., got "
-                f"{hashlib.sha256(content).hexdigest()[:12]}.... "
+                f"{source.sha256[:12]}.... "
                 "Put the file back, or start again with the new one."
             )
-        return content
+        return source
+
+    def read(self) -> bytes:
+        """Return the bytes of the file that an engine opens. Raises `WeightsError` as `source`."""
+        return self.source().content
 
     def card(self) -> Card | None:
         """Return the card beside the file; None without a card.
@@ -85,7 +98,16 @@ class Weights:
                 f"{card.sha256[:12]}..., the file is {self.sha256[:12]}.... "
                 "Put the two files of one training side by side, or remove the card."
             )
+        description = None if packaged is not None else self._description()
+        if description is not None:
+            description.check(card)
         return card
+
+    def _description(self) -> Description | None:
+        """What the maker of a model in a folder or archive says of it."""
+        if suffix_of(file_name(self.location)) in SINGLE:
+            return None
+        return self.source().description
 
 
 def packaged_names() -> list[str]:
@@ -111,7 +133,7 @@ def file_name(location: str) -> str:
     return (
         f"{location}.keras"
         if is_packaged(location)
-        else location.replace("\\", "/").rsplit("/", 1)[-1]
+        else location.replace("\\", "/").rstrip("/").rsplit("/", 1)[-1]
     )
 
 
@@ -122,18 +144,23 @@ def _packaged(location: str) -> tuple[Traversable, Traversable] | None:
     return folder / f"{location}.keras", folder / f"{location}.json"
 
 
-def _read(location: str) -> bytes:
+@lru_cache(maxsize=8)
+def _suffix_inside(weights: Weights) -> str:
+    """The suffix of the main file in a folder or archive."""
+    return suffix_of(weights.source().main)
+
+
+def _read(location: str) -> Source:
     packaged = _packaged(location)
     if packaged is not None:
-        return packaged[0].read_bytes()
+        return Source(packaged[0].name, {packaged[0].name: packaged[0].read_bytes()})
     try:
-        fs, path = filesystem(location)
-        with store_errors(f"read {location}"):
-            return bytes(fs.cat_file(path))
+        return source_at(location)
     except (FileNotFoundError, StoreError) as error:
         known = ", ".join(packaged_names())
         raise WeightsError(
             f"weights: {location} cannot be read ({error}), and no weights of that name come with "
             f"maskloom ({known}). "
-            f"Give a file ending in {', '.join(SUFFIXES)}, or one of these names."
+            f"Give a file ending in {', '.join(SUFFIXES)}, the folder of a model, or one of these "
+            "names."
         ) from error

@@ -53,7 +53,13 @@ _NORMS = frozenset(
 )
 _GLOBAL = frozenset(f"Global{kind}Pooling{axes}D" for kind in ("Average", "Max") for axes in (2, 3))
 _ATTENTION = frozenset(
-    ["AdditiveAttention", "Attention", "GroupedQueryAttention", "MultiHeadAttention"]
+    [
+        "AdditiveAttention",
+        "Attention",
+        "GroupedQueryAttention",
+        "MultiHeadAttention",
+        "PixelAttention",
+    ]
 )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 import json
 import os
 from dataclasses import dataclass, replace
@@ -18,7 +17,8 @@ from maskloom.flows.recipes.fingerprints import json_values
 from maskloom.segcore.deep.inference.card import Card, ReceptiveField, Scaling
 from maskloom.segcore.deep.inference.files.weights import Weights
 from maskloom.segcore.errors import WeightsError
-from maskloom.segcore.models.protocols import caution_of
+from maskloom.segcore.ground.space import Metric, Space
+from maskloom.segcore.models.protocols import caution_of, caution_of_sizes
 from maskloom.segcore.models.rescaled import Rescaled
 from maskloom.segcore.models.stated_colours import stated_colours
 from maskloom.segcore.objects.stitching import SeamRule, Stitched
@@ -31,6 +31,7 @@ from maskloom.segcore.segmenters.quickshift import Quickshift
 from maskloom.segcore.segmenters.threshold import ThresholdModel
 from maskloom.segcore.segmenters.watershed import WatershedModel
 
+CLASSES = ("background", "cell", "wall")
 SHARES = {"background": [0.5, 0.9], "cell": [0.1, 0.4], "wall": [0.0, 0.05]}
 
 
@@ -45,6 +46,19 @@ def card(shares: Any) -> Card:
         ReceptiveField(8),
         about=about,
     )
+
+
+def with_sizes(sizes: Any) -> Card:
+    return replace(card(None), about={"sizes": sizes})
+
+
+def with_least(network: NetworkModel, least: float) -> NetworkModel:
+    return replace(network, card=with_sizes({"cell": [least, 900]}))
+
+
+def sized(um: float) -> RasterSpec:
+    metric = Metric((um, um), "um")
+    return replace(spec(), shape=(8, 8), chunks=(8, 8), space=Space(metric=metric))
 
 
 def spec(dtype: str = "uint8") -> RasterSpec:
@@ -93,23 +107,66 @@ def test_cards_that_do_not_tell_give_no_warning(shares: Any) -> None:
     assert loaded.caution("a.keras", loaded.classes, {"cell": 0.99}) is None
 
 
+@pytest.mark.nightly
 @pytest.mark.skipif(
     "MASKLOOM_TEST_DATA" not in os.environ, reason="needs the folder of test images"
 )
-def test_the_card_in_the_box_tells_the_shares_of_its_training_images() -> None:
+def test_the_card_in_the_box_tells_shares_and_sizes_of_its_images() -> None:
     nuclei = Card.load(
         (files("maskloom.segcore.deep.weights") / "nuclei.json").read_bytes(), "nuclei.json"
     )
-    data, split = nuclei.about["data"], nuclei.about["recipe"]["split"]
-    shares = []
-    for path in Path(os.environ["MASKLOOM_TEST_DATA"], "dsb2018", "labels").iterdir():
-        unseen = [*data["validation"], *split["leave_out"]]
-        if not any(fnmatch.fnmatch(path.stem, pattern) for pattern in unseen):
-            shares.append(float((np.asarray(Image.open(path)) > 0).mean()))
-    assert len(shares) == data["training_images"]
+    shares, sizes = [], []
+    for path in Path(os.environ["MASKLOOM_TEST_DATA"], "nuclei_cc0", "labels").iterdir():
+        labels = np.asarray(Image.open(path))
+        shares.append(float((labels > 0).mean()))
+        sizes.append(float(np.median(np.unique(labels[labels > 0], return_counts=True)[1])))
+    data = nuclei.about["data"]
+    assert len(shares) == data["training_images"] + data["validation_images"]
     assert nuclei.shares[1] == pytest.approx((min(shares), max(shares)), abs=1e-6)
     assert nuclei.shares[0] == pytest.approx((1 - max(shares), 1 - min(shares)), abs=1e-6)
-    assert "fluorescence" in nuclei.about["purpose"]
+    assert nuclei.sizes == (None, (min(sizes), max(sizes)))
+
+
+def test_a_size_that_training_never_saw_is_told() -> None:
+    loaded = Card.load(with_sizes({"cell": [40.0, 900.5]}).dump(), "a.json")
+    assert loaded.sizes == (None, (40.0, 900.5), None)
+    for size, told in ((39.0, True), (40.0, False), (900.5, False), (1234.0, True)):
+        found = loaded.caution_of_sizes("a.keras", loaded.classes, {"cell": size, "wall": 3.0})
+        assert found == (
+            f"a.keras may not suit objects of this size: the median is cell {size:g} pixels (in "
+            "training 40 to 900.5). Look at the preview"
+            if told
+            else None
+        )
+    for broken in (None, 3, {"cell": [40.0]}, {"cell": [90.0, 40.0]}, {"cell": ["a", "b"]}):
+        assert with_sizes(broken).caution_of_sizes("a.keras", ("", "cell"), {"cell": 1.0}) is None
+
+
+def test_sizes_are_told_by_the_network_inside_a_segmenter_in_its_own_pixels() -> None:
+    network = NetworkModel(Weights("a.keras", "0" * 64), with_sizes({"cell": [40, 900]}), CLASSES)
+    watershed = WatershedModel(network, CLASSES, (0, 1, 2), 8, 1.0, 1)
+    fine = sized(0.25)
+    ensemble = EnsembleModel((network, network), CLASSES, "vote")
+    for model in (network, Stitched(watershed, (SeamRule(),) * 3), ensemble):
+        assert "cell 1000 pixels" in str(caution_of_sizes(model, fine, {"cell": 1000.0}))
+        assert caution_of_sizes(model, fine, {"cell": 800.0}) is None
+        assert caution_of_sizes(model, fine, {}) is None
+    resampled = Rescaled(network, 0.5)
+    assert "cell 250 pixels" in str(
+        caution_of_sizes(replace(resampled, model=with_least(network, 300)), fine, {"cell": 1000.0})
+    )
+    assert caution_of_sizes(resampled, fine, {"cell": 1000.0}) is None
+
+
+def test_pixels_of_quite_another_size_are_told_where_they_are_shown_as_they_are() -> None:
+    trained = replace(with_sizes(None), pixel_size=0.5)
+    network = NetworkModel(Weights("a.keras", "0" * 64), trained, CLASSES)
+    told = "a.keras was trained on pixels of 0.5 um, and the image has 0.2 um"
+    assert told in str(caution_of([network], sized(0.2), {}))
+    for side in (0.3, 0.5, 0.9):
+        assert caution_of([network], sized(side), {}) is None
+    assert caution_of([network], spec(), {}) is None
+    assert told not in str(caution_of([Rescaled(network, 0.5)], sized(0.2), {}))
 
 
 @dataclass(frozen=True)

@@ -87,7 +87,10 @@ def computed(recipe: Unet, axis: int) -> tuple[int, int]:
     return convolutions + strides[-1] - 1, strides[-1]
 
 
-@pytest.mark.parametrize("pooling", POOLINGS)
+@pytest.mark.parametrize(
+    "pooling",
+    [pytest.param(each, marks=[pytest.mark.nightly] * (each in POOLINGS[:2])) for each in POOLINGS],
+)
 def test_the_measured_reach_is_the_computed_one_along_each_axis(pooling):
     recipe = Unet(width=2, depth=2, dimensions=3, pooling=pooling)
     field = receptive_field_of(recipe.build(1, 2))

@@ -493,6 +493,7 @@ print("mine", file=sys.stderr)
 """
 
 
+@pytest.mark.nightly
 def test_a_worker_is_quiet_and_has_the_threads_it_was_told(unet: Weights) -> None:
     done = in_a_process(WORKER, unet.location)
     assert done.stdout.split() == ["1"]

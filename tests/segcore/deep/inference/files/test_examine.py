@@ -443,3 +443,18 @@ def test_the_time_for_an_examination_is_set_in_the_recipe(tmp_path: Path) -> Non
             examine(weights)
     finally:
         limits.configure(before)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("with_card", [False, True])
+def test_a_loop_without_end_is_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, with_card: bool
+) -> None:
+    monkeypatch.setattr(examination, "LOOP_SECONDS", 3)
+    path = endless_onnx(tmp_path / "net.onnx")
+    weights = Weights.of(str(path))
+    if with_card:
+        written = Card("network", weights.sha256, 3, ("a", "b"), Scaling(), ReceptiveField(None))
+        (tmp_path / "net.json").write_bytes(written.dump())
+    with pytest.raises(WeightsError, match=r"net\.onnx has a loop and did not finish within 3 s"):
+        Network(str(path)).start()

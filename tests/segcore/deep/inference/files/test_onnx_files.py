@@ -51,9 +51,11 @@ def refused(weights: Weights, word: str) -> None:
     assert Path(weights.location).name in str(caught.value)
 
 
-def elsewhere(tensor: Any) -> None:
+def elsewhere(tensor: Any, location: str = "../../etc/passwd", **place: int) -> None:
     tensor.data_location = onnx.TensorProto.EXTERNAL
-    tensor.external_data.add(key="location", value="../../etc/passwd")
+    tensor.external_data.add(key="location", value=location)
+    for key, value in place.items():
+        tensor.external_data.add(key=key, value=str(value))
 
 
 def branch(model: Any, operator: str, domain: str) -> Any:
@@ -84,8 +86,19 @@ def function(model: Any, domain: str) -> None:
 
 
 HOSTILE: dict[str, tuple[Callable[[Any], object], str]] = {
-    "weights in another file": (lambda model: elsewhere(model.graph.initializer[0]), "other files"),
-    "constant of a branch in another file": (constant_elsewhere, "other files"),
+    "weights in another folder": (
+        lambda model: elsewhere(model.graph.initializer[0]),
+        "names a file outside",
+    ),
+    "constant of a branch in another folder": (constant_elsewhere, "names a file outside"),
+    "weights at an absolute path": (
+        lambda model: elsewhere(model.graph.initializer[0], "/etc/passwd"),
+        "names a file outside",
+    ),
+    "weights in a missing file": (
+        lambda model: elsewhere(model.graph.initializer[0], "none.data"),
+        "not there",
+    ),
     "own operator": (lambda model: setattr(model.graph.node[0], "domain", "my.library"), "library"),
     "own operator of a branch": (lambda model: branch(model, "Read", "my.library"), "library"),
     "own operator of a function": (lambda model: function(model, "my.library"), "library"),
@@ -132,7 +145,52 @@ def test_functions_of_its_own_are_taken(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", HOSTILE)
 def test_what_is_not_in_the_file_is_not_fetched(tmp_path: Path, name: str) -> None:
     change, word = HOSTILE[name]
-    refused(written(tmp_path / "bad.onnx", network(change)), word)
+    with pytest.raises(WeightsError, match=word) as caught:
+        load_onnx(written(tmp_path / "bad.onnx", network(change)))
+    assert "bad.onnx" in str(caught.value) or str(tmp_path) in str(caught.value)
+
+
+def kernel_of(content: bytes) -> Any:
+    return onnx.numpy_helper.to_array(onnx.load_from_string(content).graph.initializer[0])
+
+
+def test_weights_in_a_file_beside_it_are_put_into_the_network(tmp_path: Path) -> None:
+    kernel = np.float32([[[[0.25, -3.0]]]])
+
+    def change(model: Any) -> None:
+        model.graph.initializer[0].CopyFrom(onnx.numpy_helper.from_array(kernel, "kernel"))
+
+    (tmp_path / "whole").mkdir()
+    whole = onnx.load_from_string(network(change))
+    onnx.save(
+        whole,
+        tmp_path / "whole" / "net.onnx",
+        save_as_external_data=True,
+        location="net.data",
+        size_threshold=0,
+    )
+    beside = Weights.of(str(tmp_path / "whole" / "net.onnx"))
+    assert b"\0\0\x80>" not in beside.read()
+    assert np.array_equal(kernel_of(load_onnx(beside)), kernel)
+    # The folder that holds it means the same.
+    assert Weights.of(str(tmp_path / "whole")) == beside
+    data = tmp_path / "whole" / "net.data"
+    data.write_bytes(bytes(len(data.read_bytes())))
+    with pytest.raises(WeightsError, match="was changed"):
+        load_onnx(beside)
+
+
+@pytest.mark.parametrize(("offset", "length"), [(0, 3), (0, 8), (1, 4), (-4, 4)])
+def test_weights_of_another_size_than_the_file_beside_holds_are_told(
+    tmp_path: Path, offset: int, length: int
+) -> None:
+    (tmp_path / "net.data").write_bytes(bytes(4))
+    content = network(
+        lambda model: elsewhere(
+            model.graph.initializer[0], "net.data", offset=offset, length=length
+        )
+    )
+    refused(written(tmp_path / "bad.onnx", content), "does not hold the 4 bytes")
 
 
 def test_truncated_files_and_others_are_told(tmp_path: Path) -> None:

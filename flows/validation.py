@@ -1,0 +1,182 @@
+"""Validation of a trained network as users will use it: its validation images are segmented whole,
+and compared with their masks as `maskloom evaluate` compares them.
+
+    <output>/validation/<model>/    masks, previews and tables of the run, and below `evaluation`
+                                    the tables and the picture of the comparison
+
+While it trains, a network is measured in windows. Here seams, halos and, of networks for objects,
+the joining of objects over tiles are those of `maskloom segment`. The main measures are in the
+network's card, as `about.metrics.whole_images`.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from maskloom.flows.evaluation.evaluate import evaluate
+from maskloom.flows.evaluation.options import REST, EvaluationRequest, PolygonOptions
+from maskloom.flows.recipes import run as run_recipes
+from maskloom.flows.report.measures import WHOLE_IMAGES
+from maskloom.flows.run import RunOptions
+from maskloom.flows.run import run as run_flow
+from maskloom.flows.terminal import told
+from maskloom.segcore.annotations.pairing import NameSuffixes
+from maskloom.segcore.deep.inference.card import Card
+from maskloom.segcore.errors import ImageError, MaskloomError, Stopped
+from maskloom.segcore.models.protocols import SEGMENTERS
+from maskloom.segcore.raster.stored import split_part
+from maskloom.segcore.storage.store import Store
+from maskloom.segcore.training.flow import is_flow
+from maskloom.segcore.training.labels import Colours, Index, Instances, Polygons, Values
+
+if TYPE_CHECKING:
+    from maskloom.flows.evaluation.report import Evaluation
+    from maskloom.flows.recipes.training import TrainingRun
+    from maskloom.flows.stopping import BreakOff
+    from maskloom.segcore.training.pairs import Pair
+    from maskloom.segcore.training.recipe import TrainingRecipe
+
+FOLDER = "validation"
+_MEASURES = ("accuracy", "mean_iou", "mean_dice", "mean_boundary_f", "pq", "ap_dsb2018_50")
+_OF_CLASSES = ("iou", "dice", "precision", "recall", "boundary_f")
+log = logging.getLogger(__name__)
+
+
+def segmenter_of(recipe: TrainingRecipe) -> str:
+    """The segmenter that runs the network. Networks of maskloom have segmenters of the same name;
+    `network` runs those of plug-ins that bring none, `instances` those with vectors.
+    """
+    if is_flow(recipe.labels):
+        return "instances"
+    return recipe.kind if recipe.kind in SEGMENTERS else "network"
+
+
+def validate(
+    training: TrainingRun, pairs: Sequence[Pair], quiet: bool, break_off: BreakOff | None = None
+) -> Mapping[str, Any] | None:
+    """The measures of a trained network on these pairs, whole; they are added to its card. None:
+    they are there already, or cannot be had, which a warning says: the network is trained anyway.
+
+    Raises `Stopped`.
+    """
+    recipe, store = training.recipe, Store(training.recipe.output)
+    name = f"{recipe.name}.json"
+    card = Card.load(store.read(name), name)
+    metrics: dict[str, Any] = dict(card.about.get("metrics", {}))
+    if WHOLE_IMAGES in metrics or _has_border(recipe):
+        return None
+    try:
+        found = _measured(training, pairs, card.sha256, quiet, break_off)
+    except Stopped:
+        raise
+    except (MaskloomError, ImageError) as error:
+        log.warning(
+            "The network is trained, but could not be measured on whole images: %s", told(error)
+        )
+        return None
+    measures = _summary(found)
+    about = {**card.about, "metrics": {**metrics, WHOLE_IMAGES: measures}}
+    store.publish(name, replace(card, about=about).dump())
+    return measures
+
+
+def _has_border(recipe: TrainingRecipe) -> bool:
+    """Whether a class is not in the masks, so that they cannot be compared as they are."""
+    return getattr(recipe.labels, "border", None) is not None
+
+
+def _measured(
+    training: TrainingRun,
+    pairs: Sequence[Pair],
+    sha256: str,
+    quiet: bool,
+    break_off: BreakOff | None,
+) -> Evaluation:
+    """The validation images segmented, and compared with their masks."""
+    recipe = training.recipe
+    # A folder for each network: nothing is removed if a training goes on for more epochs.
+    output = f"{recipe.output}/{FOLDER}/{sha256[:8]}"
+    segmenter = {
+        "kind": segmenter_of(recipe),
+        "weights": Store(recipe.output).uri(f"{recipe.name}.keras"),
+    }
+    document = {
+        "name": f"{recipe.name}-validation"[:60],
+        "inputs": sorted({split_part(pair.image.location)[0] for pair in pairs}),
+        "output": output,
+        "segmenter": segmenter | ({"bands": list(recipe.bands)} if recipe.bands else {}),
+        "cluster": "serial",
+        "storage": {key: dict(value) for key, value in training.storage.items()},
+    }
+    run_flow(run_recipes.make(document, Path.cwd()), RunOptions(quiet=quiet, break_off=break_off))
+    truths = tuple(sorted({split_part(pair.mask.location)[0] for pair in pairs}))
+    return evaluate(output, _request(recipe, truths), quiet=quiet, break_off=break_off)
+
+
+def _request(recipe: TrainingRecipe, truths: tuple[str, ...]) -> EvaluationRequest:
+    """What `maskloom evaluate` must be told of the masks."""
+    labels, classes = recipe.labels, recipe.classes
+    values: list[str] = []
+    polygons = None
+    if isinstance(labels, Index):
+        values = [f"{value}={name}" for value, name in enumerate(classes)]
+    elif isinstance(labels, Values):
+        values = [f"{value}={name}" for value, name in labels.values.items()]
+    elif isinstance(labels, Colours):
+        values = [f"#{text.removeprefix('#')}={name}" for name, text in labels.colours.items()]
+    elif isinstance(labels, Instances):
+        values = [f"0={classes[0]}", f"1..={labels.of or classes[1]}"]
+    elif isinstance(labels, Polygons):
+        values = [f"{value}={name}" for value, name in labels.values.items()]
+        polygons = PolygonOptions(
+            labels.attribute,
+            labels.of,
+            labels.outside,
+            labels.overlap,
+            labels.all_touched,
+            labels.layer,
+            labels.image,
+            labels.coordinates == "pixels",
+        )
+    return EvaluationRequest(
+        truth=truths,
+        values=tuple(values),
+        void=_void(labels),
+        polygons=polygons,
+        suffixes=NameSuffixes(recipe.mask_suffix, ""),
+    )
+
+
+def _void(labels: Any) -> tuple[str, ...]:
+    """Values of masks that are ignored, as `maskloom evaluate` takes them."""
+    void = getattr(labels, "void", ())
+    if void == REST:
+        return (REST,)
+    given = void if isinstance(void, tuple) else (void,)
+    if isinstance(labels, Colours):
+        return tuple(f"#{str(text).removeprefix('#')}" for text in given if text)
+    return tuple(str(value) for value in given if value != "")
+
+
+def _summary(found: Evaluation) -> dict[str, Any]:
+    """The main measures of all images together, as JSON values."""
+    rows = found.result.rows()
+    whole = next(row for row in rows["images"] if row["image_id"] is None)
+    classes = [row for row in rows["classes"] if row["image_id"] is None]
+    return {
+        "images": len(found.result.scores),
+        **{name: _rounded(whole[name]) for name in _MEASURES if whole.get(name) is not None},
+        "classes": {
+            row["class_name"]: {name: _rounded(row[name]) for name in _OF_CLASSES}
+            for row in classes
+        },
+    }
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None or math.isnan(value) else round(float(value), 6)
