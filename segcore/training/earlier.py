@@ -76,11 +76,7 @@ class Memory:
             return {}
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile):
             with np.load(self.path) as file:
-                entries, cells, sizes = (
-                    json.loads(file["entries"].tobytes()),
-                    file["cells"],
-                    file["sizes"],
-                )
+                entries, cells, sizes = (file[name] for name in ("entries", "cells", "sizes"))
             # Used last.
             os.utime(self.path)
             read, found, start = json.loads(entries.tobytes()), dict[str, Check](), 0
