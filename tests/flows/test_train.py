@@ -289,7 +289,7 @@ def test_what_an_earlier_check_has_found_is_not_looked_for_again(folder, monkeyp
     assert first[0] == [0, 1, 2, 3]
     assert check() == ([], *first[1:])
     # By all that decides it: the classes, and each file.
-    assert check("labels.void=[255, 7]")[0] == [0, 1, 2, 3]
+    assert check("labels={kind: index, void: [255, 7]}")[0] == [0, 1, 2, 3]
     changed = np.array(Image.open(folder / "masks" / "2.png"))
     changed[:9] = 0
     Image.fromarray(changed).save(folder / "masks" / "2.png")
