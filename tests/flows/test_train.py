@@ -6,6 +6,7 @@ import json
 import shlex
 import shutil
 import threading
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -39,8 +40,10 @@ from maskloom.segcore.models.protocols import SEGMENTERS
 from maskloom.segcore.raster.spec import FORMATS
 from maskloom.segcore.training import semantic
 from maskloom.segcore.training.dataset import Dataset
+from maskloom.segcore.training.feeding import Drawing, ProcessFeed, ThreadFeed
 from maskloom.segcore.training.pairs import data_digest, file_digests, find_pairs
 from maskloom.segcore.training.run import TrainingResult, prepare, train
+from maskloom.segcore.training.sampling import Sampler, SamplingOptions
 
 COLOURS = {"dark": "#12305a", "bright": "#e07b10"}
 
@@ -303,6 +306,36 @@ def test_what_an_earlier_check_has_found_is_not_looked_for_again(folder, monkeyp
     assert check() == ([], *again[1:])
     monkeypatch.setenv("MASKLOOM_CACHE", "")
     assert check()[0] == [0, 1, 2, 3]
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {},
+        {"labels": {"kind": "instances", "target": "flow", "void": 255}},
+        {"labels": {"kind": "instances", "void": 255}, "network": "mask_rcnn"},
+    ],
+    ids=["semantic", "flow", "objects"],
+)
+def test_processes_draw_for_every_task_what_a_thread_draws(folder, keys):
+    changes = ("training.augmentation=[flip, scale, elastic, noise, cutmix]", "training.patch=64")
+    course = prepared(made(folder, *changes, **keys))
+    setup, training = course.setup, course.recipe.training
+    options = SamplingOptions(setup.patch_shape, training.batch, 0.5, 0, course.recipe.augmentation)
+    sampler = Sampler(setup.dataset, setup.class_counts, setup.training, setup.scaling, options)
+    drawing = Drawing(sampler, course.task.arguments)
+    with closing(ProcessFeed(drawing, 3, 1)) as feed:
+        batches, others = feed.batches(0, 0), ThreadFeed(drawing, 3).batches(0, 0)
+        for ours, theirs in zip(batches, others, strict=True):
+            for a, b in zip(leaves(ours), leaves(theirs), strict=True):
+                np.testing.assert_array_equal(a, b)
+
+
+def leaves(arguments):
+    import keras
+
+    return keras.tree.flatten(arguments)
 
 
 def test_what_is_measured_is_what_the_model_says_of_whole_images(folder):
@@ -610,8 +643,6 @@ def test_touching_objects_are_learned_end_to_end(folder):
 
 
 def drawn(course):
-    from maskloom.segcore.training.sampling import Sampler, SamplingOptions
-
     setup = course.setup
     drawing = SamplingOptions(setup.patch_shape, 1, 0.0, 0)
     return Sampler(setup.dataset, setup.class_counts, setup.training, setup.scaling, drawing).batch(
