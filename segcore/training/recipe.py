@@ -356,6 +356,10 @@ class Training:
     """Seed of initial weights, patches and augmentation."""
     threads: int | None = None
     """Threads of this machine to use. None: all."""
+    processes: int | None = None
+    """Processes that draw patches; 0: a thread of the main one. None: 0 where a processor trains,
+    for a GPU as many as there are cores, at most 16. Changes no patch.
+    """
     memory: int = 1024
     """Megabytes of decoded images to keep."""
     tensorboard: bool = False
@@ -387,7 +391,7 @@ class Training:
             "warmup": (0, 1_000_000),
         }
         limits |= {"patience": (1, 100_000), "threads": (1, 1024), "memory": (1, 2**20)}
-        limits |= {"accumulation": (2, 4096), "devices": (1, 1024)}
+        limits |= {"accumulation": (2, 4096), "devices": (1, 1024), "processes": (0, 256)}
         for name, (least, most) in limits.items():
             value = getattr(self, name)
             if value is not None:
