@@ -68,10 +68,10 @@ def flow_loss(terms: LossTerms, weights: NDArray[np.float32]) -> Callable[[Tenso
     """The loss of truth (image, y, x, 3: class, x, y) and output (image, y, x, class + 2: logits,
     x, y).
 
-    To the loss of the classes are added, both twice: the squared error of x and y, mean of the
-    pixels in objects; and that of their differences along their own axis, mean of the neighbours in
-    objects (HoVer-Net has a Sobel filter there). The latter makes steps between touching objects
-    steep.
+    To the loss of the classes are added, both twice: the squared error of x and y, mean of both and
+    of the pixels in objects; and that of their differences along their own axis, mean of both and
+    of the neighbours in objects (HoVer-Net has a Sobel filter there). The latter makes steps
+    between touching objects steep.
     """
     from keras import ops
 
@@ -87,10 +87,11 @@ def flow_loss(terms: LossTerms, weights: NDArray[np.float32]) -> Callable[[Tenso
             ops.cast(output[..., classes + axis], "float32") - truth[..., 1 + axis]
             for axis in range(VECTORS)
         )
-        apart = mean_of(x * x + y * y, inside)
+        apart = mean_of(x * x + y * y, inside) / VECTORS
         along_x, along_y = x[:, :, 1:] - x[:, :, :-1], y[:, 1:] - y[:, :-1]
         steps = mean_of(along_x * along_x, inside[:, :, 1:] * inside[:, :, :-1])
         steps += mean_of(along_y * along_y, inside[:, 1:] * inside[:, :-1])
+        steps /= VECTORS
         return by_class(labels, output[..., :classes]) + _WEIGHT * (apart + steps)
 
     return loss
