@@ -23,6 +23,9 @@ import fsspec
 
 import maskloom
 from maskloom.flows.terminal import count
+from maskloom.segcore.deep.inference.engines.gpus import idle_gpu, nvidia_gpus
+from maskloom.segcore.deep.inference.engines.opening import hardware_of
+from maskloom.segcore.deep.inference.runtime import keras_backend
 from maskloom.segcore.errors import MaskloomError, RecipeError
 from maskloom.segcore.storage.addresses import redacted
 from maskloom.segcore.storage.conditional import conditions_of
@@ -44,7 +47,7 @@ _SMALL_BYTES = 2 * 2**30
 _CLOCKS_DIFFER_SECONDS = 60.0
 _SERVER_SECONDS = 5.0
 _INPUTS_TRIED = 20
-_MAIN_LIBRARIES = ("numpy", "pyarrow", "rasterio", "dask", "distributed", "prefect", "tensorflow")
+_MAIN_LIBRARIES = ("numpy", "pyarrow", "rasterio", "dask", "distributed", "prefect")
 _TRIED_CLUSTERS = ("address",)
 """Clusters that can be joined without starting anything."""
 _DEVELOPERS = "test"
@@ -69,6 +72,7 @@ def examine(path: Path | None, changes: Sequence[str] = ()) -> Iterator[Check]:
     yield from _each("maskloom", _versions)
     yield from _each("libraries", _libraries)
     yield from _each("extras", _extras)
+    yield from _each("networks", _networks)
     yield from _each("machine", _machine)
     yield from _each("temporary files", _temporary)
     if path is not None:
@@ -142,6 +146,25 @@ def _extras() -> Iterator[Check]:
         "ok",
         f"installed: {', '.join(present) or 'none'}" + (f"; not: {lacking}" if lacking else ""),
     )
+
+
+def _networks() -> Iterator[Check]:
+    """What Keras runs networks on, and the GPU if there is one."""
+    backend = keras_backend()
+    if backend is None:
+        text = "TensorFlow, JAX and PyTorch are missing (pip install 'maskloom[tensorflow]')"
+        yield Check("networks", "ok", f"none can run: {text}")
+        return
+    text = f"Keras on {backend} {_installed(backend) or _installed(f'{backend}-cpu')}"
+    if not nvidia_gpus():
+        yield Check("networks", "ok", text)
+        return
+    # Imported for machines with a GPU alone: it takes seconds.
+    hardware = hardware_of(backend)
+    if hardware.is_gpu:
+        yield Check("networks", "ok", f"{text}, {hardware.name}")
+    else:
+        yield Check("networks", "warning", f"{text}. {idle_gpu(backend)}.")
 
 
 def _requirements() -> list[Requirement]:

@@ -315,6 +315,9 @@ def _select_engines(
     selections = select_engines(fanout, settings.model, plan.images)
     if not selections:
         return replace(settings, model=load(selections))
+    for selection in selections.values():
+        if note := selection["record"].get("note"):
+            log.warning("%s.", note)
     content = json.dumps(selections, indent=1).encode()
     return replace(settings, model=record(store, plan, CHOICES, content, load))
 

@@ -31,7 +31,12 @@ from maskloom.segcore.deep.inference import blended_windows as windows
 from maskloom.segcore.deep.inference import patches
 from maskloom.segcore.deep.inference.blended_windows import Windowing
 from maskloom.segcore.deep.inference.card import Card, Scaling
-from maskloom.segcore.deep.inference.engines.protocol import Choice, EngineName, Precision
+from maskloom.segcore.deep.inference.engines.protocol import (
+    BatchEngine,
+    Choice,
+    EngineName,
+    Precision,
+)
 from maskloom.segcore.deep.inference.files.weights import Weights, WeightsLocation, file_name
 from maskloom.segcore.deep.inference.flips import (
     FlippedEngine,
@@ -41,7 +46,7 @@ from maskloom.segcore.deep.inference.flips import (
 )
 from maskloom.segcore.deep.inference.kept import kept_card
 from maskloom.segcore.deep.inference.patches import Patching
-from maskloom.segcore.deep.inference.runtime import LIBRARY_BYTES
+from maskloom.segcore.deep.inference.runtime import BACKENDS, LIBRARY_BYTES, keras_backend
 from maskloom.segcore.errors import ModelMismatch, RecipeError, WeightsError
 from maskloom.segcore.geometry import per_axis, sizes_text
 from maskloom.segcore.ground.space import MILLIMETRES, PixelSize
@@ -106,12 +111,12 @@ class Network:
     from the card, else factor 1/255.
     """
     engine: EngineName | Literal["auto"] = "auto"
-    """Library that runs the network: tensorflow, openvino, onnxruntime, litert. auto: the fastest
-    that is installed.
+    """Library that runs the network: tensorflow, jax or torch (Keras on it), openvino, onnxruntime,
+    litert. auto: the fastest that is installed.
     """
     precision: Precision | Literal["auto"] = "auto"
-    """float32, bfloat16. auto: the faster one that keeps at least 99.9 % of the labels of float32
-    on a probe of the collection.
+    """float32, bfloat16, or on GPUs float16. auto: the fastest that keeps at least 99.9 % of the
+    labels of float32 on a probe of the collection.
     """
     windows: Windows = "auto"
     """exact: patches with their full receptive field. blended: overlapping windows. auto: exact if
@@ -382,7 +387,8 @@ class NetworkModel:
         fixed = LIBRARY_BYTES + 12 * self.card.parameters + patch
         planar = self.card.dimensions == 2
         engine = self.engine if self.choice is None else self.choice.engine
-        device: Literal["any", "gpu"] = "gpu" if engine in ("auto", "tensorflow") else "any"
+        wants_gpu = engine in ("auto", *BACKENDS) or "device" in self.running.record
+        device: Literal["any", "gpu"] = "gpu" if wants_gpu else "any"
         needed = 16 + 8 * self.card.channels
         return Requirements(layout.halo, needed, 200 * runs, fixed, planar, device)
 
@@ -407,7 +413,10 @@ class NetworkModel:
 
         card = replace(self.card, classes=self.classes)
         seen = next(planes_of(block)) if self.card.dimensions == 2 else block
-        choice = select_engine(self.weights, card, self._probe(seen), self.engine, self.precision)
+        pixels = self._probe(seen)
+        choice = select_engine(
+            self.weights, card, card.scaling.apply(pixels), self.engine, self.precision, pixels
+        )
         if not self.blended and self.card.reach.fixed is None:
             self._verify_receptive_field(choice)
         return asdict(choice)
@@ -453,6 +462,12 @@ class NetworkModel:
     def segment(self, block: Block) -> Labels:
         """Return the class with the greatest score for every pixel of the core."""
         labels, core = self._without_labels(block)
+        batches = self._batch_engine
+        if batches is not None and isinstance(self.layout, Patching) and self.gives_scores:
+            seen = self._without_gaps(block, as_stored=True)
+            for place, found in patches.core_batches(seen, self.layout, batches, "labels"):
+                core[place] = found
+            return Labels(labels)
         for place, scores in self._scored_regions(block):
             self._write_labels(scores, core[place])
         return Labels(labels)
@@ -504,6 +519,7 @@ class NetworkModel:
             "sha256": self.weights.sha256,
             "engine": running.engine,
             "precision": running.precision,
+            **({"device": running.record["device"]} if "device" in running.record else {}),
             "windows": "blended" if self.blended else "exact",
             "halo": self.layout.halo,
             **({} if self.flips == "none" else {"flips": self.flips}),
@@ -530,7 +546,7 @@ class NetworkModel:
         if self.choice is not None:
             return self.choice
         reference: EngineName = {".onnx": "onnxruntime", ".tflite": "litert"}.get(
-            self.weights.suffix, "tensorflow"
+            self.weights.suffix, keras_backend() or "tensorflow"
         )  # type: ignore[assignment]
         return Choice(
             reference if self.engine == "auto" else self.engine,
@@ -598,13 +614,27 @@ class NetworkModel:
         from maskloom.segcore.deep.inference.engines.opening import open_engine
 
         engine: Engine = open_engine(self.weights, self.card, self.running)
+        batches, layout = self._batch_engine, self.layout
+        if batches is not None and isinstance(layout, Patching):
+            seen = self._without_gaps(block, as_stored=True)
+            return patches.core_batches(seen, layout, batches, "scores")
         if len(self._orientations) > 1:
             card = self.card
             engine = FlippedEngine(engine, card.output, self.flips, card.dimensions, card.vectors)
-        seen, prepare, layout = self._without_gaps(block), self.card.scaling.apply, self.layout
+        seen, prepare = self._without_gaps(block), self.card.scaling.apply
         if isinstance(layout, Windowing):
             return windows.core_scores(seen, layout, prepare, engine)
         return patches.core_scores(seen, layout, prepare, engine)
+
+    @property
+    def _batch_engine(self) -> BatchEngine | None:
+        """The engine, if it runs patches in batches; none for means over flips."""
+        from maskloom.segcore.deep.inference.engines.opening import open_engine
+
+        if len(self._orientations) > 1:
+            return None
+        engine = open_engine(self.weights, self.card, self.running)
+        return engine if isinstance(engine, BatchEngine) else None
 
     @property
     def _orientations(self) -> list[tuple[int, ...]]:
@@ -615,24 +645,32 @@ class NetworkModel:
         """Whether scores are logits; averages over flips are probabilities."""
         return self.card.output == "logits" and len(self._orientations) == 1
 
-    def _without_gaps(self, block: Block) -> Block:
+    def _without_gaps(self, block: Block, as_stored: bool = False) -> Block:
         """Replace invalid pixels by the value that is scaled to 0.
 
-        Their original values (nodata, NaN) must not affect their neighbours.
+        Their original values (nodata, NaN) must not affect their neighbours. `as_stored`: in the
+        type of the image, if it can hold that value; the type is the same for all blocks.
         """
+        offset = np.array(self.card.scaling.offset, np.float32)
+        # As float32 otherwise, because an offset of 103.9 does not fit into eight bits.
+        dtype: np.dtype[Any] = np.dtype(np.float32)
+        with np.errstate(invalid="ignore"):
+            if as_stored and np.array_equal(offset.astype(block.pixels.dtype), offset):
+                dtype = block.pixels.dtype
         if block.valid.all():
-            return block
-        # As float32, because an offset of 103.9 does not fit into eight bits.
-        pixels = block.pixels.astype(np.float32)
-        pixels[~block.valid] = np.array(self.card.scaling.offset, np.float32)
+            if not as_stored:
+                return block
+            return replace(block, pixels=block.pixels.astype(dtype, copy=False))
+        pixels = block.pixels.astype(dtype)
+        pixels[~block.valid] = offset
         return replace(block, pixels=pixels)
 
-    def _probe(self, block: Block) -> NDArray[np.float32]:
-        """Return the scaled middle of the block, of the size of a patch inside an image.
+    def _probe(self, block: Block) -> NDArray[np.generic]:
+        """Return the middle of the block, of the size of a patch inside an image.
 
         It is mirrored if the block is smaller.
         """
-        pixels = self._without_gaps(block).pixels
+        pixels = self._without_gaps(block, as_stored=True).pixels
         # The fastest engine on this patch is also the fastest on larger ones.
         axes = self.card.dimensions
         largest = patches.sides_of(_LARGEST_PROBE if axes == 2 else _LARGEST_CUBE_PROBE, axes)
@@ -642,7 +680,7 @@ class NetworkModel:
             size, length = pixels.shape[axis], _length(layout, axis)
             first = (size - length) // 2
             pixels = np.take(pixels, patches.mirrored(np.arange(first, first + length), size), axis)
-        return self.card.scaling.apply(pixels)
+        return pixels
 
     def _without_labels(self, block: Block) -> tuple[NDArray[Any], NDArray[Any]]:
         """Return empty labels of a block, and a view of its core."""

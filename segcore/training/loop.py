@@ -63,9 +63,10 @@ class TrainingLoop:
         with self._how.scope(), precision(recipe.training.precision):
             keras.utils.set_random_seed(recipe.training.seed)
             self._model = task.network()
+            stages = _stages(setup, self._model)
             self._trainer, loss = task.trainer(self._model)
             self._trainer.compile(
-                optimizer=optimiser(recipe, self._steps),
+                optimizer=optimiser(recipe, self._steps, stages),
                 loss=self._how.loss(loss),
                 jit_compile=compiled(self._trainer),
             )
@@ -289,6 +290,20 @@ def _value(variable: Any) -> NDArray[Any]:
     import keras
 
     return np.array(keras.ops.convert_to_numpy(variable))
+
+
+def _stages(setup: TrainingSetup, model: Any) -> list[list[Any]]:
+    """The variables of each stage that has weights of another training, if stages differ."""
+    start, wanted = setup.initial, setup.recipe.training
+    if start is None:
+        return []
+    start.prepare(model)
+    if not wanted.unfreeze and wanted.stage_rate == 1:
+        return []
+    return [
+        [variable for layer in stage for variable in layer.trainable_variables]
+        for stage in start.stages(model)
+    ]
 
 
 def with_plan(state: TrainingState, wanted: Training, steps: int) -> TrainingState:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from maskloom.segcore.raster.source import Source
     from maskloom.segcore.raster.spec import RasterSpec
     from maskloom.segcore.training.recipe import TrainingRecipe
-    from maskloom.segcore.training.setup import OnProgress
+    from maskloom.segcore.training.setup import OnProgress, Start
 
 _SHOWN = 5
 _CHUNK_BYTES = 2**22
@@ -197,6 +197,14 @@ def scaling_of(pairs: Sequence[Pair], wanted: Scaling | None) -> Scaling:
             "about from 0 to 1 or -1 to 1."
         )
     return Scaling((0.0,), (_FACTORS[first.dtype],))
+
+
+def usual_scaling(pairs: Sequence[Pair], start: Start) -> Scaling | None:
+    """The scaling that weights of another training ask for. None: there is none for the images'
+    type.
+    """
+    image = pairs[0].image
+    return start.scaling_for(image.channels, _FACTORS.get(image.dtype))
 
 
 def files_of(pair: Pair) -> list[str]:

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from maskloom.segcore.deep.inference.runtime import set_threads
+from maskloom.segcore.deep.inference.runtime import import_keras, set_threads
 from maskloom.segcore.errors import RecipeError, Stopped, StoreError
 from maskloom.segcore.processes.helpers import cores
 from maskloom.segcore.storage.canonical import canonical
@@ -32,6 +32,7 @@ from maskloom.segcore.training.class_counts import count_classes, require_labell
 from maskloom.segcore.training.dataset import Dataset
 from maskloom.segcore.training.earlier import Check, Memory
 from maskloom.segcore.training.export import is_whole, publish
+from maskloom.segcore.training.imagenet import ImageNet, is_imagenet
 from maskloom.segcore.training.initial import Initial
 from maskloom.segcore.training.log import require_tensorboard
 from maskloom.segcore.training.loop import STOPPED, TrainingLoop
@@ -41,8 +42,15 @@ from maskloom.segcore.training.pairs import (
     files_of,
     find_pairs,
     scaling_of,
+    usual_scaling,
 )
-from maskloom.segcore.training.setup import OnProgress, ProgressMonitor, TrainingSetup, TrainingTask
+from maskloom.segcore.training.setup import (
+    OnProgress,
+    ProgressMonitor,
+    Start,
+    TrainingSetup,
+    TrainingTask,
+)
 from maskloom.segcore.training.tasks import patch_shape_of, task_of
 
 if TYPE_CHECKING:
@@ -121,8 +129,8 @@ def prepare(
     names = [pair.name for pair in pairs], [pair.image.location for pair in pairs]
     # Before the pixels are read, which takes longer.
     recipe.split.divide(*names, groups)
-    initial = None if recipe.initial is None else Initial.of(recipe.initial, recipe.kind)
-    usual = None if initial is None else initial.scaling
+    initial = _start(recipe)
+    usual = None if initial is None else usual_scaling(pairs, initial)
     scaling = scaling_of(pairs, recipe.scaling or usual)
     decoder = recipe.labels.decoder(recipe.classes)
     _use_threads(recipe.training.threads)
@@ -164,10 +172,19 @@ def prepare(
         )
     data = data_digest(pairs, digests)
     if initial is not None:
-        settings = {**settings, "initial": initial.weights.sha256}
+        settings = {**settings, "initial": initial.identity}
     return Prepared(
         recipe, setup, task_of(setup), _without(_UNDECISIVE, settings), data, tuple(notes)
     )
+
+
+def _start(recipe: TrainingRecipe) -> Start | None:
+    """The weights that a recipe starts from. None: random ones."""
+    if recipe.initial is None:
+        return None
+    if is_imagenet(recipe.initial):
+        return ImageNet.of(recipe.initial, recipe.network)
+    return Initial.of(recipe.initial, recipe.kind)
 
 
 def _digests(
@@ -231,16 +248,10 @@ def _require_trainable(
 
 
 def _use_threads(count: int | None) -> None:
-    """Limit the threads of the backend of keras. None: no limit."""
-    import keras
-
-    if count is None:
-        return
-    set_threads(count)
-    if keras.backend.backend() == "torch":
-        import torch
-
-        torch.set_num_threads(count)
+    """Import keras with this number of threads. None: no limit."""
+    if count is not None:
+        set_threads(count)
+    import_keras()
 
 
 def _finished(store: Store, prepared: Prepared) -> TrainingResult | None:

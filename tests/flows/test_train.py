@@ -656,7 +656,8 @@ def drawn(course):
     ids=lambda path: path.stem,
 )
 def test_the_examples_are_training_recipes(path, monkeypatch):
-    monkeypatch.setenv("DSB2018", "dsb2018")
+    for variable in ("DSB2018", "MEMBRANE", "NUCLEI"):
+        monkeypatch.setenv(variable, variable.lower())
     assert training_recipes.load(path).recipe.name == path.stem
     jsonschema = pytest.importorskip("jsonschema")
     jsonschema.validate(yaml.safe_load(path.read_text()), training_recipes.schema())
@@ -718,6 +719,15 @@ def test_how_to_use_a_model_can_be_pasted(folder):
         "-p",
         "bands=[1]",
     ]
+
+
+def test_a_model_that_learned_a_border_makes_objects(folder):
+    labels = {"kind": "instances", "border": "rim", "outline": 1}
+    training_run = made(folder, classes=["dark", "bright", "rim"], labels=labels)
+    learned = TrainingResult("model.keras", ("mean IoU", 0.5), 1, 2, 0.1, False)
+    words = shlex.split(flow.usage(training_run, learned))
+    assert words[words.index("-s") + 1] == "instances"
+    assert "border=rim" in words
 
 
 def test_vectors_are_learned_of_objects_in_images_only(folder):

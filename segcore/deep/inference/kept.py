@@ -36,10 +36,10 @@ if TYPE_CHECKING:
 Value = TypeVar("Value")
 
 VARIABLE = "MASKLOOM_CACHE"
-_LIBRARIES = ("keras", "onnxruntime", "openvino", "tensorflow")
+_LIBRARIES = ("keras", "onnxruntime", "openvino", "tensorflow", "tf2onnx")
 _MOST_BYTES = 2_000_000_000
 """Of all that is kept; the least recently used goes first."""
-_NETWORK, _CARD = "network.xml", "card.json"
+_NETWORK, _CARD, _ONNX = "network.xml", "card.json", "network.onnx"
 _OTHERS_WRITE = 0o022
 
 
@@ -61,8 +61,21 @@ def kept_network(
 
     # The recipe builds networks of ours; it is in the card, which has no digest of its own.
     recipe = [card.kind, card.network, card.channels, len(card.classes), card.vectors]
-    key = _key(weights, "network", precision, recipe)
+    key = _key(weights, "network", weights.suffix, precision, recipe)
     return _kept(key, lambda folder: read(folder / _NETWORK), convert, write)
+
+
+def kept_export(weights: Weights, card: Card, export: Callable[[], bytes]) -> bytes:
+    """The ONNX file of a keras network: the one that is kept, else what `export` gives, which is
+    then kept.
+    """
+    recipe = [card.kind, card.network, card.channels, len(card.classes), card.vectors]
+    return _kept(
+        _key(weights, "onnx", recipe),
+        lambda place: (place / _ONNX).read_bytes(),
+        export,
+        lambda content, place: (place / _ONNX).write_bytes(content),
+    )
 
 
 def kept_card(weights: Weights, examine: Callable[[], Card]) -> Card:
@@ -83,9 +96,9 @@ def _kept(
     key: str,
     read: Callable[[Path], Value],
     make: Callable[[], Value],
-    write: Callable[[Value, Path], None],
+    write: Callable[[Value, Path], Any],
 ) -> Value:
-    folder = _folder()
+    folder = folder_for("networks")
     if folder is None:
         return make()
     place = folder / key
@@ -108,14 +121,16 @@ def _kept(
     return value
 
 
-def _folder() -> Path | None:
-    """The folder of what is kept; None if there is none to which this user alone can write."""
+def folder_for(what: str) -> Path | None:
+    """The folder of what is kept of a kind; None if there is none to which this user alone can
+    write.
+    """
     named = os.environ.get(VARIABLE)
     if named == "":
         return None
     try:
         home = os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()
-        folder = Path(named or Path(home, "maskloom"), "networks")
+        folder = Path(named or Path(home, "maskloom"), what)
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         status = folder.stat()
     except (OSError, RuntimeError):

@@ -49,6 +49,20 @@ def to_network(
     return np.ascontiguousarray(patch, dtype)
 
 
+def to_first(dimensions: int) -> list[int]:
+    """The order of the axes that moves channels before space.
+
+    >>> to_first(2), from_first(2)
+    ([0, 3, 1, 2], [0, 2, 3, 1])
+    """
+    return [0, dimensions + 1, *range(1, dimensions + 1)]
+
+
+def from_first(dimensions: int) -> list[int]:
+    """The order of the axes that moves channels behind space."""
+    return [0, *range(2, dimensions + 2), 1]
+
+
 def split_pixels(patch: NDArray[np.float32], channels: int) -> NDArray[np.float32]:
     """Split a patch into two parts if a network has twice its bands; else return it unchanged.
 

@@ -25,10 +25,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import product
-from typing import TYPE_CHECKING
+from math import prod
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from maskloom.segcore.deep.inference.engines.protocol import PatchesOfImage
 from maskloom.segcore.errors import WeightsError
 from maskloom.segcore.geometry import Tiling, per_axis, sizes_text
 
@@ -38,7 +40,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from maskloom.segcore.deep.inference.card import AxisReach, ReceptiveField
-    from maskloom.segcore.deep.inference.engines.protocol import Engine
+    from maskloom.segcore.deep.inference.engines.protocol import BatchEngine, Engine
     from maskloom.segcore.geometry import Shape
     from maskloom.segcore.raster.spec import Block
 
@@ -122,6 +124,12 @@ class Patching:
             for square in range(core[0] // side * side, core[1], side)
         ]
 
+    def of_image(self, shape: Shape) -> PatchesOfImage:
+        """The patches of a whole image."""
+        spans = [self.spans(axis, size, (0, size)) for axis, size in enumerate(shape)]
+        sizes = tuple(max(span.length for span in along) for along in spans)
+        return PatchesOfImage(sizes, prod(map(len, spans)))
+
     def _span(self, axis: int, size: int, square: int, core: tuple[int, int]) -> Span:
         reach, side = self.receptive_field.along(axis), self.sides[axis]
         end = round_up(size, reach.stride)
@@ -144,6 +152,39 @@ def core_scores(
     without valid pixels are left out. Raises `WeightsError` if the size of the output does not
     match the card.
     """
+    for place, square, first, lengths in _squares(block, patching):
+        scores = scores_of(block, first, lengths, patching.receptive_field, prepare, engine)
+        yield place, scores[_slices(square, tuple(span.output for span in square))]
+
+
+def core_batches(
+    block: Block, patching: Patching, engine: BatchEngine, gives: Literal["labels", "scores"]
+) -> Iterator[tuple[tuple[slice, ...], NDArray[Any]]]:
+    """Yield the labels (y, x) or scores (y, x, k) of a tile's core, square by square in any order,
+    by an engine that runs patches in batches and scales their pixels itself.
+
+    As `core_scores` otherwise.
+    """
+    field = patching.receptive_field
+
+    def patches() -> Iterator[tuple[tuple[Any, Any, Shape], NDArray[np.generic]]]:
+        for place, square, first, lengths in _squares(block, patching):
+            inner = _slices(square, tuple(span.output for span in square))
+            yield (place, inner, lengths), cut(block, first, lengths)
+
+    run = engine.labels if gives == "labels" else engine.scores
+    axes = len(block.spec.shape)
+    for (place, inner, lengths), found in run(patches(), patching.of_image(block.spec.shape)):
+        _require_sizes(found.shape[:axes], field, lengths)
+        yield place, found[inner]
+
+
+def _squares(
+    block: Block, patching: Patching
+) -> Iterator[tuple[tuple[slice, ...], tuple[Span, ...], Shape, Shape]]:
+    """The squares of a tile's core with valid pixels: slices in the core, spans, and the first
+    pixel and the lengths of the patch.
+    """
     core, shape = block.tile.core, block.spec.shape
     spans = [
         patching.spans(axis, shape[axis], (core.start[axis], core.stop[axis]))
@@ -156,8 +197,7 @@ def core_scores(
             first, lengths = (
                 tuple(getattr(span, name) for span in square) for name in ("first", "length")
             )
-            scores = scores_of(block, first, lengths, patching.receptive_field, prepare, engine)
-            yield place, scores[_slices(square, tuple(span.output for span in square))]
+            yield place, square, first, lengths
 
 
 def scores_of(
@@ -173,15 +213,20 @@ def scores_of(
     The patch starts at the pixel `first` of the image and has these lengths.
     """
     output = engine(prepare(cut(block, first, lengths))[None])
-    expected = field.output_sizes(lengths)
-    if output.shape[1:-1] != expected:
-        raise WeightsError(
-            f"The network was expected to give {sizes_text(expected)} pixels for a patch of "
-            f"{sizes_text(lengths)}; its output has the shape {output.shape[1:]}. Its card "
-            "does not fit it: remove the card, so that the network is measured again."
-        )
+    _require_sizes(output.shape[1:-1], field, lengths)
     scores: NDArray[np.float32] = output[0]
     return scores
+
+
+def _require_sizes(sizes: Shape, field: ReceptiveField, lengths: Shape) -> None:
+    """Raise `WeightsError` unless an output of these sizes is that of a patch of these lengths."""
+    expected = field.output_sizes(lengths)
+    if sizes != expected:
+        raise WeightsError(
+            f"The network was expected to give {sizes_text(expected)} pixels for a patch of "
+            f"{sizes_text(lengths)}; its output has {sizes_text(sizes)}. Its card "
+            "does not fit it: remove the card, so that the network is measured again."
+        )
 
 
 def cut(block: Block, first: Shape, lengths: Shape) -> NDArray[np.generic]:

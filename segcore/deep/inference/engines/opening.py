@@ -1,8 +1,9 @@
 """Opening a network with the selected engine.
 
-Every engine runs one patch at a time, whatever the size of the batch: libraries sum in another
-order for other batch sizes, and the result of a patch must not depend on the others. This costs
-nothing, since a single patch fills the processor and makes better use of its caches.
+On a processor every engine runs one patch at a time, whatever the size of the batch: libraries sum
+in another order for other batch sizes, and the result of a patch must not depend on the others.
+This costs nothing, since a single patch fills the processor and makes better use of its caches.
+GPUs get batches, whose shape depends on the image alone (`segcore.deep.inference.engines.batches`).
 """
 
 from __future__ import annotations
@@ -15,6 +16,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from maskloom.segcore.deep.inference import runtime
+from maskloom.segcore.deep.inference.engines.batches import require_fitting, sizes_wanted
+from maskloom.segcore.deep.inference.engines.gpus import (
+    CPU,
+    Hardware,
+    has_gpu_provider,
+    nvidia_gpus,
+)
 from maskloom.segcore.errors import WeightsError
 
 if TYPE_CHECKING:
@@ -25,23 +33,24 @@ if TYPE_CHECKING:
     from maskloom.segcore.deep.inference.files.weights import Weights
 
 ENGINES_OF: dict[str, tuple[EngineName, ...]] = {
-    ".keras": ("tensorflow", "openvino"),
+    ".keras": ("tensorflow", "jax", "torch", "openvino", "onnxruntime"),
     ".onnx": ("onnxruntime", "openvino"),
     ".tflite": ("litert",),
     ".pb": ("tensorflow", "openvino"),
 }
-"""Engines per kind of file; the first is the reference for the others."""
+"""Engines per kind of file; the first that is available is the reference for the others."""
 _MOST_LOADED = 4
 """Networks that stay loaded, for example the members of an ensemble."""
-_MODULES = {
+_MODULES: dict[EngineName, str] = {
     "tensorflow": "tensorflow",
+    "jax": "jax",
+    "torch": "torch",
     "openvino": "openvino",
     "onnxruntime": "onnxruntime",
     "litert": "ai_edge_litert",
 }
 _INSTALL = {
-    "tensorflow": "pip install tensorflow",
-    "openvino": "pip install 'maskloom[openvino]'",
+    **{name: f"pip install 'maskloom[{name}]'" for name in (*runtime.BACKENDS, "openvino")},
     "onnxruntime": "pip install 'maskloom[onnx]'",
     "litert": "pip install 'maskloom[litert]'",
 }
@@ -71,16 +80,57 @@ def engines_of(weights: Weights) -> tuple[EngineName, ...]:
     return ENGINES_OF[suffix]
 
 
+def available_engines(weights: Weights) -> list[EngineName]:
+    """Return the engines that can run a file in this process, the reference first.
+
+    Of TensorFlow, JAX and PyTorch, that is the one that Keras runs on. Raises `WeightsError` if no
+    engine can run such a file, installed or not.
+    """
+    able = [engine for engine in engines_of(weights) if is_installed(engine)]
+    if not is_keras(weights):
+        return able
+    backend = runtime.keras_backend()
+    ours: tuple[EngineName, ...] = () if backend is None else (backend,)
+    if backend == "tensorflow":
+        # They run what TensorFlow makes of the file, the second only where it is worth that.
+        ours += ("openvino", "onnxruntime") if has_gpu_provider() else ("openvino",)
+    return [engine for engine in able if engine in ours]
+
+
+def hardware_of(engine: EngineName) -> Hardware:
+    """What an engine runs on in this process."""
+    if engine in runtime.BACKENDS:
+        from maskloom.segcore.deep.inference.engines.device import keras_device
+
+        return keras_device()
+    if engine == "onnxruntime" and has_gpu_provider():
+        return Hardware(nvidia_gpus()[0], is_gpu=True)
+    return CPU
+
+
+def is_keras(weights: Weights) -> bool:
+    """Whether Keras reads a file."""
+    return engines_of(weights) == ENGINES_OF[".keras"]
+
+
 def check_engine(weights: Weights, engine: EngineName) -> None:
-    """Raise `WeightsError` if an engine cannot run a file or is not installed."""
+    """Raise `WeightsError` if an engine cannot run a file in this process, or is not installed."""
     able = engines_of(weights)
     if engine not in able:
         raise WeightsError(
-            f"engine: {engine} cannot run {weights.location}; expected {' or '.join(able)}, or "
-            "auto."
+            f"engine: {engine} cannot run {weights.location}; expected {', '.join(able[:-1])}"
+            f"{' or ' if able[1:] else ''}{able[-1]}, or auto."
         )
     if not is_installed(engine):
         raise WeightsError(f"engine: {engine} is not installed here: {_INSTALL[engine]}.")
+    if is_keras(weights) and engine in runtime.BACKENDS:
+        runtime.use_backend(engine)
+    elif is_keras(weights) and runtime.keras_backend() != "tensorflow":
+        raise WeightsError(
+            f"engine: {engine} needs TensorFlow to read {weights.location}; Keras runs on "
+            f"{runtime.keras_backend() or 'nothing'} here. Install it (pip install "
+            "'maskloom[tensorflow]', and unset KERAS_BACKEND), or set engine: auto."
+        )
 
 
 def open_engine(weights: Weights, card: Card, choice: Choice) -> Engine:
@@ -121,31 +171,15 @@ class _PatchByPatch:
     where: str
 
     def __call__(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
-        dimensions = self.card.dimensions
-        if batch.ndim != dimensions + 2 or len(batch) == 0 or batch.shape[-1] != self.card.channels:
-            axes = "y, x" if dimensions == 2 else "z, y, x"
-            raise WeightsError(
-                f"{self.where} takes patches (patch, {axes}, {self.card.channels}); got "
-                f"{batch.shape}. Choose other bands or weights."
-            )
-        field, lengths = self.card.reach, batch.shape[1:-1]
-        sizes = str(field.fixed or f"{field.residue} modulo {field.stride}")
-        # Not every library checks sizes; some read out of bounds.
-        if any(
-            size != reach.fitting(size)
-            for size, reach in zip(lengths, field.axes(dimensions), strict=True)
-        ):
-            raise WeightsError(
-                f"{self.where} takes heights and widths of {sizes}; got patches of {lengths}."
-            )
+        require_fitting(self.card, self.where, batch.shape)
         patches = np.ascontiguousarray(batch, np.float32)
         try:
             scores = self.run(patches[:1])
         except WeightsError as error:
             raise WeightsError(
                 f"{error} Its card says that it takes {self.card.channels} band(s), and heights "
-                f"and widths of {sizes}; if that is wrong, remove the card, so that the network is "
-                "measured again."
+                f"and widths of {sizes_wanted(self.card)}; if that is wrong, remove the card, so "
+                "that the network is measured again."
             ) from error
         if len(patches) > 1:
             # The output of a run is valid until the next one.
@@ -165,12 +199,29 @@ _loaded: dict[_Request, Engine] = {}
 def _open(request: _Request) -> Engine:
     weights, card, choice = request.weights, request.card, request.choice
     check_engine(weights, choice.engine)
+    if is_keras(weights) and choice.engine in runtime.BACKENDS:
+        from maskloom.segcore.deep.inference.engines.device import device_engine
+
+        on_gpu = hardware_of(choice.engine).is_gpu
+        if choice.engine != "tensorflow" or on_gpu:
+            return device_engine(weights, card, choice.precision)
+    if choice.engine == "onnxruntime" and card.output != "labels":
+        from maskloom.segcore.deep.inference.engines.onnx import onnx_on_gpu
+
+        engine = onnx_on_gpu(weights, card, choice.precision)
+        if engine is not None:
+            return engine
     return _PatchByPatch(_runner(weights, card, choice), card, weights.location)
 
 
 def _runner(
     weights: Weights, card: Card, choice: Choice
 ) -> Callable[[NDArray[np.float32]], NDArray[np.float32]]:
+    if choice.precision == "float16":
+        raise WeightsError(
+            f"precision: float16 is for GPUs, and {choice.engine} runs {weights.location} on the "
+            "processor here. Set float32 or auto."
+        )
     if choice.engine == "openvino":
         from maskloom.segcore.deep.inference.engines.openvino import openvino_runner
 

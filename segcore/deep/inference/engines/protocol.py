@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, runtime_checkable
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-EngineName = Literal["tensorflow", "openvino", "onnxruntime", "litert"]
-Precision = Literal["float32", "bfloat16"]
+    from maskloom.segcore.geometry import Shape
+
+EngineName = Literal["tensorflow", "openvino", "onnxruntime", "litert", "jax", "torch"]
+Precision = Literal["float32", "bfloat16", "float16"]
+Key = TypeVar("Key")
 
 
 class Engine(Protocol):
@@ -27,6 +30,40 @@ class Engine(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class PatchesOfImage:
+    """The patches of a whole image, on which the shape of batches depends: never on a tile."""
+
+    sizes: Shape
+    """The largest along each axis."""
+    count: int
+
+
+@runtime_checkable
+class BatchEngine(Engine, Protocol):
+    """An engine that runs patches in batches, and scales pixels and chooses labels itself.
+
+    It works ahead: the next patches are taken while a batch is computed. Results come in any order,
+    each with the key of its patch.
+    """
+
+    def together(self, sizes: Shape) -> int:
+        """Patches of these sizes that it computes at once, of a large image."""
+        ...
+
+    def labels(
+        self, patches: Iterable[tuple[Key, NDArray[np.generic]]], of: PatchesOfImage
+    ) -> Iterator[tuple[Key, NDArray[np.generic]]]:
+        """The classes (y, x) of patches of pixels (y, x, band) as they are in the image."""
+        ...
+
+    def scores(
+        self, patches: Iterable[tuple[Key, NDArray[np.generic]]], of: PatchesOfImage
+    ) -> Iterator[tuple[Key, NDArray[np.float32]]]:
+        """The output (y, x, k) of patches of pixels (y, x, band) as they are in the image."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
 class Choice:
     """Engine and precision, selected once per run so that all workers give the same labels."""
 
@@ -34,5 +71,5 @@ class Choice:
     precision: Precision
     record: Mapping[str, Any] = field(default_factory=dict, compare=False)
     """What was tried: agreement with float32 by engine and precision, and pixels per second of
-    those that keep the labels.
+    those that keep the labels; the device, and notes for the user.
     """

@@ -11,19 +11,34 @@ from __future__ import annotations
 
 import math
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from maskloom.segcore.deep.inference.engines.gpus import CPU, TENSORRT, idle_gpu, providers
 from maskloom.segcore.deep.inference.engines.opening import (
+    available_engines,
     check_engine,
     close_others,
     engines_of,
+    hardware_of,
     is_installed,
+    is_keras,
     open_engine,
 )
-from maskloom.segcore.deep.inference.engines.protocol import Choice
+from maskloom.segcore.deep.inference.engines.protocol import (
+    BatchEngine,
+    Choice,
+    PatchesOfImage,
+)
+from maskloom.segcore.deep.inference.runtime import (
+    BACKENDS,
+    import_keras,
+    keras_backend,
+    use_backend,
+)
 from maskloom.segcore.errors import WeightsError
 
 if TYPE_CHECKING:
@@ -46,16 +61,10 @@ _FAR_BEHIND = 2.0
 """Multiple of the shortest time beyond which an engine is not run again: other work on the machine
 does not explain so large a difference.
 """
-_PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16")
+_PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16", "float16")
 _IN_BFLOAT16 = ("tensorflow", "openvino")
-
-
-def available_engines(weights: Weights) -> list[EngineName]:
-    """Return the installed engines that can run a file, the reference first.
-
-    Raises `WeightsError` if no engine can run it.
-    """
-    return [engine for engine in engines_of(weights) if is_installed(engine)]
+"""Engines that are faster in bfloat16 on processors that have it."""
+_TIMED_BATCHES = 3
 
 
 def select_engine(
@@ -64,20 +73,22 @@ def select_engine(
     patch: NDArray[np.float32],
     engine: EngineName | Literal["auto"] = "auto",
     precision: Precision | Literal["auto"] = "auto",
+    pixels: NDArray[np.generic] | None = None,
 ) -> Choice:
     """Select engine and precision by running a scaled patch (y, x, band), or (z, y, x, band), of a
     valid size.
 
-    A single candidate is run too, so that a network that cannot run fails before the first image.
-    Raises `WeightsError` if the network cannot run as requested or its output does not match its
-    card.
+    `pixels` are those of the patch as they are in the image; GPUs are timed with them. A single
+    candidate is run too, so that a network that cannot run fails before the first image. Raises
+    `WeightsError` if the network cannot run as requested or its output does not match its card.
     """
     if card.output == "objects":
         return _engine_for_objects(weights, engine, precision)
     candidates = _candidates(weights, engine, precision)
     if len(candidates) == 1:
         run_once(weights, card, patch, candidates[0])
-        return candidates[0]
+        only = candidates[0]
+        return replace(only, record=_where(only, open_engine(weights, card, only), engine))
     agreements, failures = _agreements(weights, card, patch, candidates)
     eligible = [choice for choice, agreement in agreements.items() if agreement >= _LEAST_AGREEMENT]
     if not eligible:
@@ -91,11 +102,13 @@ def select_engine(
             "Set precision: auto."
         )
     seconds = _time_engines(
-        {choice: open_engine(weights, card, choice) for choice in eligible}, patch
+        {choice: open_engine(weights, card, choice) for choice in eligible},
+        patch,
+        patch if pixels is None else pixels,
     )
     best = min(
         eligible,
-        key=lambda choice: seconds[choice] * (_LEAST_GAIN if choice.precision == "bfloat16" else 1),
+        key=lambda choice: seconds[choice] * (1 if choice.precision == "float32" else _LEAST_GAIN),
     )
     close_others(weights, best)
     megapixels = math.prod(patch.shape[:-1]) / 1e6
@@ -108,9 +121,20 @@ def select_engine(
         )
         for choice, agreement in agreements.items()
     ]
-    return Choice(
-        best.engine, best.precision, {"patch": list(patch.shape), "tried": [*tried, *failures]}
-    )
+    where = _where(best, open_engine(weights, card, best), engine)
+    record = {"patch": list(patch.shape), "tried": [*tried, *failures], **where}
+    return Choice(best.engine, best.precision, record)
+
+
+def _where(choice: Choice, opened: Engine, wanted: EngineName | Literal["auto"]) -> dict[str, str]:
+    """For the record: the GPU that runs the network, or why one that is there does not."""
+    hardware = getattr(opened, "hardware", CPU)
+    if hardware.is_gpu:
+        return {"device": hardware.name}
+    # A GPU that stands idle because the user asked for OpenVINO needs no word.
+    library = keras_backend() if choice.engine == "openvino" != wanted else choice.engine
+    note = idle_gpu(library or "")
+    return {} if note is None else {"note": note}
 
 
 def _agreements(
@@ -222,16 +246,16 @@ def _candidates(
         check_engine(weights, engine)
     engines = available_engines(weights) if engine == "auto" else [engine]
     if not engines:
+        if is_keras(weights):
+            import_keras()  # says what to install
         check_engine(weights, engines_of(weights)[0])
     # By precision, because engines of one precision share the loaded network.
     candidates = [
         Choice(name, each)
         for each in _PRECISIONS
         for name in engines
-        if precision in ("auto", each) and (each == "float32" or name in _IN_BFLOAT16)
+        if precision in ("auto", each) and _can(weights, name, each, precision == each)
     ]
-    if precision == "auto" and not native_bfloat16():
-        candidates = [choice for choice in candidates if choice.precision == "float32"]
     if not candidates:
         raise WeightsError(
             f"precision: {' and '.join(engines)} cannot run {weights.location} in {precision}. Set "
@@ -240,22 +264,38 @@ def _candidates(
     return candidates
 
 
+def _can(weights: Weights, engine: EngineName, precision: Precision, asked: bool) -> bool:
+    """Whether an engine is tried in a precision, which may be asked for."""
+    if precision == "float32":
+        return True
+    if is_keras(weights) and engine in BACKENDS and hardware_of(engine).is_gpu:
+        return True
+    if precision == "float16":
+        return engine == "onnxruntime" and TENSORRT in providers()
+    if asked:
+        return engine in _IN_BFLOAT16 or (is_keras(weights) and engine in BACKENDS)
+    return engine in _IN_BFLOAT16 and native_bfloat16()
+
+
 def _engine_for_objects(
     weights: Weights, engine: EngineName | Literal["auto"], precision: Precision | Literal["auto"]
 ) -> Choice:
     from maskloom.segcore.deep.inference.files.keras_files import load_keras
 
-    if engine not in ("auto", "tensorflow") or precision not in ("auto", "float32"):
+    if engine in BACKENDS:
+        use_backend(engine)
+    backend = keras_backend()
+    if engine not in ("auto", backend) or precision not in ("auto", "float32"):
         raise WeightsError(
-            f"{weights.location} finds objects, on TensorFlow in float32 only; got {engine}, "
+            f"{weights.location} finds objects, on Keras in float32 only; got {engine}, "
             f"{precision}. Set both to auto."
         )
     load_keras(weights)
-    return Choice("tensorflow", "float32")
+    return Choice(backend or "tensorflow", "float32")
 
 
 def _time_engines(
-    engines: Mapping[Choice, Engine], patch: NDArray[np.float32]
+    engines: Mapping[Choice, Engine], patch: NDArray[np.float32], pixels: NDArray[np.generic]
 ) -> dict[Choice, float]:
     """Shortest time of each engine for the patch, in seconds.
 
@@ -266,10 +306,21 @@ def _time_engines(
     for _ in range(_MOST_RUNS):
         for choice in running:
             begun = time.perf_counter()
-            engines[choice](patch[None])
-            seconds[choice] = min(seconds[choice], time.perf_counter() - begun)
+            patches = _run_patches(engines[choice], patch, pixels)
+            seconds[choice] = min(seconds[choice], (time.perf_counter() - begun) / patches)
         fastest = min(seconds.values())
         running = [choice for choice in running if seconds[choice] <= _FAR_BEHIND * fastest]
         if len(running) == 1 or time.perf_counter() - started > _MOST_SECONDS:
             break
     return seconds
+
+
+def _run_patches(engine: Engine, patch: NDArray[np.float32], pixels: NDArray[np.generic]) -> int:
+    """Run the patch once; on a GPU as often as fills some batches. Returns how often."""
+    if not isinstance(engine, BatchEngine):
+        engine(patch[None])
+        return 1
+    sizes = pixels.shape[:-1]
+    count = engine.together(sizes) * (_TIMED_BATCHES if engine.together(sizes) > 1 else 1)
+    patches = ((i, pixels) for i in range(count))
+    return len(list(engine.labels(patches, PatchesOfImage(sizes, count))))

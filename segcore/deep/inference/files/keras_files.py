@@ -134,6 +134,7 @@ def _build(build: Callable[[], Any], stored: int, where: str) -> Any:
     Raises `WeightsError` if the network has more weights than are stored.
     """
     from keras.src.backend.common import global_state
+    from keras.src.initializers.random_initializers import RandomInitializer
 
     keras, pending = import_keras(), "uninitialized_variables"
     global_state.set_global_attribute(pending, [])
@@ -149,6 +150,11 @@ def _build(build: Callable[[], Any], stored: int, where: str) -> Any:
                 f"{where} describes a network of {numbers} weights, but holds {stored} numbers. "
                 "Save the network again."
             )
+        # All values come from the file. Random ones would be compiled for each shape on JAX, which
+        # takes most of a minute.
+        for variable in global_state.get_global_attribute(pending):
+            if isinstance(variable._initializer, RandomInitializer):  # noqa: SLF001
+                variable._initializer = keras.initializers.Zeros()  # noqa: SLF001
         with keras.StatelessScope():
             pass
     finally:

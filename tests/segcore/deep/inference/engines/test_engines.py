@@ -86,10 +86,10 @@ def unet(network: Any, tmp_path_factory: pytest.TempPathFactory) -> Weights:
     return Weights.of(str(path))
 
 
+ON_TENSORFLOW = ("tensorflow", "openvino")
+"""Engines of keras files on a processor; see test_device.py for the others."""
 KERAS = [
-    Choice(engine, precision)
-    for engine in ENGINES_OF[".keras"]
-    for precision in ("float32", "bfloat16")
+    Choice(engine, precision) for engine in ON_TENSORFLOW for precision in ("float32", "bfloat16")
 ]
 
 
@@ -153,7 +153,7 @@ def test_a_card_of_another_stride_is_told(unet: Weights) -> None:
         engine(patches(1, 18, 16, 2))
 
 
-@pytest.mark.parametrize("engine", ENGINES_OF[".keras"])
+@pytest.mark.parametrize("engine", ON_TENSORFLOW)
 def test_bfloat16_sees_pixels_of_more_than_eight_bits(tmp_path: Path, engine: Any) -> None:
     inputs = keras.Input((None, None, 1))
     centred = keras.layers.Conv2D(
@@ -244,8 +244,8 @@ def _names(choice: Choice) -> tuple[Any, Any]:
 
 
 def test_engines_for_other_files_are_refused(unet: Weights) -> None:
-    with pytest.raises(WeightsError, match="tensorflow or openvino"):
-        open_engine(unet, card(2, 3, stride=4), Choice("onnxruntime", "float32"))
+    with pytest.raises(WeightsError, match="openvino or onnxruntime, or auto"):
+        open_engine(unet, card(2, 3, stride=4), Choice("litert", "float32"))
 
 
 def test_an_engine_that_is_not_installed_says_how_to_get_it(

@@ -234,7 +234,7 @@ def test_what_the_network_gives_is_checked_before_any_image(tmp_path: Path) -> N
 
 def test_engines_for_other_files_are_told(tmp_path: Path) -> None:
     weights = saved(tmp_path / "it.keras", 2)
-    with pytest.raises(WeightsError, match="tensorflow or openvino, or auto"):
+    with pytest.raises(WeightsError, match="openvino or onnxruntime, or auto"):
         select_engine(weights, card(), PATCH, engine="litert")
     (tmp_path / "it.pt").write_bytes(b"x")
     with pytest.raises(WeightsError, match=r"\.keras, \.onnx, \.tflite"):
