@@ -95,15 +95,15 @@ def groups(training: TrainingRun) -> dict[str, str] | None:
 
 
 def usage(training: TrainingRun, result: TrainingResult) -> str:
-    """A command line that uses the model."""
-    kind = segmenter_of(training.recipe)
-    bands = (
-        f" -p bands='{list(training.recipe.bands)}'" if training.recipe.bands is not None else ""
-    )
-    return (
-        f"maskloom segment IMAGE... -o OUTPUT -s {kind} -p "
-        f"{shlex.quote(f'weights={result.model}')}{bands}"
-    )
+    """A command line that uses the model. One that learned a border makes objects by it."""
+    recipe = training.recipe
+    border = getattr(recipe.labels, "border", None)
+    kind = segmenter_of(recipe) if border is None else "instances"
+    options = "" if border is None else f" -p {shlex.quote(f'border={border}')}"
+    if recipe.bands is not None:
+        options += f" -p bands='{list(recipe.bands)}'"
+    weights = shlex.quote(f"weights={result.model}")
+    return f"maskloom segment IMAGE... -o OUTPUT -s {kind} -p {weights}{options}"
 
 
 def metrics(recipe: TrainingRecipe) -> Mapping[str, Any]:

@@ -13,6 +13,9 @@ import pytest
 import typer.testing
 from shared_support import once, serve
 
+# Tests leave nothing in the user's cache, and find nothing there.
+os.environ["MASKLOOM_CACHE"] = ""
+
 # No deadline: a busy machine is not a defect, and pytest-timeout catches tests that hang. A failure
 # prints the line that reproduces it.
 hypothesis.settings.register_profile(

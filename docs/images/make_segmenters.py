@@ -148,6 +148,11 @@ PICTURES = {
         width=220,
         colours=(PAPER, (176, 58, 46)),
     ),
+    "instances": Picture(
+        nuclei,
+        [f"{kind} -p weights=nuclei -p pixel_size=any" for kind in ("unet", "instances")],
+        colours=(INK, PAPER),
+    ),
     "unet": Picture(nuclei, ["unet -p weights=nuclei -p pixel_size=any"], colours=(INK, PAPER)),
 }
 

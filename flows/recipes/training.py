@@ -37,6 +37,7 @@ from maskloom.segcore.deep.networks.recipe import NETWORKS
 from maskloom.segcore.errors import RecipeError
 from maskloom.segcore.raster.colours import hexadecimal, parse_colour
 from maskloom.segcore.training.augment import AUGMENTATIONS, DEFAULT, Augmentation
+from maskloom.segcore.training.imagenet import IMAGENET
 from maskloom.segcore.training.labels import LABELS, Colours, LabelKind
 from maskloom.segcore.training.recipe import LOSSES, Split, Training, TrainingRecipe
 
@@ -68,7 +69,8 @@ class _File(pydantic.BaseModel):
     """Names of the classes, in the order of their ids."""
     initial: str | None = None
     """Weights that training starts from, instead of random ones: a network of the same kind that
-    `maskloom train` made, or `nuclei`. Layers of other shapes begin at random. Default for
+    `maskloom train` made, or `nuclei`; or `imagenet` (or a file of keras.applications, `.h5`) for
+    the backbones that have such weights. Layers of other shapes begin at random. Default for
     `scaling` is then that of these weights.
     """
     labels: dict[str, Any] | str = "index"
@@ -179,7 +181,9 @@ def _colours(file: _File, labels: LabelKind) -> dict[str, str]:
 
 
 def _initial(location: str | None, folder: Path) -> str | None:
-    return location if location is None or is_packaged(location) else below(location, folder)
+    if location is None or location == IMAGENET or is_packaged(location):
+        return location
+    return below(location, folder)
 
 
 def _bands(file: _File) -> tuple[int, ...] | None:

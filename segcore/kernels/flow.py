@@ -1,7 +1,7 @@
 """Loops over pixels that walk to the middle of their object.
 
-A place is kept as a pixel and an offset from it, so that the arithmetic of a pixel does not depend
-on where its tile begins.
+Places are whole numbers, in `UNIT`-ths of a pixel, so that sums are exact and no arithmetic depends
+on where a tile begins.
 """
 
 from __future__ import annotations
@@ -10,37 +10,54 @@ import numpy as np
 
 from maskloom.segcore.kernels.compiling import strict_njit
 
+_BITS = 16
+UNIT = 1 << _BITS
+_HALF = UNIT >> 1
+
 
 @strict_njit
-def walk(foreground, vectors, frame, steps, rate, ends):  # type: ignore[no-untyped-def]
-    """Write where each pixel of the foreground (y, x) ends after some steps of `rate` pixels
-    against the direction of the vectors (y, x, 2: x and y): its flat place, or -1 outside the
-    foreground. A step goes by the vector of the nearest pixel; one of length 0 stays where it is.
+def moves_of(vectors, rate, moves):  # type: ignore[no-untyped-def]
+    """Write the step of each pixel in `UNIT`-ths of a pixel (y, x, 2: y and x): `rate` pixels along
+    its vector (y, x, 2: x and y), or 0 for one of length 0.
+    """
+    height, width, _ = vectors.shape
+    for y in range(height):
+        for x in range(width):
+            across, down = float(vectors[y, x, 0]), float(vectors[y, x, 1])
+            length = np.sqrt(across * across + down * down)
+            scale = UNIT * rate / length if length > 0.0 else 0.0
+            moves[y, x, 0] = np.int32(np.floor(down * scale + 0.5))
+            moves[y, x, 1] = np.int32(np.floor(across * scale + 0.5))
 
-    `frame` are the least and greatest row and column of the image, relative to the arrays: walks
-    end there. Walks beyond the arrays see their outermost pixels.
+
+@strict_njit
+def walk(foreground, moves, steps, ends):  # type: ignore[no-untyped-def]
+    """Write where each pixel of the foreground (y, x) ends after some steps against the moves (y,
+    x, 2: y and x): its flat place, or -1 outside the foreground.
+
+    A step goes by the move of the nearest pixel. One out of the array ends at its outermost pixels;
+    so the array must reach to the border of the image, or as far as any walk that matters.
     """
     height, width = foreground.shape
-    top, bottom, left, right = frame
+    flat = moves.reshape(-1, 2)
+    lowest, rightmost = ((height - 1) << _BITS) + _HALF, ((width - 1) << _BITS) + _HALF
     for y in range(height):
         for x in range(width):
             if not foreground[y, x]:
                 ends[y, x] = -1
                 continue
-            down, across = 0.0, 0.0
-            row, column = y, x
+            # From the upper left corner of pixels, of which the upper bits are the number.
+            down, across = (y << _BITS) + _HALF, (x << _BITS) + _HALF
+            place = np.uint64(y * width + x)
             for _ in range(steps):
-                along_x, along_y = float(vectors[row, column, 0]), float(vectors[row, column, 1])
-                length = np.sqrt(along_x * along_x + along_y * along_y)
-                if length == 0.0:
-                    break
-                down -= rate * along_y / length
-                across -= rate * along_x / length
-                down = min(max(down, float(top - y)), float(bottom - y))
-                across = min(max(across, float(left - x)), float(right - x))
-                row = min(max(y + int(np.floor(down + 0.5)), 0), height - 1)
-                column = min(max(x + int(np.floor(across + 0.5)), 0), width - 1)
-            ends[y, x] = row * width + column
+                down -= flat[place, 0]
+                across -= flat[place, 1]
+                row, column = down >> _BITS, across >> _BITS
+                if row < 0 or row >= height or column < 0 or column >= width:
+                    down, across = min(max(down, _HALF), lowest), min(max(across, _HALF), rightmost)
+                    row, column = down >> _BITS, across >> _BITS
+                place = np.uint64(row * width + column)
+            ends[y, x] = place
 
 
 @strict_njit

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from maskloom.segcore.geometry import Grid, Shape
     from maskloom.segcore.models.fragments import Equivalences, Fragments, TileBoundary
 
+_CONNECTIVITY = 4
+"""Of parts: a border may be one pixel wide along a diagonal."""
+
 
 @dataclass(frozen=True, slots=True)
 class BorderRule:
@@ -51,7 +54,9 @@ class BorderRule:
         inside = (labels > 0) & (labels != self.border)
         around = core.grow((self.grow, self.grow)) & Box.whole(shape)
         seen = around.relative_to(maps.seen).slices
-        found, _ = Components((1,)).label(np.ascontiguousarray(inside[seen]).astype(np.uint8))
+        found, _ = Components((1,), _CONNECTIVITY).label(
+            np.ascontiguousarray(inside[seen]).astype(np.uint8)
+        )
         grown = np.empty_like(found)
         grow_into(found, labels[seen] == self.border, self.grow, grown)
         parts = Parts(found, core, around, self.grow, shape)

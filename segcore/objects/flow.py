@@ -80,13 +80,13 @@ class FlowRule:
 
     def _parts(self, maps: Maps, core: Box, shape: Shape) -> tuple[Parts, NDArray[np.uint32]]:
         """The parts around a core, and the part of each of its pixels."""
-        from maskloom.segcore.kernels.flow import count_ends, walk
+        from maskloom.segcore.kernels.flow import count_ends, moves_of, walk
 
         foreground = maps.valid & (1 - maps.classes[..., 0] > np.float32(self.threshold))
         ends = np.empty(foreground.shape, np.int32)
-        (top, left), (height, width) = maps.seen.start, shape
-        frame = (-top, height - 1 - top, -left, width - 1 - left)
-        walk(foreground, maps.vectors, frame, self.steps, RATE, ends)
+        moves = np.empty((*ends.shape, 2), np.int32)
+        moves_of(maps.vectors, RATE, moves)
+        walk(foreground, moves, self.steps, ends)
         counts = np.zeros(ends.size, np.int32)
         count_ends(ends, counts)
         sinks = _widened((counts >= LEAST_ARRIVALS).reshape(ends.shape))

@@ -1,14 +1,19 @@
 """Augmentation: changes of patches that leave their labels true.
 
-Geometric ones turn pixels and labels together, the others change pixels only. Volumes are turned in
-their planes, and along z only if asked for: slices often have another spacing. Pixels are float32
-after scaling, so amounts are in the network's units: with values from 0 to 1, a brightness of 0.1
-is a tenth of the range.
+There are three kinds. A `Geometry` moves pixels and labels together: all of a patch make one warp,
+by which its window is read (`segcore.training.warping`). A `PixelChange` changes pixels only, after
+that and in the order of the recipe. A `Mixture` joins the patches of a step at the end. Volumes are
+mirrored and turned in their planes, and along z only if asked for: slices often have another
+spacing. Pixels are float32 after scaling, so amounts are in the network's units: with values from 0
+to 1, a brightness of 0.1 is a tenth of the range.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -20,10 +25,14 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from maskloom.segcore.geometry import Shape
+    from maskloom.segcore.training.warping import Warp
+
     Pixels = NDArray[np.float32]
     Classes = NDArray[np.uint8]
 
 AUGMENTATIONS: Registry[type[Augmentation]] = Registry("augmentation")
+_NORMAL_NUMBERS, _PIECE = 2**20, 2**14
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +40,7 @@ class Patch:
     """Pixels of a patch with their labels; that of a volume has an axis z before y."""
 
     pixels: Pixels
-    """(y, x, band), scaled."""
+    """(y, x, band), scaled; contiguous."""
     classes: Classes
     """(y, x)."""
     ids: NDArray[np.integer] | None = None
@@ -46,13 +55,18 @@ class Patch:
             self, pixels=turn(self.pixels), classes=turn(self.classes), ids=ids, valid=valid
         )
 
-    def coloured(self, pixels: Pixels) -> Patch:
-        """The same labels with other pixels. Takes the array and sets pixels without data to 0, as
-        in inference.
+    @property
+    def rows(self) -> Pixels:
+        """The pixels as rows of numbers (row, column and band), a view. NumPy is many times faster
+        along its long axis than along the few bands of a pixel.
         """
+        *_, width, bands = self.pixels.shape
+        return self.pixels.reshape(-1, width * bands)
+
+    def blank(self) -> None:
+        """Set pixels without data to 0, as in inference."""
         if self.valid is not None:
-            pixels[~self.valid] = 0
-        return replace(self, pixels=pixels)
+            self.pixels[~self.valid] = 0
 
     @property
     def limits(self) -> tuple[np.float32, np.float32]:
@@ -63,21 +77,34 @@ class Patch:
         return there.min(), there.max()
 
 
-class Augmentation(Protocol):
-    """A random change of a patch."""
+@runtime_checkable
+class Geometry(Protocol):
+    """A random change of the places that pixels show."""
 
-    def apply(self, patch: Patch, random: np.random.Generator) -> Patch:
-        """A changed patch of the same size. Its pixels may be changed in place."""
+    def warp(self, warp: Warp, sides: Shape, random: np.random.Generator) -> Warp:
+        """The warp of a patch with these sides, changed further."""
         ...
 
 
 @runtime_checkable
-class Zoom(Protocol):
-    """An augmentation that needs a larger or smaller window, which is then resized to the patch."""
+class PixelChange(Protocol):
+    """A random change of the pixels of a patch."""
 
-    def factor(self, random: np.random.Generator) -> float:
-        """Side of the window, relative to the patch."""
+    def change(self, patch: Patch, random: np.random.Generator) -> None:
+        """Change the pixels in place."""
         ...
+
+
+@runtime_checkable
+class Mixture(Protocol):
+    """A random exchange between the patches of a step."""
+
+    def mix(self, patches: Sequence[Patch], random: np.random.Generator) -> list[Patch]:
+        """As many patches of the same sizes."""
+        ...
+
+
+Augmentation = Geometry | PixelChange | Mixture
 
 
 @AUGMENTATIONS.register("flip")
@@ -85,17 +112,21 @@ class Zoom(Protocol):
 class Flip:
     """Left and right, top and bottom exchanged, each half of the time."""
 
+    horizontal: bool = True
+    """Left and right."""
+    vertical: bool = True
+    """Top and bottom. Not for images with a fixed side up, as street scenes."""
     z: bool = False
     """Also the first and the last plane of volumes. Only if body or sample have no fixed side up.
     """
 
-    def apply(self, patch: Patch, random: np.random.Generator) -> Patch:
-        """A changed patch."""
-        rows, columns = (slice(None, None, -1 if random.random() < 0.5 else 1) for _ in range(2))
-        if patch.classes.ndim == 2:
-            return patch.turned(lambda array: array[rows, columns])
-        planes = slice(None, None, -1 if self.z and random.random() < 0.5 else 1)
-        return patch.turned(lambda array: array[planes, rows, columns])
+    def warp(self, warp: Warp, sides: Shape, random: np.random.Generator) -> Warp:  # noqa: ARG002
+        """The warp, changed further."""
+        y, x, z = (
+            -1.0 if wanted and random.random() < 0.5 else 1.0
+            for wanted in (self.vertical, self.horizontal, self.z)
+        )
+        return warp.then(((y, 0.0), (0.0, x)), z)
 
 
 @AUGMENTATIONS.register("rotate90")
@@ -105,14 +136,31 @@ class Rotate90:
     squares.
     """
 
-    def apply(self, patch: Patch, random: np.random.Generator) -> Patch:
-        """A changed patch."""
+    def warp(self, warp: Warp, sides: Shape, random: np.random.Generator) -> Warp:
+        """The warp, changed further."""
         turns = int(random.integers(4))
-        *_, height, width = patch.classes.shape
-        if height != width:
+        if sides[-1] != sides[-2]:
             turns = turns // 2 * 2
-        plane = (patch.classes.ndim - 2, patch.classes.ndim - 1)
-        return patch.turned(lambda array: np.rot90(array, turns, plane))
+        sine, cosine = ((0.0, 1.0), (1.0, 0.0), (0.0, -1.0), (-1.0, 0.0))[turns]
+        return warp.then(((cosine, -sine), (sine, cosine)))
+
+
+@AUGMENTATIONS.register("rotate")
+@dataclass(frozen=True, slots=True)
+class Rotate:
+    """A turn by any angle from -by to by, of volumes around z."""
+
+    by: float = 180.0
+    """Degrees."""
+
+    def __post_init__(self) -> None:
+        _check("by", self.by, 0, 180)
+
+    def warp(self, warp: Warp, sides: Shape, random: np.random.Generator) -> Warp:  # noqa: ARG002
+        """The warp, changed further."""
+        angle = math.radians(random.uniform(-self.by, self.by))
+        sine, cosine = math.sin(angle), math.cos(angle)
+        return warp.then(((cosine, -sine), (sine, cosine)))
 
 
 @AUGMENTATIONS.register("scale")
@@ -125,13 +173,41 @@ class Scale:
     def __post_init__(self) -> None:
         _check("by", self.by, 0, 3)
 
-    def factor(self, random: np.random.Generator) -> float:
-        """Side of the window, relative to the patch."""
-        return float((1 + self.by) ** random.uniform(-1, 1))
+    def warp(self, warp: Warp, sides: Shape, random: np.random.Generator) -> Warp:  # noqa: ARG002
+        """The warp, changed further."""
+        factor = float((1 + self.by) ** random.uniform(-1, 1))
+        return warp.then(((factor, 0.0), (0.0, factor)), factor)
 
-    def apply(self, patch: Patch, random: np.random.Generator) -> Patch:  # noqa: ARG002
-        """The patch unchanged."""
-        return patch
+
+@AUGMENTATIONS.register("elastic")
+@dataclass(frozen=True, slots=True)
+class Elastic:
+    """Bent as tissue is (Ronneberger et al. 2015): the points of a coarse lattice are moved at
+    random, the pixels between them along a smooth surface. All planes of a volume are bent alike.
+    """
+
+    by: float = 4.0
+    """Largest standard deviation of the moves in pixels; that of a patch is from 0 to this."""
+    spacing: float = 32.0
+    """Distance of the points in pixels; at least eight times `by`, so that nothing folds over."""
+
+    def __post_init__(self) -> None:
+        _check("by", self.by, 0, 1000)
+        if self.spacing < 8 * self.by or self.spacing < 2:
+            raise ValueError(
+                f"spacing: expected at least 2 pixels, and eight times `by` ({8 * self.by:g}), or "
+                f"the patch would be folded over; got {self.spacing:g}"
+            )
+
+    def warp(self, warp: Warp, sides: Shape, random: np.random.Generator) -> Warp:
+        """The warp, changed further."""
+        import cv2
+
+        height, width = sides[-2:]
+        points = [max(2, round(n / self.spacing)) for n in (height, width)]
+        moves = random.standard_normal((*points, 2), np.float32).clip(-2, 2)
+        moves *= np.float32(random.uniform(0, self.by))
+        return warp.shifted(cv2.resize(moves, (width, height), interpolation=cv2.INTER_CUBIC))
 
 
 @AUGMENTATIONS.register("gain")
@@ -144,9 +220,10 @@ class Gain:
     def __post_init__(self) -> None:
         _check("by", self.by, 0, 1)
 
-    def apply(self, patch: Patch, random: np.random.Generator) -> Patch:
-        """A changed patch."""
-        return patch.coloured(patch.pixels * np.float32(1 + random.uniform(-self.by, self.by)))
+    def change(self, patch: Patch, random: np.random.Generator) -> None:
+        """Change the pixels in place."""
+        pixels = patch.pixels
+        pixels *= np.float32(1 + random.uniform(-self.by, self.by))
 
 
 @AUGMENTATIONS.register("brightness")
@@ -159,9 +236,11 @@ class Brightness:
     def __post_init__(self) -> None:
         _check("by", self.by, 0, 1000)
 
-    def apply(self, patch: Patch, random: np.random.Generator) -> Patch:
-        """A changed patch."""
-        return patch.coloured(patch.pixels + np.float32(random.uniform(-self.by, self.by)))
+    def change(self, patch: Patch, random: np.random.Generator) -> None:
+        """Change the pixels in place."""
+        pixels = patch.pixels
+        pixels += np.float32(random.uniform(-self.by, self.by))
+        patch.blank()
 
 
 @AUGMENTATIONS.register("colour")
@@ -174,10 +253,12 @@ class Colour:
     def __post_init__(self) -> None:
         _check("by", self.by, 0, 1)
 
-    def apply(self, patch: Patch, random: np.random.Generator) -> Patch:
-        """A changed patch."""
-        factors = 1 + random.uniform(-self.by, self.by, patch.pixels.shape[-1])
-        return patch.coloured(patch.pixels * np.asarray(factors, np.float32))
+    def change(self, patch: Patch, random: np.random.Generator) -> None:
+        """Change the pixels in place."""
+        *_, width, bands = patch.pixels.shape
+        factors = np.asarray(1 + random.uniform(-self.by, self.by, bands), np.float32)
+        rows = patch.rows
+        rows *= np.tile(factors, width)
 
 
 @AUGMENTATIONS.register("gamma")
@@ -190,15 +271,22 @@ class Gamma:
     def __post_init__(self) -> None:
         _check("by", self.by, 0, 10)
 
-    def apply(self, patch: Patch, random: np.random.Generator) -> Patch:
-        """A changed patch."""
+    def change(self, patch: Patch, random: np.random.Generator) -> None:
+        """Change the pixels in place."""
         power = np.float32((1 + self.by) ** random.uniform(-1, 1))
         least, greatest = patch.limits
         span = greatest - least
         if span <= 0:
-            return patch
+            return
+        pixels = patch.pixels
+        pixels -= least
+        pixels /= span
         # Pixels without data are 0, which may be outside the limits.
-        return patch.coloured(np.clip((patch.pixels - least) / span, 0, 1) ** power * span + least)
+        np.clip(pixels, 0, 1, out=pixels)
+        np.power(pixels, power, out=pixels)
+        pixels *= span
+        pixels += least
+        patch.blank()
 
 
 @AUGMENTATIONS.register("invert")
@@ -213,12 +301,13 @@ class Invert:
     def __post_init__(self) -> None:
         _check("fraction", self.fraction, 0, 1)
 
-    def apply(self, patch: Patch, random: np.random.Generator) -> Patch:
-        """A changed patch."""
+    def change(self, patch: Patch, random: np.random.Generator) -> None:
+        """Change the pixels in place."""
         if random.random() >= self.fraction:
-            return patch
+            return
         least, greatest = patch.limits
-        return patch.coloured(least + greatest - patch.pixels)
+        np.subtract(least + greatest, patch.pixels, out=patch.pixels)
+        patch.blank()
 
 
 @AUGMENTATIONS.register("noise")
@@ -231,12 +320,23 @@ class Noise:
     def __post_init__(self) -> None:
         _check("by", self.by, 0, 1000)
 
-    def apply(self, patch: Patch, random: np.random.Generator) -> Patch:
-        """A changed patch."""
+    def change(self, patch: Patch, random: np.random.Generator) -> None:
+        """Change the pixels in place."""
         deviation = np.float32(random.uniform(0, self.by))
-        return patch.coloured(
-            patch.pixels + deviation * random.standard_normal(patch.pixels.shape, np.float32)
-        )
+        values, numbers = patch.pixels.reshape(-1), _normal_numbers()
+        for start in range(0, values.size, _PIECE):
+            piece = values[start : start + _PIECE]
+            first = int(random.integers(_NORMAL_NUMBERS - _PIECE))
+            piece += deviation * numbers[first : first + piece.size]
+        patch.blank()
+
+
+@cache
+def _normal_numbers() -> NDArray[np.float32]:
+    """Normal random numbers, pieces of which, from random places, make noise: new ones for each
+    patch would take longer than all other changes.
+    """
+    return np.random.default_rng(0).standard_normal(_NORMAL_NUMBERS, np.float32)
 
 
 @AUGMENTATIONS.register("blur")
@@ -249,19 +349,101 @@ class Blur:
     def __post_init__(self) -> None:
         _check("by", self.by, 0, 50)
 
-    def apply(self, patch: Patch, random: np.random.Generator) -> Patch:
-        """A changed patch."""
+    def change(self, patch: Patch, random: np.random.Generator) -> None:
+        """Change the pixels in place."""
         import cv2
         from scipy import ndimage
 
         sigma = random.uniform(0, self.by)
         if sigma < 0.2:
-            return patch
+            return
+        pixels = patch.pixels
         if patch.classes.ndim > 2:
             widths = (*[sigma] * patch.classes.ndim, 0)
-            return patch.coloured(ndimage.gaussian_filter(patch.pixels, widths, mode="mirror"))
-        blurred = cv2.GaussianBlur(np.ascontiguousarray(patch.pixels), (0, 0), sigma)
-        return patch.coloured(blurred.reshape(patch.pixels.shape))
+            pixels[:] = ndimage.gaussian_filter(pixels, widths, mode="mirror")
+        else:
+            pixels[:] = cv2.GaussianBlur(pixels, (0, 0), sigma).reshape(pixels.shape)
+        patch.blank()
+
+
+@AUGMENTATIONS.register("cutout")
+@dataclass(frozen=True, slots=True)
+class Cutout:
+    """Rectangles without pixels (DeVries and Taylor 2017); their labels stay, so that they are
+    learned from what is around them. The planes of a volume lack the same ones.
+    """
+
+    count: int = 1
+    """Most rectangles; a patch has 0 to this many."""
+    side: float = 0.25
+    """Longest side of one, as a fraction of the patch."""
+
+    def __post_init__(self) -> None:
+        _check("count", self.count, 1, 100)
+        _check("side", self.side, 0, 1)
+
+    def change(self, patch: Patch, random: np.random.Generator) -> None:
+        """Change the pixels in place."""
+        for _ in range(int(random.integers(self.count + 1))):
+            rows, columns = _rectangle(patch.classes.shape, random.uniform(0, self.side, 2), random)
+            patch.pixels[..., rows, columns, :] = 0
+
+
+@AUGMENTATIONS.register("cutmix")
+@dataclass(frozen=True, slots=True)
+class CutMix:
+    """A rectangle from the next patch of the step, with its labels, in place of what was there (Yun
+    et al. 2019; French et al. 2020 for segmentation). Its share of the patch is from 0 to 1, all
+    alike.
+    """
+
+    fraction: float = 0.5
+    """Of the patches that are changed. The only patch of a step never is."""
+
+    def __post_init__(self) -> None:
+        _check("fraction", self.fraction, 0, 1)
+
+    def mix(self, patches: Sequence[Patch], random: np.random.Generator) -> list[Patch]:
+        """As many patches of the same sizes."""
+        mixed = []
+        for patch, other in zip(patches, [*patches[1:], patches[0]], strict=True):
+            if random.random() >= self.fraction or other is patch:
+                mixed.append(patch)
+                continue
+            share = math.sqrt(random.random())
+            place = (..., *_rectangle(patch.classes.shape, (share, share), random))
+            mixed.append(_with_part(patch, other, place))
+        return mixed
+
+
+def _with_part(patch: Patch, other: Patch, place: tuple[Any, ...]) -> Patch:
+    """A patch with the pixels and labels that another has at this place (.., y, x)."""
+    pixels, classes, ids = patch.pixels.copy(), patch.classes.copy(), patch.ids
+    pixels[*place, :] = other.pixels[*place, :]
+    classes[place] = other.classes[place]
+    if ids is not None and other.ids is not None:
+        # In 64 bits, and above those of this patch: objects of two patches may have one number.
+        ids, added = ids.astype(np.int64), other.ids[place].astype(np.int64)
+        ids[place] = np.where(added > 0, added + ids.max(), 0)
+    valid = None
+    if patch.valid is not None or other.valid is not None:
+        valid = _all_valid(patch).copy()
+        valid[place] = _all_valid(other)[place]
+    return Patch(pixels, classes, ids, valid)
+
+
+def _all_valid(patch: Patch) -> NDArray[np.bool_]:
+    return np.ones(patch.classes.shape, np.bool_) if patch.valid is None else patch.valid
+
+
+def _rectangle(
+    shape: Shape, shares: Sequence[float] | NDArray[np.float64], random: np.random.Generator
+) -> tuple[slice, slice]:
+    """A random place (y, x) of a rectangle whose sides are these shares of a patch."""
+    sides = [round(n * share) for n, share in zip(shape[-2:], shares, strict=True)]
+    starts = [int(random.integers(n - m + 1)) for n, m in zip(shape[-2:], sides, strict=True)]
+    rows, columns = (slice(a, a + n) for a, n in zip(starts, sides, strict=True))
+    return rows, columns
 
 
 DEFAULT: tuple[Augmentation, ...] = (Flip(), Rotate90())

@@ -9,13 +9,17 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
+import fsspec
 import numpy as np
 
 from maskloom.segcore.errors import ImageError, RecipeError
+from maskloom.segcore.processes.helpers import spread
+from maskloom.segcore.storage.filesystems import configure
 from maskloom.segcore.training.labels import UNKNOWN
 
 if TYPE_CHECKING:
@@ -25,12 +29,24 @@ if TYPE_CHECKING:
     from maskloom.segcore.training.dataset import Dataset, DatasetWindow
     from maskloom.segcore.training.setup import OnProgress
 
+    _Counted = tuple["ImageCounts", Counter[int]]
+
 CELL = 64
 """Side of a cell of an image in pixels."""
 _CUBE = 16
 """Side of a cell of a volume in voxels: about as many as a cell of an image has pixels."""
 _FILES_SHOWN = 5
 _VALUES_SHOWN = 6
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ImageCounts:
+    """What is counted in an image."""
+
+    cells: NDArray[np.int64]
+    """(row of cells, column of cells, class), of volumes with planes of cells first."""
+    sizes: NDArray[np.float64]
+    """Median size of the objects of each class in pixels; NaN without objects."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -45,6 +61,14 @@ class ClassCounts:
     """(image, class): median size of the objects in pixels; NaN without objects. None: the masks do
     not number objects.
     """
+
+    @property
+    def images(self) -> list[ImageCounts]:
+        """The counts of each image."""
+        sizes = self.sizes
+        if sizes is None:
+            sizes = np.array([np.full(cells.shape[-1], np.nan) for cells in self.cells])
+        return list(map(ImageCounts, self.cells, sizes))
 
     @property
     def classes(self) -> NDArray[np.int64]:
@@ -84,32 +108,31 @@ def cell_of(axes: int, planar: bool = False) -> Shape:
 
 
 def count_classes(
-    dataset: Dataset, classes: Sequence[str], on_progress: OnProgress, cell: Shape = (CELL, CELL)
+    dataset: Dataset,
+    classes: Sequence[str],
+    on_progress: OnProgress,
+    cell: Shape = (CELL, CELL),
+    known: Mapping[int, ImageCounts] | None = None,
+    processes: int = 1,
 ) -> ClassCounts:
-    """Count the classes of all pixels, in cells of these sides; `on_progress` is called for each
-    strip of an image. Raises `RecipeError` if a file is broken or a value is unknown.
+    """Count the classes of all pixels, in cells of these sides, but for images whose counts are
+    `known`, by number; `on_progress` is called for each image, and for each strip of one that this
+    process reads. At most so many `processes` share the work. Raises `RecipeError` if a file is
+    broken or a value is unknown.
     """
-    cells, faults, sizes = [], [], []
-    for number, pair in enumerate(dataset.pairs):
-        unknown: Counter[int] = Counter()
-        counts = np.zeros((*_cells(pair.image.shape, cell), len(classes)), np.int64)
-        objects: Counter[int] = Counter()
-        try:
-            for box, window, values in dataset.strips(number, cell[0]):
-                on_progress(number, len(dataset.pairs))
-                strange = window.classes == UNKNOWN
-                if strange.any():
-                    found, pixels = np.unique(values[strange], return_counts=True)
-                    unknown.update(dict(zip(found.tolist(), pixels.tolist(), strict=True)))
-                    continue
-                top = box.start[0] // cell[0]
-                strip = _count(window.classes, cell, len(classes))
-                counts[top : top + len(strip)] = strip
-                objects += _objects(window, dataset.decoder.mapping.numbered)
-        except ImageError as error:
-            raise RecipeError(f"{error} Fix the file, or add it to `split.leave_out`.") from error
-        cells.append(counts)
-        sizes.append(_medians(objects, len(classes)))
+    images, faults = dict(known or {}), []
+    wanted = [number for number in range(len(dataset.pairs)) if number not in images]
+
+    def here(number: int) -> _Counted:
+        return _count_image(
+            dataset, len(classes), cell, number, lambda: on_progress(number, len(dataset.pairs))
+        )
+
+    prepare = partial(_counter, dict(fsspec.config.conf), dataset, len(classes), cell)
+    counted = spread(here, prepare, wanted, processes, [dataset.memory])
+    for number, (counts, unknown) in zip(wanted, counted, strict=True):
+        on_progress(number, len(dataset.pairs))
+        images[number] = counts
         if unknown:
             shown = ", ".join(
                 f"{dataset.decoder.name(value)} ({count} pixels)"
@@ -120,7 +143,7 @@ def count_classes(
                 if len(unknown) > _VALUES_SHOWN
                 else ""
             )
-            faults.append(f"{pair.mask.location}: unknown values {shown}{more}.")
+            faults.append(f"{dataset.pairs[number].mask.location}: unknown values {shown}{more}.")
     if faults:
         more = (
             f"\n... and {len(faults) - _FILES_SHOWN} more masks."
@@ -132,7 +155,45 @@ def count_classes(
             + f"{more}\nName them under `labels` as a class or as `void`, or set `labels.void: "
             "rest` to ignore all values that are not named."
         )
-    return ClassCounts(tuple(cells), np.array(sizes) if dataset.decoder.numbered else None)
+    ordered = [images[number] for number in range(len(dataset.pairs))]
+    sizes = np.array([each.sizes for each in ordered]) if dataset.decoder.numbered else None
+    return ClassCounts(tuple(each.cells for each in ordered), sizes)
+
+
+def _counter(
+    stores: Mapping[str, Mapping[str, Any]], dataset: Dataset, classes: int, cell: Shape
+) -> Callable[[int], _Counted]:
+    """The work of a process that counts."""
+    configure(stores)
+    return partial(_count_image, dataset, classes, cell)
+
+
+def _count_image(
+    dataset: Dataset,
+    classes: int,
+    cell: Shape,
+    number: int,
+    on_strip: Callable[[], None] = lambda: None,
+) -> _Counted:
+    """Counts of an image, and how often its mask has which unknown values."""
+    unknown: Counter[int] = Counter()
+    objects: Counter[int] = Counter()
+    counts = np.zeros((*_cells(dataset.shape(number), cell), classes), np.int64)
+    try:
+        for box, window, values in dataset.strips(number, cell[0]):
+            on_strip()
+            strange = window.classes == UNKNOWN
+            if strange.any():
+                found, pixels = np.unique(values[strange], return_counts=True)
+                unknown.update(dict(zip(found.tolist(), pixels.tolist(), strict=True)))
+                continue
+            top = box.start[0] // cell[0]
+            strip = _count(window.classes, cell, classes)
+            counts[top : top + len(strip)] = strip
+            objects += _objects(window, dataset.decoder.mapping.numbered)
+    except ImageError as error:
+        raise RecipeError(f"{error} Fix the file, or add it to `split.leave_out`.") from error
+    return ImageCounts(counts, _medians(objects, classes)), unknown
 
 
 def require_labelled(

@@ -13,6 +13,10 @@ from maskloom.segcore.deep.inference.files.weights import Weights, file_name
 from maskloom.segcore.errors import RecipeError, WeightsError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from numpy.typing import NDArray
+
     from maskloom.segcore.deep.inference.card import Scaling
 
 _SHOWN = 5
@@ -49,19 +53,32 @@ class Initial:
             )
         return cls(weights, card.scaling)
 
+    @property
+    def identity(self) -> str:
+        """SHA-256 of the file."""
+        return self.weights.sha256
+
+    def scaling_for(self, channels: int, factor: float | None) -> Scaling | None:  # noqa: ARG002
+        """The scaling of its training."""
+        return self.scaling
+
+    def prepare(self, model: Any) -> None:
+        """Nothing: all layers learn."""
+
+    def stages(self, model: Any) -> list[list[Any]]:
+        """The layers that fit, as one stage."""
+        given = self._arrays()
+        return [[layer for layer in model.layers if layer.weights and _fits(layer, given)]]
+
     def give(self, model: Any) -> str:
         """Give a network the weights of layers that fit it, in place; a sentence about it for the
         user. Raises `RecipeError` if none fits.
         """
-        from maskloom.segcore.deep.inference.files.keras_files import load_keras
-
-        name, others = file_name(self.weights.location), []
-        given = {layer.name: layer.get_weights() for layer in load_keras(self.weights).layers}
+        name, others, given = file_name(self.weights.location), [], self._arrays()
         layers = [layer for layer in model.layers if layer.weights]
         for layer in layers:
-            values = given.get(layer.name, [])
-            if [value.shape for value in values] == [tuple(each.shape) for each in layer.weights]:
-                layer.set_weights(values)
+            if _fits(layer, given):
+                layer.set_weights(given[layer.name])
             else:
                 others.append(layer.name)
         if len(others) == len(layers):
@@ -76,3 +93,14 @@ class Initial:
             f"Starting from {name}, but for {', '.join(others[:_SHOWN])}{more}, which have other "
             "shapes."
         )
+
+    def _arrays(self) -> dict[str, list[NDArray[Any]]]:
+        from maskloom.segcore.deep.inference.files.keras_files import load_keras
+
+        return {layer.name: layer.get_weights() for layer in load_keras(self.weights).layers}
+
+
+def _fits(layer: Any, given: Mapping[str, Sequence[NDArray[Any]]]) -> bool:
+    """Whether there are weights of the same shapes for a layer."""
+    shapes = [value.shape for value in given.get(layer.name, ())]
+    return shapes == [tuple(each.shape) for each in layer.weights]

@@ -1,10 +1,10 @@
 """The loop that trains a network.
 
-Steps go through `keras.Model.train_on_batch`, so that any backend of keras does the arithmetic; a
-thread draws the next batches meanwhile. After each epoch the network is measured on the validation
-images, and a checkpoint is written: weights, optimiser and state. Because the patches of a step are
-drawn by (seed, epoch, step), a training that is stopped anywhere and started again ends with the
-same weights as one that never was.
+Steps go through `keras.Model.train_on_batch`, so that any backend of keras does the arithmetic; the
+next batches are drawn meanwhile (`segcore.training.feeding`). After each epoch the network is
+measured on the validation images, and a checkpoint is written: weights, optimiser and state.
+Because the patches of a step are drawn by (seed, epoch, step), a training that is stopped anywhere
+and started again ends with the same weights as one that never was.
 
 Under mixed precision the network computes in bfloat16 and keeps its weights in float32; the same
 network is saved in float32.
@@ -13,8 +13,7 @@ network is saved in float32.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -26,8 +25,9 @@ from maskloom.segcore.figures.training import examples
 from maskloom.segcore.training import checkpoint, log
 from maskloom.segcore.training.balance import class_rates, weighted
 from maskloom.segcore.training.checkpoint import TrainingState
+from maskloom.segcore.training.feeding import Drawing, Feed, feeding
 from maskloom.segcore.training.optimisers import compiled, optimiser, precision
-from maskloom.segcore.training.sampling import Batch, Sampler, SamplingOptions
+from maskloom.segcore.training.sampling import Sampler, SamplingOptions
 from maskloom.segcore.training.steps import Steps, errors_of_memory
 
 if TYPE_CHECKING:
@@ -44,8 +44,6 @@ if TYPE_CHECKING:
 
 STOPPED = "Training was stopped; the same command continues it."
 """Message of `Stopped`."""
-_AHEAD = 3
-"""Number of batches to draw ahead."""
 _MOST_WINDOWS = 400
 """Most windows to measure after an epoch; of more, an even selection."""
 EXAMPLES = "examples.png"
@@ -65,9 +63,10 @@ class TrainingLoop:
         with self._how.scope(), precision(recipe.training.precision):
             keras.utils.set_random_seed(recipe.training.seed)
             self._model = task.network()
+            stages = _stages(setup, self._model)
             self._trainer, loss = task.trainer(self._model)
             self._trainer.compile(
-                optimizer=optimiser(recipe, self._steps),
+                optimizer=optimiser(recipe, self._steps, stages),
                 loss=self._how.loss(loss),
                 jit_compile=compiled(self._trainer),
             )
@@ -116,11 +115,15 @@ class TrainingLoop:
         """
         monitor.begin(self._setup, self._task.score_name, self._state)
         training = self._setup.recipe.training
-        with self._how.scope(), errors_of_memory(training, self._setup.patch_shape):
+        with (
+            self._how.scope(),
+            errors_of_memory(training, self._setup.patch_shape),
+            feeding(self._drawing, self._steps, training) as feed,
+        ):
             if len(self._how.devices) > 1:
                 monitor.say(f"Each batch is divided among {len(self._how.devices)} GPUs.")
             while not self._over:
-                self._finish_steps(monitor, stop)
+                self._finish_steps(feed, monitor, stop)
                 self._finish_epoch(monitor, stop)
                 self._write()
                 checkpoint.forget_all_but(self._store, self._state.best_epoch)
@@ -142,13 +145,13 @@ class TrainingLoop:
     def _over(self) -> bool:
         return self._setup.recipe.training.end(self._state.scores) is not None
 
-    def _finish_steps(self, monitor: ProgressMonitor, stop: Callable[[], bool]) -> None:
+    def _finish_steps(self, feed: Feed, monitor: ProgressMonitor, stop: Callable[[], bool]) -> None:
         started = time.monotonic()
         # Closed at once if this is interrupted: batches drawn ahead read files that are closed
         # next.
-        with closing(self._batches()) as batches:
-            for batch in batches:
-                loss = self._how.take(self._trainer, self._task.arguments(batch))
+        with closing(feed.batches(self._state.epoch, self._state.step)) as batches:
+            for arguments in batches:
+                loss = self._how.take(self._trainer, arguments)
                 self._advance(loss, started)
                 started = time.monotonic()
                 monitor.step(self._state.epoch + 1, self._state.step, loss)
@@ -169,10 +172,8 @@ class TrainingLoop:
             state, step=state.step + 1, losses=(*state.losses, loss), seconds=seconds
         )
 
-    def _batches(self) -> Generator[Batch]:
-        """The remaining batches of the epoch, a few of them drawn ahead by a thread that ends with
-        this generator.
-        """
+    @property
+    def _drawing(self) -> Drawing:
         setup, wanted = self._setup, self._setup.recipe.training
         options = SamplingOptions(
             setup.patch_shape,
@@ -184,17 +185,7 @@ class TrainingLoop:
         )
         counts = weighted(setup.class_counts, wanted.sampling, setup.dataset.names)
         sampler = Sampler(setup.dataset, counts, setup.training, setup.scaling, options)
-        epoch, first = self._state.epoch, self._state.step
-        with ThreadPoolExecutor(1) as pool:
-            waiting = [
-                pool.submit(sampler.batch, epoch, step)
-                for step in range(first, min(first + _AHEAD, self._steps))
-            ]
-            for step in range(first, self._steps):
-                batch = waiting.pop(0).result()
-                if step + _AHEAD < self._steps:
-                    waiting.append(pool.submit(sampler.batch, epoch, step + _AHEAD))
-                yield batch
+        return Drawing(sampler, self._task.arguments)
 
     def _finish_epoch(self, monitor: ProgressMonitor, stop: Callable[[], bool]) -> None:
         started = time.monotonic()
@@ -299,6 +290,20 @@ def _value(variable: Any) -> NDArray[Any]:
     import keras
 
     return np.array(keras.ops.convert_to_numpy(variable))
+
+
+def _stages(setup: TrainingSetup, model: Any) -> list[list[Any]]:
+    """The variables of each stage that has weights of another training, if stages differ."""
+    start, wanted = setup.initial, setup.recipe.training
+    if start is None:
+        return []
+    start.prepare(model)
+    if not wanted.unfreeze and wanted.stage_rate == 1:
+        return []
+    return [
+        [variable for layer in stage for variable in layer.trainable_variables]
+        for stage in start.stages(model)
+    ]
 
 
 def with_plan(state: TrainingState, wanted: Training, steps: int) -> TrainingState:

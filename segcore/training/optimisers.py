@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -12,17 +13,76 @@ if TYPE_CHECKING:
 _RATE_LEFT = 0.01
 
 
-def optimiser(recipe: TrainingRecipe, steps: int) -> Any:
-    """The keras optimiser of a recipe, for epochs of `steps` steps."""
+def optimiser(recipe: TrainingRecipe, steps: int, stages: Sequence[Sequence[Any]] = ()) -> Any:
+    """The keras optimiser of a recipe, for epochs of `steps` steps. `stages`: variables with
+    weights from another training, of one stage each, the last stage first.
+    """
     import keras
 
     wanted = recipe.training
     rate, more = _rates(recipe, steps), averaging(wanted)
     if wanted.optimiser == "sgd":
-        return keras.optimizers.SGD(rate, momentum=0.9, nesterov=True, **more)
-    if wanted.optimiser == "adam":
-        return keras.optimizers.Adam(rate, **more)
-    return keras.optimizers.AdamW(rate, weight_decay=wanted.decay, **more)
+        kind, more = keras.optimizers.SGD, {**more, "momentum": 0.9, "nesterov": True}
+    elif wanted.optimiser == "adam":
+        kind = keras.optimizers.Adam
+    else:
+        kind, more = keras.optimizers.AdamW, {**more, "weight_decay": wanted.decay}
+    paces = _paces(wanted, steps, stages)
+    if not paces:
+        return kind(rate, **more)
+    made = _paced(kind)(rate, **more)
+    made.paces = paces
+    # What is learnt already is not drawn to 0; keras would do so at the full rate.
+    made.exclude_from_weight_decay(var_list=[variable for stage in stages for variable in stage])
+    return made
+
+
+@dataclass(frozen=True, slots=True)
+class _Pace:
+    """How a stage of variables learns."""
+
+    factor: float
+    """Of the rate."""
+    begin: int
+    """Step of the optimiser before which they hold still."""
+
+
+def _paces(wanted: Training, steps: int, stages: Sequence[Sequence[Any]]) -> dict[str, _Pace]:
+    """Paces of variables by their paths. Empty: all learn alike."""
+    if not wanted.unfreeze and wanted.stage_rate == 1:
+        return {}
+    parts = wanted.accumulation or 1
+    found: dict[str, _Pace] = {}
+    for number, stage in enumerate(stages):
+        epochs = wanted.unfreeze[min(number, len(wanted.unfreeze) - 1)] if wanted.unfreeze else 0
+        pace = _Pace(wanted.stage_rate ** (number + 1), parts * steps * epochs)
+        found |= {variable.path: pace for variable in stage}
+    return found
+
+
+def _paced(kind: Any) -> Any:
+    """A class of optimisers of keras whose variables may have paces."""
+    from keras import ops
+
+    class Paced(kind):  # type: ignore[misc]
+        paces: Mapping[str, _Pace]
+
+        def _backend_update_step(
+            self, grads: Sequence[Any], trainable_variables: Sequence[Any], learning_rate: Any
+        ) -> None:
+            groups: dict[_Pace | None, tuple[list[Any], list[Any]]] = {}
+            for gradient, variable in zip(grads, trainable_variables, strict=True):
+                one = groups.setdefault(self.paces.get(variable.path), ([], []))
+                one[0].append(gradient)
+                one[1].append(variable)
+            for pace, (some, variables) in groups.items():
+                rate = learning_rate
+                if pace is not None:
+                    learns = ops.cast(self.iterations >= pace.begin, learning_rate.dtype)
+                    rate = rate * pace.factor * learns
+                super()._backend_update_step(some, variables, rate)
+
+    return Paced
 
 
 def averaging(wanted: Training) -> dict[str, Any]:

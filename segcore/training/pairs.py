@@ -8,9 +8,12 @@ unused, because a wrong pattern for images looks the same.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import fsspec
 
 from maskloom.segcore import formats
 from maskloom.segcore.annotations.pairing import NameSuffixes, names_for_series, pair
@@ -18,7 +21,8 @@ from maskloom.segcore.annotations.places import fit
 from maskloom.segcore.annotations.polygons.collect import LabelledGrid, collect
 from maskloom.segcore.deep.inference.card import Scaling
 from maskloom.segcore.errors import FormatError, ImageError, RecipeError
-from maskloom.segcore.storage.filesystems import filesystem, store_errors
+from maskloom.segcore.processes.helpers import spread
+from maskloom.segcore.storage.filesystems import configure, filesystem, store_errors
 from maskloom.segcore.training.labels import Polygons
 from maskloom.segcore.training.recipe import matches
 
@@ -29,7 +33,7 @@ if TYPE_CHECKING:
     from maskloom.segcore.raster.source import Source
     from maskloom.segcore.raster.spec import RasterSpec
     from maskloom.segcore.training.recipe import TrainingRecipe
-    from maskloom.segcore.training.setup import OnProgress
+    from maskloom.segcore.training.setup import OnProgress, Start
 
 _SHOWN = 5
 _CHUNK_BYTES = 2**22
@@ -53,9 +57,10 @@ def find_pairs(
     masks: Sequence[Source],
     recipe: TrainingRecipe,
     on_progress: OnProgress,
+    processes: int = 1,
 ) -> tuple[list[Pair], list[str]]:
     """The pairs in the order of their names, without those that the recipe leaves out, and notes
-    for the user; `on_progress` is called for each pair.
+    for the user; `on_progress` is called for each pair. At most so many `processes` share the work.
 
     Raises `RecipeError` if an image has no mask, the sizes or places of both differ, or the bands
     or the axes of images differ.
@@ -64,12 +69,15 @@ def find_pairs(
         return _with_polygons(images, masks, recipe, recipe.labels, on_progress)
     found = _paired(images, masks, recipe)
     sources = {source.uri: source for source in (*images, *masks)}
+    names = sorted(found.name_of.items(), key=lambda item: item[1])
+    both = [(sources[image], sources[found.truth_of[image]]) for image, _ in names]
+    describe = partial(_describer, dict(fsspec.config.conf), recipe.bands)
+    described = spread(describe(), describe, both, processes)
     pairs: list[Pair] = []
-    for image, name in sorted(found.name_of.items(), key=lambda item: item[1]):
-        on_progress(len(pairs), len(found.name_of))
-        mask = found.truth_of[image]
-        specs = _described(sources[image], recipe.bands), _described(sources[mask], None)
-        pairs.append(Pair(name, *specs, turn_onto_image(*specs)))
+    for _, name in names:
+        on_progress(len(pairs), len(names))
+        image, mask = next(described)
+        pairs.append(Pair(name, image, mask, turn_onto_image(image, mask)))
     _require_same_axes(pairs)
     _require_same_bands(pairs)
     unused = sorted(found.without_image)
@@ -191,24 +199,64 @@ def scaling_of(pairs: Sequence[Pair], wanted: Scaling | None) -> Scaling:
     return Scaling((0.0,), (_FACTORS[first.dtype],))
 
 
-def data_digest(pairs: Sequence[Pair], on_progress: OnProgress) -> str:
-    """SHA-256 over the names and bytes of all images and masks; `on_progress` is called for each
-    pair.
+def usual_scaling(pairs: Sequence[Pair], start: Start) -> Scaling | None:
+    """The scaling that weights of another training ask for. None: there is none for the images'
+    type.
     """
-    whole, digests = hashlib.sha256(), dict[str, bytes]()
+    image = pairs[0].image
+    return start.scaling_for(image.channels, _FACTORS.get(image.dtype))
+
+
+def files_of(pair: Pair) -> list[str]:
+    """Locations of the files of an image and of its mask."""
+    return [
+        location for spec in (pair.image, pair.mask) for location in spec.files or (spec.location,)
+    ]
+
+
+def file_digests(
+    pairs: Sequence[Pair],
+    on_progress: OnProgress,
+    known: Mapping[str, str] | None = None,
+    processes: int = 1,
+) -> dict[str, str]:
+    """SHA-256 over the bytes of each file of these pairs, by location, but for those that are
+    `known`; `on_progress` is called for each pair. At most so many `processes` share the work.
+    """
+    digests = dict(known or {})
+    # A file may hold many images.
+    wanted = dict[str, int]()
     for number, each in enumerate(pairs):
+        wanted |= {
+            location: number
+            for location in files_of(each)
+            if location not in digests and location not in wanted
+        }
+    prepare = partial(_digester, dict(fsspec.config.conf))
+    found = spread(_digest_of, prepare, list(wanted), processes)
+    for location, number in wanted.items():
         on_progress(number, len(pairs))
+        digests[location] = next(found)
+    return digests
+
+
+def data_digest(pairs: Sequence[Pair], digests: Mapping[str, str]) -> str:
+    """SHA-256 over the names and bytes of all images and masks, from the digests of their files."""
+    whole = hashlib.sha256()
+    for each in pairs:
         whole.update(each.name.encode())
-        for spec in (each.image, each.mask):
-            for location in spec.files or (spec.location,):
-                # A file may hold many images.
-                if location not in digests:
-                    digests[location] = _digest_of(location)
-                whole.update(digests[location])
+        for location in files_of(each):
+            whole.update(bytes.fromhex(digests[location]))
     return whole.hexdigest()
 
 
-def _digest_of(location: str) -> bytes:
+def _digester(stores: Mapping[str, Mapping[str, Any]]) -> Callable[[str], str]:
+    """The work of a process that reads files."""
+    configure(stores)
+    return _digest_of
+
+
+def _digest_of(location: str) -> str:
     """SHA-256 over the bytes of a file, or of all files of a folder in the order of their names."""
     fs, path = filesystem(location)
     part, is_folder = hashlib.sha256(), location.lower().endswith(formats.folder_suffixes())
@@ -217,7 +265,19 @@ def _digest_of(location: str) -> bytes:
             with fs.open(name, "rb") as file:
                 while chunk := file.read(_CHUNK_BYTES):
                     part.update(chunk)
-    return part.digest()
+    return part.hexdigest()
+
+
+def _describer(
+    stores: Mapping[str, Mapping[str, Any]], bands: Sequence[int] | None
+) -> Callable[[tuple[Source, Source]], tuple[RasterSpec, RasterSpec]]:
+    """The work of a process that reads the headers of images and their masks."""
+    configure(stores)
+
+    def both(sources: tuple[Source, Source]) -> tuple[RasterSpec, RasterSpec]:
+        return _described(sources[0], bands), _described(sources[1], None)
+
+    return both
 
 
 def _described(source: Source, bands: Sequence[int] | None) -> RasterSpec:

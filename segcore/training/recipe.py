@@ -338,6 +338,16 @@ class Training:
     """bfloat16: mixed precision, for processors and GPUs that support it. The file always holds
     float32.
     """
+    unfreeze: tuple[int, ...] = ()
+    """For `initial`: the number of epochs for which each stage of the layers that it fills holds
+    still, the last stage first; the last number is that of all earlier stages. [2, 4]: new layers
+    learn alone for two epochs, then with the last stage, and from the fifth on with all. Default:
+    all learn from the start.
+    """
+    stage_rate: float = 1.0
+    """For `initial`: factor on the rate of the last stage of the layers that it fills, and once
+    more for each stage before (layer-wise rates).
+    """
     patience: int | None = None
     """Epochs without a better score until training stops; may be changed later. None: only after
     the last epoch.
@@ -346,6 +356,10 @@ class Training:
     """Seed of initial weights, patches and augmentation."""
     threads: int | None = None
     """Threads of this machine to use. None: all."""
+    processes: int | None = None
+    """Processes that draw patches; 0: a thread of the main one. None: 0 where a processor trains,
+    for a GPU as many as there are cores, at most 16. Changes no patch.
+    """
     memory: int = 1024
     """Megabytes of decoded images to keep."""
     tensorboard: bool = False
@@ -377,7 +391,7 @@ class Training:
             "warmup": (0, 1_000_000),
         }
         limits |= {"patience": (1, 100_000), "threads": (1, 1024), "memory": (1, 2**20)}
-        limits |= {"accumulation": (2, 4096), "devices": (1, 1024)}
+        limits |= {"accumulation": (2, 4096), "devices": (1, 1024), "processes": (0, 256)}
         for name, (least, most) in limits.items():
             value = getattr(self, name)
             if value is not None:
@@ -388,6 +402,15 @@ class Training:
         _check("seed", self.seed, 0, 2**32 - 1)
         if self.ema is not None and not 0 < self.ema < 1:
             raise ValueError(f"ema: expected a share between 0 and 1, e.g. 0.999; got {self.ema}")
+        if list(self.unfreeze) != sorted(set(self.unfreeze)) or min(self.unfreeze, default=0) < 0:
+            raise ValueError(
+                "unfreeze: expected rising numbers of epochs, e.g. [2, 4]; got "
+                f"{list(self.unfreeze)}"
+            )
+        if not 0 < self.stage_rate <= 1:
+            raise ValueError(
+                f"stage_rate: expected a factor above 0, at most 1; got {self.stage_rate}"
+            )
         if self.accumulation is not None and self.batch % self.accumulation:
             raise ValueError(
                 f"accumulation: expected a divisor of `batch`, which is {self.batch}; got "
@@ -418,7 +441,9 @@ class TrainingRecipe:
     scaling: Scaling | None = None
     """None: 1/255 for 8 bits, 1/65535 for 16 bits."""
     initial: str | None = None
-    """Weights to start from: a name in the box, a path or a URI. None: random ones."""
+    """Weights to start from: a name in the box, a path or a URI, or `imagenet`. None: random
+    ones.
+    """
     mask_suffix: str = ""
     """End of the names of masks that the names of images lack."""
     licence: str = ""
@@ -434,6 +459,11 @@ class TrainingRecipe:
         return ClassTable.recorded(self.classes, map(self.colours.get, self.classes))
 
     def __post_init__(self) -> None:
+        if self.initial is None and (self.training.unfreeze or self.training.stage_rate != 1):
+            raise RecipeError(
+                "training.unfreeze, training.stage_rate: these are for weights of another "
+                "training. Set `initial`, for example to imagenet, or leave them out."
+            )
         if not 2 <= len(self.classes) <= MOST_CLASSES:
             raise RecipeError(
                 f"classes: expected 2 to {MOST_CLASSES} names; got {len(self.classes)}."

@@ -23,18 +23,34 @@ from typing import TYPE_CHECKING, Any
 
 from maskloom.segcore.deep.inference.runtime import import_keras, set_threads
 from maskloom.segcore.errors import RecipeError, Stopped, StoreError
+from maskloom.segcore.processes.helpers import cores
 from maskloom.segcore.storage.canonical import canonical
 from maskloom.segcore.storage.store import STAGING, Store
 from maskloom.segcore.training import checkpoint
 from maskloom.segcore.training.balance import require_drawable
 from maskloom.segcore.training.class_counts import count_classes, require_labelled
 from maskloom.segcore.training.dataset import Dataset
+from maskloom.segcore.training.earlier import Check, Memory
 from maskloom.segcore.training.export import is_whole, publish
+from maskloom.segcore.training.imagenet import ImageNet, is_imagenet
 from maskloom.segcore.training.initial import Initial
 from maskloom.segcore.training.log import require_tensorboard
 from maskloom.segcore.training.loop import STOPPED, TrainingLoop
-from maskloom.segcore.training.pairs import data_digest, find_pairs, scaling_of
-from maskloom.segcore.training.setup import OnProgress, ProgressMonitor, TrainingSetup, TrainingTask
+from maskloom.segcore.training.pairs import (
+    data_digest,
+    file_digests,
+    files_of,
+    find_pairs,
+    scaling_of,
+    usual_scaling,
+)
+from maskloom.segcore.training.setup import (
+    OnProgress,
+    ProgressMonitor,
+    Start,
+    TrainingSetup,
+    TrainingTask,
+)
 from maskloom.segcore.training.tasks import patch_shape_of, task_of
 
 if TYPE_CHECKING:
@@ -42,12 +58,15 @@ if TYPE_CHECKING:
 
     from maskloom.segcore.raster.source import Source
     from maskloom.segcore.training.class_counts import ClassCounts
+    from maskloom.segcore.training.pairs import Pair
     from maskloom.segcore.training.recipe import TrainingRecipe
 
 _STATE = "training_state.json"
 _NOT_BEGUN = "Training was stopped before it started; the same command begins again."
-_UNDECISIVE = frozenset({"threads", "memory", "tensorboard"})
+_UNDECISIVE = frozenset({"threads", "processes", "memory", "tensorboard"})
 """Keys of `training` that change neither the weights nor the data."""
+_MOST_PROCESSES = 16
+"""That share the checks before training."""
 _LENGTH = frozenset({"epochs", "patience"})
 """Keys of `training` that set its length."""
 
@@ -100,7 +119,8 @@ def prepare(
     def checked(what: str) -> OnProgress:
         return _reporting(partial(monitor.checked, what), stop, _NOT_BEGUN)
 
-    pairs, notes = find_pairs(*sources, recipe, checked("headers"))
+    processes = min(cores(), recipe.training.threads or _MOST_PROCESSES, _MOST_PROCESSES)
+    pairs, notes = find_pairs(*sources, recipe, checked("headers"), processes)
     if len(recipe.split.each) > 1:
         raise RecipeError(
             "split.folds: one training is one fold; name it by split.fold. The command `maskloom "
@@ -109,8 +129,8 @@ def prepare(
     names = [pair.name for pair in pairs], [pair.image.location for pair in pairs]
     # Before the pixels are read, which takes longer.
     recipe.split.divide(*names, groups)
-    initial = None if recipe.initial is None else Initial.of(recipe.initial, recipe.kind)
-    usual = None if initial is None else initial.scaling
+    initial = _start(recipe)
+    usual = None if initial is None else usual_scaling(pairs, initial)
     scaling = scaling_of(pairs, recipe.scaling or usual)
     decoder = recipe.labels.decoder(recipe.classes)
     _use_threads(recipe.training.threads)
@@ -120,7 +140,12 @@ def prepare(
     if recipe.training.tensorboard:
         require_tensorboard(recipe.output)
     dataset = Dataset(pairs, decoder, recipe.training.memory)
-    class_counts = count_classes(dataset, recipe.classes, checked("pixels"), patch_shape.cell)
+    memory = Memory.of(pairs, recipe, patch_shape.cell)
+    earlier = memory.read()
+    known = {number: check.counts for number, check in earlier.items()}
+    class_counts = count_classes(
+        dataset, recipe.classes, checked("pixels"), patch_shape.cell, known, processes
+    )
     _require_trainable(recipe, dataset, class_counts, groups)
     training, validation = recipe.split.divide(*names, groups)
     notes += require_labelled(class_counts, training, validation, recipe.classes)
@@ -135,12 +160,40 @@ def prepare(
         image.channels,
         initial,
     )
-    data = data_digest(pairs, checked("digests"))
+    digests = _digests(pairs, earlier, checked("digests"), processes)
+    if len(earlier) < len(pairs):
+        memory.write(
+            {
+                number: Check(counts, tuple(digests[file] for file in files_of(pair)))
+                for number, (pair, counts) in enumerate(
+                    zip(pairs, class_counts.images, strict=True)
+                )
+            }
+        )
+    data = data_digest(pairs, digests)
     if initial is not None:
-        settings = {**settings, "initial": initial.weights.sha256}
+        settings = {**settings, "initial": initial.identity}
     return Prepared(
         recipe, setup, task_of(setup), _without(_UNDECISIVE, settings), data, tuple(notes)
     )
+
+
+def _start(recipe: TrainingRecipe) -> Start | None:
+    """The weights that a recipe starts from. None: random ones."""
+    if recipe.initial is None:
+        return None
+    if is_imagenet(recipe.initial):
+        return ImageNet.of(recipe.initial, recipe.network)
+    return Initial.of(recipe.initial, recipe.kind)
+
+
+def _digests(
+    pairs: Sequence[Pair], earlier: Mapping[int, Check], on_progress: OnProgress, processes: int
+) -> dict[str, str]:
+    known = dict[str, str]()
+    for number, check in earlier.items():
+        known |= zip(files_of(pairs[number]), check.digests, strict=True)
+    return file_digests(pairs, on_progress, known, processes)
 
 
 def train(prepared: Prepared, monitor: ProgressMonitor, stop: Callable[[], bool]) -> TrainingResult:

@@ -7,6 +7,7 @@ equal probability, so that rare ones are seen; the others around any labelled pi
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise, product
@@ -15,15 +16,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from maskloom.segcore.geometry import Box, per_axis
-from maskloom.segcore.training.augment import Patch, Zoom
+from maskloom.segcore.training.augment import Geometry, Mixture, Patch, PixelChange
 from maskloom.segcore.training.balance import chosen
 from maskloom.segcore.training.class_counts import cell_of
+from maskloom.segcore.training.warping import Warp
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from maskloom.segcore.deep.inference.card import Scaling
     from maskloom.segcore.geometry import Shape
+    from maskloom.segcore.processes.shared import SharedMemory
     from maskloom.segcore.training.augment import Augmentation
     from maskloom.segcore.training.class_counts import ClassCounts
     from maskloom.segcore.training.dataset import Dataset, DatasetWindow
@@ -113,6 +116,10 @@ class Sampler:
         options: SamplingOptions,
     ) -> None:
         self._dataset, self._scaling, self._options = dataset, scaling, options
+        wanted = options.augmentation
+        self._geometries = [each for each in wanted if isinstance(each, Geometry)]
+        self._changes = [each for each in wanted if isinstance(each, PixelChange)]
+        self._mixtures = [each for each in wanted if isinstance(each, Mixture)]
         places, counts = [], []
         for number in numbers:
             cells = class_counts.cells[number]
@@ -128,23 +135,42 @@ class Sampler:
         self._by_class = [np.cumsum(by_cell[:, i]) for i in drawable]
         self._shares = np.cumsum([rates[i] for i in drawable])
 
+    @property
+    def pixels(self) -> int:
+        """Pixels of all patches of a step."""
+        return self._options.batch * math.prod(self._options.patch_shape.patch)
+
+    @property
+    def channels(self) -> int:
+        """Number of bands."""
+        return self._dataset.pairs[0].image.channels
+
+    @property
+    def memory(self) -> SharedMemory:
+        """The memory that a pickled one refers to."""
+        return self._dataset.memory
+
     def batch(self, epoch: int, step: int) -> Batch:
         """The patches of a step. Raises `ReadError` if an image has become unreadable."""
         random = np.random.default_rng([self._options.seed, epoch, step])
         drawn = [self._patch(random) for _ in range(self._options.batch)]
-        numbered = [patch.ids for patch in drawn if patch.ids is not None]
+        for mixture in self._mixtures:
+            drawn = mixture.mix(drawn, random)
+        inner = self._options.patch_shape.inner
+        numbered = [patch.ids[inner] for patch in drawn if patch.ids is not None]
         return Batch(
             np.stack([patch.pixels for patch in drawn]),
-            np.stack([patch.classes for patch in drawn]),
+            np.stack([patch.classes[inner] for patch in drawn]),
             np.stack(numbered) if numbered else None,
         )
 
     def _patch(self, random: np.random.Generator) -> Patch:
-        options, patch_shape = self._options, self._options.patch_shape
+        patch_shape = self._options.patch_shape
         number, middle = self._place(random)
-        zooms = [each.factor(random) for each in options.augmentation if isinstance(each, Zoom)]
-        zoom = float(np.prod(zooms))
-        sides = tuple(max(8, round(n * zoom)) if n > 1 else 1 for n in patch_shape.patch)
+        warp = Warp()
+        for geometry in self._geometries:
+            warp = geometry.warp(warp, patch_shape.patch, random)
+        sides = warp.window(patch_shape.patch)
         margins = tuple(
             round(margin * side / whole)
             for margin, side, whole in zip(
@@ -152,17 +178,12 @@ class Sampler:
             )
         )
         box = _around(middle, sides, margins, self._dataset.shape(number))
-        patch = patch_shape.taken(scaled(self._dataset.window(number, box), self._scaling))
-        if sides != patch_shape.patch:
-            patch = resized(patch, patch_shape.patch[patch_shape.planar :])
-        for each in options.augmentation:
-            patch = each.apply(patch, random)
-        inner = patch_shape.inner
-        return Patch(
-            patch.pixels,
-            patch.classes[inner],
-            None if patch.ids is None else patch.ids[inner],
-        )
+        window = patch_shape.taken(scaled(self._dataset.window(number, box), self._scaling))
+        patch = warp.apply(window, patch_shape.patch[patch_shape.planar :])
+        patch.blank()
+        for change in self._changes:
+            change.change(patch, random)
+        return patch
 
     def _place(self, random: np.random.Generator) -> tuple[int, Shape]:
         """An image and a pixel of it as the middle of a patch."""
@@ -190,41 +211,6 @@ def scaled(window: DatasetWindow, scaling: Scaling) -> Patch:
         return Patch(pixels, window.classes, window.ids)
     pixels[~window.valid] = 0
     return Patch(pixels, window.classes, window.ids, window.valid)
-
-
-def resized(patch: Patch, side: int | Shape) -> Patch:
-    """A patch resized to one side, or to these sides: pixels interpolated (averaged if it shrinks),
-    labels by the nearest pixel.
-    """
-    sides = per_axis(side, patch.classes.ndim)
-    pixels = np.ascontiguousarray(patch.pixels)
-    if len(sides) == 2:
-        pixels = _resized_plane(pixels, sides)
-    else:
-        depth, (height, width) = sides[0], sides[1:]
-        planes = np.stack([_resized_plane(plane, (height, width)) for plane in pixels])
-        # Then along z: its planes as rows of one picture.
-        pixels = _resized_plane(
-            planes.reshape(len(planes), -1, 1), (depth, planes[0].size)
-        ).reshape(*sides, -1)
-    rows = (
-        (np.arange(new) * 2 + 1) * old // (2 * new)
-        for new, old in zip(sides, patch.classes.shape, strict=True)
-    )
-    nearest = np.ix_(*rows)
-    labels = patch.turned(lambda array: array[nearest])
-    return labels.coloured(pixels)
-
-
-def _resized_plane(pixels: NDArray[np.float32], sides: Shape) -> NDArray[np.float32]:
-    """Pixels (y, x, band) resized to (height, width)."""
-    import cv2
-
-    shrinks = pixels.shape[0] > sides[0]
-    new = cv2.resize(
-        pixels, sides[::-1], interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-    )
-    return np.asarray(new.reshape(*sides, -1), np.float32)
 
 
 def _around(middle: Shape, sides: Shape, margins: Shape, shape: Shape) -> Box:

@@ -22,11 +22,39 @@ if TYPE_CHECKING:
     from maskloom.segcore.training.checkpoint import TrainingState
     from maskloom.segcore.training.class_counts import ClassCounts
     from maskloom.segcore.training.dataset import Dataset
-    from maskloom.segcore.training.initial import Initial
     from maskloom.segcore.training.recipe import TrainingRecipe
     from maskloom.segcore.training.sampling import Batch, PatchShape
 
 _FEWEST_STEPS, _MOST_STEPS = 20, 500
+
+
+class Start(Protocol):
+    """Weights of another training, from which one starts."""
+
+    @property
+    def identity(self) -> str:
+        """What tells them from others."""
+        ...
+
+    def scaling_for(self, channels: int, factor: float | None) -> Scaling | None:
+        """The scaling that suits them, where `factor` brings values to 0 to 1 (None: not known).
+        None: the recipe must say.
+        """
+        ...
+
+    def stages(self, model: Any) -> list[list[Any]]:
+        """The layers of a network that get weights, by stage, the last stage first."""
+        ...
+
+    def prepare(self, model: Any) -> None:
+        """Set which of these layers learn, before the network is compiled."""
+        ...
+
+    def give(self, model: Any) -> str:
+        """Give a network the weights, in place; a sentence about it for the user. Raises
+        `RecipeError` if they do not fit.
+        """
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +71,8 @@ class TrainingSetup:
     """Numbers of the images to validate on."""
     patch_shape: PatchShape
     channels: int
-    initial: Initial | None = None
-    """The network to start from. None: random weights."""
+    initial: Start | None = None
+    """Weights to start from. None: random ones."""
 
     @property
     def steps(self) -> int:

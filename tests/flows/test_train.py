@@ -6,6 +6,7 @@ import json
 import shlex
 import shutil
 import threading
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -38,8 +39,11 @@ from maskloom.segcore.geometry import Box
 from maskloom.segcore.models.protocols import SEGMENTERS
 from maskloom.segcore.raster.spec import FORMATS
 from maskloom.segcore.training import semantic
-from maskloom.segcore.training.pairs import data_digest, find_pairs
+from maskloom.segcore.training.dataset import Dataset
+from maskloom.segcore.training.feeding import Drawing, ProcessFeed, ThreadFeed
+from maskloom.segcore.training.pairs import data_digest, file_digests, find_pairs
 from maskloom.segcore.training.run import TrainingResult, prepare, train
+from maskloom.segcore.training.sampling import Sampler, SamplingOptions
 
 COLOURS = {"dark": "#12305a", "bright": "#e07b10"}
 
@@ -53,6 +57,10 @@ def measured_once(monkeypatch):
 @pytest.fixture
 def folder(tmp_path):
     return blocks(tmp_path)
+
+
+def digest_of(pairs):
+    return data_digest(pairs, file_digests(pairs, lambda *_: None))
 
 
 def test_inputs_of_a_training_are_looked_at_as_those_of_a_run(folder, caplog):
@@ -83,7 +91,8 @@ def test_a_training_ends_the_same_however_often_it_was_stopped_killed_and_length
     stop = threading.Event()
     with pytest.raises(Stopped):
         cut(Watch((1, 2), stop.set), "training.epochs=1", stop=stop.is_set)
-    first = cut(Watch(), "training.epochs=1")
+    # Whoever draws the patches.
+    first = cut(Watch(), "training.epochs=1", "training.processes=2")
     assert (first.epoch, first.epochs) == (1, 1)
     # The folder may move between two commands.
     (folder / "cut").rename(folder / "moved")
@@ -262,6 +271,71 @@ def test_checks_before_training_can_be_stopped(folder):
             watch,
             stop.is_set,
         )
+
+
+def test_what_an_earlier_check_has_found_is_not_looked_for_again(folder, monkeypatch):
+    monkeypatch.setenv("MASKLOOM_CACHE", str(folder / "cache"))
+    decoded, strips = [], Dataset.strips
+    monkeypatch.setattr(
+        Dataset,
+        "strips",
+        lambda self, number, multiple: decoded.append(number) or strips(self, number, multiple),
+    )
+
+    def check(*changes):
+        decoded.clear()
+        found = prepared(made(folder, *changes))
+        cells = [each.tolist() for each in found.setup.class_counts.cells]
+        return decoded.copy(), cells, found.data
+
+    first = check()
+    assert first[0] == [0, 1, 2, 3]
+    assert check() == ([], *first[1:])
+    # By all that decides it: the classes, and each file.
+    assert check("labels={kind: index, void: [255, 7]}")[0] == [0, 1, 2, 3]
+    changed = np.array(Image.open(folder / "masks" / "2.png"))
+    changed[:9] = 0
+    Image.fromarray(changed).save(folder / "masks" / "2.png")
+    again = check()
+    assert again[0] == [2]
+    assert sum(np.array(again[1][2]).sum((0, 1))) > sum(np.array(first[1][2]).sum((0, 1)))
+    assert again[2] != first[2]
+    for path in (folder / "cache" / "training").iterdir():
+        path.write_bytes(path.read_bytes()[:200])
+    assert check() == ([0, 1, 2, 3], *again[1:])
+    assert check() == ([], *again[1:])
+    monkeypatch.setenv("MASKLOOM_CACHE", "")
+    assert check()[0] == [0, 1, 2, 3]
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {},
+        {"labels": {"kind": "instances", "target": "flow", "void": 255}},
+        {"labels": {"kind": "instances", "void": 255}, "network": "mask_rcnn"},
+    ],
+    ids=["semantic", "flow", "objects"],
+)
+def test_processes_draw_for_every_task_what_a_thread_draws(folder, keys):
+    changes = ("training.augmentation=[flip, scale, elastic, noise, cutmix]", "training.patch=64")
+    course = prepared(made(folder, *changes, **keys))
+    setup, training = course.setup, course.recipe.training
+    options = SamplingOptions(setup.patch_shape, training.batch, 0.5, 0, course.recipe.augmentation)
+    sampler = Sampler(setup.dataset, setup.class_counts, setup.training, setup.scaling, options)
+    drawing = Drawing(sampler, course.task.arguments)
+    with closing(ProcessFeed(drawing, 3, 1)) as feed:
+        batches, others = feed.batches(0, 0), ThreadFeed(drawing, 3).batches(0, 0)
+        for ours, theirs in zip(batches, others, strict=True):
+            for a, b in zip(leaves(ours), leaves(theirs), strict=True):
+                np.testing.assert_array_equal(a, b)
+
+
+def leaves(arguments):
+    import keras
+
+    return keras.tree.flatten(arguments)
 
 
 def test_what_is_measured_is_what_the_model_says_of_whole_images(folder):
@@ -569,8 +643,6 @@ def test_touching_objects_are_learned_end_to_end(folder):
 
 
 def drawn(course):
-    from maskloom.segcore.training.sampling import Sampler, SamplingOptions
-
     setup = course.setup
     drawing = SamplingOptions(setup.patch_shape, 1, 0.0, 0)
     return Sampler(setup.dataset, setup.class_counts, setup.training, setup.scaling, drawing).batch(
@@ -584,7 +656,8 @@ def drawn(course):
     ids=lambda path: path.stem,
 )
 def test_the_examples_are_training_recipes(path, monkeypatch):
-    monkeypatch.setenv("DSB2018", "dsb2018")
+    for variable in ("DSB2018", "MEMBRANE", "NUCLEI"):
+        monkeypatch.setenv(variable, variable.lower())
     assert training_recipes.load(path).recipe.name == path.stem
     jsonschema = pytest.importorskip("jsonschema")
     jsonschema.validate(yaml.safe_load(path.read_text()), training_recipes.schema())
@@ -648,6 +721,15 @@ def test_how_to_use_a_model_can_be_pasted(folder):
     ]
 
 
+def test_a_model_that_learned_a_border_makes_objects(folder):
+    labels = {"kind": "instances", "border": "rim", "outline": 1}
+    training_run = made(folder, classes=["dark", "bright", "rim"], labels=labels)
+    learned = TrainingResult("model.keras", ("mean IoU", 0.5), 1, 2, 0.1, False)
+    words = shlex.split(flow.usage(training_run, learned))
+    assert words[words.index("-s") + 1] == "instances"
+    assert "border=rim" in words
+
+
 def test_vectors_are_learned_of_objects_in_images_only(folder):
     training_run = made(folder, labels={"kind": "instances", "target": "flow"})
     # Cross-entropy and Dice are its usual loss.
@@ -685,10 +767,10 @@ def test_folders_are_trained_on_but_not_images_and_volumes_together(folder):
     order = made(folder)
     pairs, _ = find_pairs(*flow.sources(order), order.recipe, lambda *_: None)
     assert [pair.name for pair in pairs] == ["0", "1", "2", "3"]
-    before = data_digest(pairs, lambda *_: None)
+    before = digest_of(pairs)
     chunk = next(path for path in (folder / "masks" / "3.zarr" / "c").rglob("*") if path.is_file())
     chunk.write_bytes(chunk.read_bytes()[:-1])
-    assert data_digest(pairs, lambda *_: None) != before
+    assert digest_of(pairs) != before
     np.save(folder / "images" / "4.npy", np.zeros((3, 8, 8), np.uint8))
     np.save(folder / "masks" / "4.npy", np.zeros((3, 8, 8), np.uint8))
     with pytest.raises(RecipeError, match=r"4\.npy is a volume, .*0\.zarr an image\. Train on"):
@@ -717,10 +799,10 @@ def test_images_of_one_file_are_trained_on(folder, monkeypatch):
             with formats.open_image(spec) as reader:
                 pixels, _ = reader.read(Box.whole(spec.shape))
             np.testing.assert_array_equal(pixels, frames[i])
-    before = data_digest(pairs, lambda *_: None)
+    before = digest_of(pairs)
     (folder / "masks" / "a.film").unlink()
     for i, frame in enumerate(films["masks"]):
         Image.fromarray(frame[..., 0]).save(folder / "masks" / f"a_t{i + 1:04d}.png")
     pairs, _ = find_pairs(*flow.sources(order), order.recipe, lambda *_: None)
     assert [Path(pair.mask.location).stem for pair in pairs] == [pair.name for pair in pairs]
-    assert data_digest(pairs, lambda *_: None) != before
+    assert digest_of(pairs) != before

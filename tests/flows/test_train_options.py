@@ -85,7 +85,7 @@ def uncompiled(request):
 )
 def test_a_training_with_options_ends_the_same_after_interruptions(folder, options, monkeypatch):
     """And saves the mean of the weights that its steps leave."""
-    options = (*options, "training.epochs=2")
+    options = (*options, "training.epochs=2", "training.steps=2", "training.patch=32")
     seen = []
     take = Steps.take
 
@@ -103,12 +103,12 @@ def test_a_training_with_options_ends_the_same_after_interruptions(folder, optio
 
     stop = threading.Event()
     with pytest.raises(Stopped):
-        cut(Watch((1, 3), stop.set), stop.is_set)
+        cut(Watch((1, 1), stop.set), stop.is_set)
     stop.clear()
     with pytest.raises(Stopped):
         cut(Watch((1, "measured"), stop.set), stop.is_set)
     with pytest.raises(Killed):
-        cut(Watch((2, 2), kill))
+        cut(Watch((2, 1), kill))
     early = (folder / "cut" / "examples.png").stat().st_mtime_ns
     last = cut(Watch())
     assert (folder / "cut" / "examples.png").stat().st_mtime_ns > early
@@ -119,7 +119,7 @@ def test_a_training_with_options_ends_the_same_after_interruptions(folder, optio
 
     if "training.ema=0.8" in options:
         mean = seen[0]
-        for values in seen[1 : 4 * whole.epoch]:
+        for values in seen[1 : 2 * whole.epoch]:
             mean = [0.8 * a + 0.2 * b for a, b in zip(mean, values, strict=True)]
         for value in mean:
             found = [each for each in saved if each.shape == value.shape]
@@ -359,7 +359,8 @@ def test_whole_images_are_measured_as_evaluation_measures_them(folder, labels):
     rows = evaluation.evaluate(str(folder / "masked"), request).result.rows()
     expected = next(row for row in rows["images"] if row["image_id"] is None)
     for measure in ("accuracy", "mean_iou", "mean_dice", "mean_boundary_f"):
-        assert whole[measure] == pytest.approx(expected[measure], abs=1e-6)
+        # The engine, and so the precision, is chosen by its speed at that moment.
+        assert whole[measure] == pytest.approx(expected[measure], abs=0.01)
     again = run(app, ["train", path, "--quiet"])
     assert again.stdout.startswith("Nothing to do")
     assert replace(made(folder), whole_images=False).recipe == made(folder).recipe

@@ -182,6 +182,7 @@ CASES = (
     Case("unet", {"kind": "unet", **_NETWORK}, (PICTURE,), network="unet"),
     Case("fcn", {"kind": "fcn", **_NETWORK}, (PICTURE,), network="fcn"),
     Case("deeplab", {"kind": "deeplab", **_NETWORK}, (PICTURE,), network="deeplab"),
+    Case("instances", {"kind": "instances", **_NETWORK}, (CELLS,), network="instances"),
     Case(
         "mask_rcnn",
         {"kind": "mask_rcnn", "core": 128, "halo": 32},

@@ -43,7 +43,8 @@ def write_networks(folder: Path) -> dict[str, str]:
     x = keras.layers.Conv2D(4, 3, padding="same", activation="relu")(inputs)
     models["network"] = keras.Model(inputs, keras.layers.Conv2D(3, 1, activation="softmax")(x))
     paths = {kind: _written(model, kind, folder) for kind, model in models.items()}
-    return {**paths, "mask_rcnn": _write_mask_rcnn(folder)}
+    found = {"mask_rcnn": _write_mask_rcnn(folder), "instances": _write_vectors(folder)}
+    return {**paths, **found}
 
 
 def _written(model: keras.Model, kind: str, folder: Path) -> str:
@@ -92,6 +93,27 @@ def _set_whole_numbers(layer: Any) -> None:
 
 def _sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _write_vectors(folder: Path) -> str:
+    """A network of vectors: bright pixels are cells, and away from the middle is where it is
+    darker. Every probability is 0 or 1 to the last bit.
+    """
+    inputs = keras.Input((None, None, 3))
+    convolution = keras.layers.Conv2D(4, 3, padding="same")
+    model = keras.Model(inputs, convolution(inputs))
+    kernel = np.zeros((3, 3, 3, 4), np.float32)
+    kernel[1, 1, :, 1] = 1000
+    for place, sign in ((0, 1), (2, -1)):
+        kernel[1, place, :, 2] = kernel[place, 1, :, 3] = sign
+    convolution.set_weights([kernel, np.array([0, -12_050, 0, 0], np.float32)])
+    path = folder / "instances.keras"
+    model.save(path)
+    scaling = Scaling((0.0,), (1 / 16,))
+    classes = ("background", "cell")
+    card = card_of_model(model, "network", classes, scaling, _sha256(path), vectors=2)
+    path.with_suffix(".json").write_bytes(replace(card, dtype="uint8").dump())
+    return str(path)
 
 
 def _write_mask_rcnn(folder: Path) -> str:

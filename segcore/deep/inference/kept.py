@@ -61,7 +61,7 @@ def kept_network(
 
     # The recipe builds networks of ours; it is in the card, which has no digest of its own.
     recipe = [card.kind, card.network, card.channels, len(card.classes), card.vectors]
-    key = _key(weights, "network", precision, recipe)
+    key = _key(weights, "network", weights.suffix, precision, recipe)
     return _kept(key, lambda folder: read(folder / _NETWORK), convert, write)
 
 

@@ -20,6 +20,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from maskloom.segcore.deep.networks.layers.applications import APPLICATIONS, feature_maps
 from maskloom.segcore.deep.networks.recipe import (
     NETWORKS,
     check_choice,
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     import keras
 
 Tensor = Any
-DeeplabBackbone = Literal["resnet18", "resnet50"]
+DeeplabBackbone = Literal["resnet18", "resnet50", "resnet50v1"]
 ScaleNormalisation = Literal["batch", "group"]
 ImagePooling = Literal["none", "whole_image"]
 _LOW_STRIDE = 4
@@ -45,7 +46,9 @@ class Deeplab:
     """DeepLab v3+ (Chen 2018). Height and width must be multiples of `output_stride`."""
 
     backbone: DeeplabBackbone = "resnet50"
-    """Backbone that extracts the feature maps; weights start at random."""
+    """Backbone that extracts the feature maps. `resnet50v1` is that of keras.applications, with
+    weights for `initial: imagenet`.
+    """
     output_stride: Literal[8, 16] = 16
     """Image pixels per pixel of the deepest feature maps. 8 resolves more detail and takes about
     three times the work.
@@ -84,6 +87,11 @@ class Deeplab:
         check_width(self.width)
         check_choice("normalisation", self.normalisation, get_args(ScaleNormalisation))
 
+    @property
+    def application(self) -> str | None:
+        """The backbone of keras.applications that it has. None: it has another."""
+        return self.backbone if self.backbone in APPLICATIONS else None
+
     def build(self, channels: int, classes: int) -> keras.Model:
         """Build the model for `channels` bands and `classes` classes.
 
@@ -103,9 +111,12 @@ def deeplab(recipe: Deeplab, channels: int, classes: int) -> keras.Model:
     from maskloom.segcore.deep.networks.layers.upsampling import Upsampling
 
     inputs = keras.Input((None, None, channels), name="image")
-    low, *_, deep = resnet(
-        inputs, recipe.backbone, recipe.width, recipe.normalisation, recipe.output_stride
-    )
+    if recipe.application is not None:
+        _, low, *_, deep = feature_maps(inputs, recipe.application, recipe.output_stride)
+    else:
+        low, *_, deep = resnet(
+            inputs, recipe.backbone, recipe.width, recipe.normalisation, recipe.output_stride
+        )
     x = Upsampling(recipe.output_stride // _LOW_STRIDE, "bilinear", name="decoder_up")(
         _pyramid(deep, recipe)
     )

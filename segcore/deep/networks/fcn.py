@@ -16,6 +16,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from maskloom.segcore.deep.networks.layers.applications import (
+    APPLICATIONS,
+    PAPER_WIDTH,
+    check_own_sizes,
+    feature_maps,
+)
 from maskloom.segcore.deep.networks.recipe import (
     NETWORKS,
     Normalisation,
@@ -29,7 +35,17 @@ if TYPE_CHECKING:
 
 Tensor = Any
 FcnVariant = Literal["8s", "16s", "32s"]
-FcnBackbone = Literal["vgg16", "vgg19", "resnet18", "resnet50"]
+FcnBackbone = Literal[
+    "vgg16",
+    "vgg19",
+    "resnet18",
+    "resnet50",
+    "resnet50v1",
+    "convnext_tiny",
+    "efficientnetv2b0",
+    "mobilenetv3small",
+    "mobilenetv3large",
+]
 _COARSEST = 32
 _FINEST = {"32s": 32, "16s": 16, "8s": 8}
 
@@ -44,7 +60,9 @@ class Fcn:
     coarser outlines.
     """
     backbone: FcnBackbone = "vgg16"
-    """Backbone that extracts the feature maps; weights start at random."""
+    """Backbone that extracts the feature maps. `initial: imagenet` has weights for vgg16 and vgg19
+    (with `normalisation: none`) and for those after resnet50, which have sizes of their own.
+    """
     width: int = 64
     """Channels of the backbone's first stage, 64 in the papers. 8 trains in minutes on two cores.
     """
@@ -62,6 +80,15 @@ class Fcn:
             raise ValueError(
                 "normalisation: residual backbones need `batch` or `group`; got 'none'"
             )
+        check_own_sizes(self.backbone, self.width, self.normalisation)
+
+    @property
+    def application(self) -> str | None:
+        """The backbone of keras.applications that it has. None: it has another."""
+        if self.backbone.startswith("vgg"):
+            plain = self.width == PAPER_WIDTH and self.normalisation == "none"
+            return self.backbone if plain else None
+        return self.backbone if self.backbone in APPLICATIONS else None
 
     def build(self, channels: int, classes: int) -> keras.Model:
         """Build the model for `channels` bands and `classes` classes.
@@ -84,6 +111,8 @@ def fcn(recipe: Fcn, channels: int, classes: int) -> keras.Model:
     # The last three maps of both kinds of backbone have strides 8, 16 and 32.
     if recipe.backbone.startswith("vgg"):
         maps = vgg(inputs, recipe.backbone, recipe.width, recipe.normalisation)[-3:]
+    elif recipe.backbone in APPLICATIONS:
+        maps = feature_maps(inputs, recipe.backbone)[-3:]
     else:
         maps = resnet(inputs, recipe.backbone, recipe.width, recipe.normalisation)[-3:]
     by_stride = dict(zip((8, 16, 32), maps, strict=True))

@@ -43,6 +43,16 @@ Tensor = Any
 Padding = Literal["same", "valid"]
 Factors = tuple[int, ...]
 """Of a pooling, along each axis."""
+UnetEncoder = Literal[
+    "plain",
+    "vgg16",
+    "vgg19",
+    "resnet50v1",
+    "convnext_tiny",
+    "efficientnetv2b0",
+    "mobilenetv3small",
+    "mobilenetv3large",
+]
 UnetUpsampling = Literal["transposed", "nearest", "bilinear", "unpooling", "bed_of_nails"]
 
 
@@ -82,6 +92,10 @@ class Unet:
     """2: a network of images, which labels volumes slice by slice. 3: a network of volumes, which
     looks along z too.
     """
+    encoder: UnetEncoder = "plain"
+    """Contracting path: the paper's, or a backbone of keras.applications, with weights for
+    `initial: imagenet`. Such a backbone has `depth: 5`, and `width` is that of the expanding path.
+    """
     pooling: tuple[Factors, ...] | None = None
     """Factors of each pooling along the axes, 1 or 2, the first level first. For slices two to four
     times as far apart as pixels, at depth 3: [[1, 2, 2], [2, 2, 2], [2, 2, 2]]. Default: all 2.
@@ -100,6 +114,9 @@ class Unet:
             self._check_pooling(self.pooling)
         check_choice("normalisation", self.normalisation, get_args(Normalisation))
         check_choice("upsampling", self.upsampling, get_args(UnetUpsampling))
+        check_choice("encoder", self.encoder, get_args(UnetEncoder))
+        if self.encoder != "plain":
+            self._check_encoder()
         if not 1 <= self.output_kernel <= 15 or self.output_kernel % 2 == 0:
             raise ValueError(
                 "output_kernel: expected an odd number of pixels from 1 to 15; got "
@@ -109,6 +126,26 @@ class Unet:
             raise ValueError(
                 f"dropout: expected a fraction from 0 to less than 1; got {self.dropout}"
             )
+
+    def _check_encoder(self) -> None:
+        for name, value, needed in (
+            ("depth", self.depth, 5),
+            ("dimensions", self.dimensions, 2),
+            ("padding", self.padding, "same"),
+            ("pooling", self.pooling, None),
+        ):
+            if value != needed:
+                raise ValueError(
+                    f"{name}: `encoder: {self.encoder}` needs {needed or 'the default'}; got "
+                    f"{value}"
+                )
+        if self.upsampling == "unpooling":
+            raise ValueError(f"upsampling: unpooling needs `encoder: plain`; got {self.encoder!r}")
+
+    @property
+    def application(self) -> str | None:
+        """The backbone of keras.applications that it has. None: it has none."""
+        return None if self.encoder == "plain" else self.encoder
 
     @property
     def poolings(self) -> tuple[Factors, ...]:
@@ -154,10 +191,12 @@ def unet(
     convolution = layers.Conv2D if recipe.dimensions == 2 else layers.Conv3D
     pool = layers.MaxPooling2D if recipe.dimensions == 2 else layers.MaxPooling3D
     inputs = keras.Input((*(size or (None,) * recipe.dimensions), channels), name="image")
-    skips: list[Tensor] = []
+    skips: list[Tensor | None] = []
     positions: list[Tensor] = []
     x = inputs
-    for level in range(recipe.depth):
+    if recipe.application is not None:
+        *skips, x = _encoded(inputs, recipe.application)
+    for level in range(recipe.depth - len(skips)):
         x = _block(x, recipe, level, f"down{level}")
         skips.append(x)
         if recipe.upsampling == "unpooling":
@@ -166,18 +205,33 @@ def unet(
             positions.append(places)
         else:
             x = pool(recipe.poolings[level], name=f"down{level}_pool")(x)
-    x = _block(x, recipe, recipe.depth, "bottom")
+    if recipe.application is None:
+        x = _block(x, recipe, recipe.depth, "bottom")
     if recipe.dropout > 0:
         x = layers.Dropout(recipe.dropout, name="bottom_dropout")(x)
     for level in reversed(range(recipe.depth)):
         x = _upsampled(x, recipe, level, positions)
-        x = layers.Concatenate(name=f"up{level}_join")(
-            [_cropped(skips[level], _crop(recipe, level), f"up{level}_crop"), x]
-        )
+        skip = skips[level]
+        if skip is not None:
+            x = layers.Concatenate(name=f"up{level}_join")(
+                [_cropped(skip, _crop(recipe, level), f"up{level}_crop"), x]
+            )
         x = _block(x, recipe, level, f"up{level}")
     x = convolution(classes, recipe.output_kernel, padding=recipe.padding, name="logits")(x)
     # Probabilities stay float32 under mixed precision: losses need their small differences.
     return keras.Model(inputs, layers.Softmax(dtype="float32", name="scores")(x), name="unet")
+
+
+def _encoded(inputs: Tensor, application: str) -> list[Tensor | None]:
+    """Maps of a backbone with the strides 1, 2, 4, 8, 16 and 32. None: it has no such map."""
+    from maskloom.segcore.deep.networks.layers.applications import feature_maps
+    from maskloom.segcore.deep.networks.layers.backbones import vgg
+
+    if application.startswith("vgg"):
+        skips: list[Tensor | None] = []
+        maps = vgg(inputs, application, unpooled=skips)
+        return [*skips, maps[-1]]
+    return [None, *feature_maps(inputs, application)]
 
 
 def unet_tutorial() -> keras.Model:

@@ -161,6 +161,22 @@ def test_engines_are_compared_by_classes_and_by_vectors_in_objects(weights):
 
 
 @pytest.mark.nightly
+def test_objects_of_the_mean_over_flips_are_those_of_the_mirrored_image(weights):
+    recipe = Instances(weights, flips="both", **EXACTLY)
+    check.check_tiling(recipe, PICTURE, (50, 70))
+    model, size = recipe.start(), (132, 176)
+    pixels, valid = PHOTO[: size[0], : size[1]], np.ones(size, bool)
+    found, mirrored = (
+        check.labelled(model, check.Picture(each, valid, "rgb"))
+        for each in (pixels, pixels[:, ::-1])
+    )
+    assert found.max() > 20
+    # Sums in another order may move a pixel to the place beside it.
+    assert abs(int(found.max()) - int(mirrored.max())) <= 0.05 * found.max()
+    assert np.mean((found > 0) != (mirrored[:, ::-1] > 0)) < 0.02
+
+
+@pytest.mark.nightly
 def test_an_engine_is_selected(weights):
     recipe = Instances(weights, patch=64)
     assert with_selection(recipe.start(), PICTURE).network.pending_selection is None

@@ -9,12 +9,24 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from scipy import ndimage
 from tests_support import write_tiff
 
 from maskloom.segcore.deep.inference.card import Scaling
 from maskloom.segcore.geometry import Box
 from maskloom.segcore.raster.spec import FORMATS
-from maskloom.segcore.training.augment import AUGMENTATIONS, Flip, Patch, Rotate90, Scale
+from maskloom.segcore.training.augment import (
+    AUGMENTATIONS,
+    CutMix,
+    Cutout,
+    Elastic,
+    Flip,
+    Patch,
+    PixelChange,
+    Rotate,
+    Rotate90,
+    Scale,
+)
 from maskloom.segcore.training.class_counts import count_classes
 from maskloom.segcore.training.dataset import Dataset
 from maskloom.segcore.training.labels import VOID, Index, Instances
@@ -23,9 +35,9 @@ from maskloom.segcore.training.sampling import (
     PatchShape,
     Sampler,
     SamplingOptions,
-    resized,
     sliding_windows,
 )
+from maskloom.segcore.training.warping import Warp
 
 
 def png(path, array):
@@ -107,8 +119,11 @@ def test_pixels_without_data_are_0_however_they_are_augmented(tmp_path):
     )
     dataset = Dataset([pair], Index().decoder(("even", "odd")), 64)
     found = count_classes(dataset, ("even", "odd"), lambda *_: None)
-    changes = tuple(AUGMENTATIONS[name]() for name in sorted(AUGMENTATIONS) if name != "scale")
-    for augmentation in (changes, (*changes, Scale(0.5))):
+    # What is cut out is 0 too, and keeps its label.
+    names = [name for name in sorted(AUGMENTATIONS) if name != "cutout"]
+    moved = {"scale", "rotate", "elastic"}
+    changes = tuple(AUGMENTATIONS[name]() for name in names if name not in moved)
+    for augmentation in (changes, tuple(AUGMENTATIONS[name]() for name in names)):
         draw = Sampler(
             dataset, found, [0], Scaling(), SamplingOptions(SQUARE, 8, 0.5, 3, augmentation)
         )
@@ -171,33 +186,152 @@ def test_sliding_windows_answer_every_pixel_once(shape, patch, margin, context, 
     assert (count == 1).all()
 
 
-@pytest.mark.parametrize("name", sorted(AUGMENTATIONS))
-def test_augmentation_keeps_shape_type_and_labels(name):
-    random = np.random.default_rng(3)
-    pixels = random.random((24, 24, 6)).astype(np.float32)
-    ids = np.arange(24 * 24).reshape(24, 24)
-    patch = AUGMENTATIONS[name]().apply(
-        Patch(pixels.copy(), (ids % 200).astype(np.uint8), ids), random
-    )
+def of_kind(kind):
+    return sorted(name for name in AUGMENTATIONS if isinstance(AUGMENTATIONS[name](), kind))
+
+
+@pytest.mark.parametrize("name", of_kind(PixelChange))
+def test_changes_of_pixels_keep_shape_type_and_labels(name):
+    pixels = np.random.default_rng(3).random((24, 32, 6)).astype(np.float32)
+    ids = np.arange(24 * 32).reshape(24, 32)
+    patch = Patch(pixels.copy(), (ids % 200).astype(np.uint8), ids)
+    for seed in range(4):
+        AUGMENTATIONS[name]().change(patch, np.random.default_rng(seed))
     assert patch.pixels.shape == pixels.shape
     assert patch.pixels.dtype == np.float32
-    # Labels are moved, never made up: each stays with its number.
-    assert sorted(patch.ids.ravel()) == list(range(24 * 24))
+    assert (patch.pixels != pixels).any()
+    np.testing.assert_array_equal(patch.ids, np.arange(24 * 32).reshape(24, 32))
     np.testing.assert_array_equal(patch.classes, patch.ids % 200)
 
 
-@pytest.mark.parametrize("side", [16, 48])
-def test_resizing_keeps_pixels_and_labels_together(side):
-    ramp = np.repeat(np.arange(32)[:, None], 32, axis=1)
-    found = resized(
-        Patch(
-            np.repeat(ramp[..., None], 5, axis=2).astype(np.float32), ramp.astype(np.uint8), ramp
-        ),
-        side,
+@pytest.mark.parametrize("shape", [(24, 24), (24, 16)], ids=["square", "oblong"])
+def test_mirrored_and_turned_patches_have_the_same_pixels_at_other_places(shape):
+    ids = np.arange(np.prod(shape)).reshape(shape)
+    whole = Patch(
+        np.stack([ids, -ids], axis=-1).astype(np.float32), (ids % 200).astype(np.uint8), ids
     )
-    assert found.pixels.shape == (side, side, 5)
-    assert np.abs(found.pixels[..., 0] - found.classes).max() <= 1
-    np.testing.assert_array_equal(found.classes, found.ids)
+    seen = set()
+    for seed in range(60):
+        random = np.random.default_rng(seed)
+        warp = Rotate90().warp(Flip().warp(Warp(), shape, random), shape, random)
+        assert warp.window(shape) == shape
+        patch = warp.apply(whole, shape)
+        assert sorted(patch.ids.ravel()) == list(range(ids.size))
+        np.testing.assert_array_equal(patch.classes, patch.ids % 200)
+        np.testing.assert_array_equal(patch.pixels, np.stack([patch.ids, -patch.ids], axis=-1))
+        seen.add(patch.ids.tobytes())
+    flat = [ids, ids[::-1], ids[:, ::-1], ids[::-1, ::-1]]
+    turned = [each.T for each in flat] if shape[0] == shape[1] else []
+    assert seen == {np.ascontiguousarray(each).tobytes() for each in flat + turned}
+
+
+def test_street_scenes_are_mirrored_but_never_upside_down():
+    ids = np.arange(64).reshape(8, 8)
+    whole = Patch(np.zeros((8, 8, 1), np.float32), ids.astype(np.uint8))
+    flip, random = Flip(vertical=False), np.random.default_rng(0)
+    seen = [flip.warp(Warp(), (8, 8), random).apply(whole, (8, 8)).classes for _ in range(40)]
+    assert {each.tobytes() for each in seen} == {
+        each.astype(np.uint8).tobytes() for each in (ids, ids[:, ::-1])
+    }
+
+
+def place_of(warp, sides, window):
+    """Rows and columns that a warp shows, by its definition."""
+    grid = np.stack(np.meshgrid(*map(np.arange, sides), indexing="ij"), axis=-1).astype(float)
+    offsets = grid - (np.array(sides) - 1) / 2 + sum(warp.shifts)
+    return np.moveaxis(offsets @ np.array(warp.matrix).T + (np.array(window) - 1) / 2, -1, 0)
+
+
+@given(st.integers(0, 2**32 - 1), st.sampled_from([(32, 32), (20, 48)]))
+def test_warped_patches_show_the_places_of_their_warp(seed, sides):
+    """Pixels as SciPy interpolates them, labels of the nearest pixel, all inside of the window."""
+    random = np.random.default_rng(seed)
+    warp = Warp()
+    for change in (Flip(), Rotate90(), Rotate(), Scale(0.6), Elastic(by=2.0, spacing=16)):
+        if random.random() < 0.8:
+            warp = change.warp(warp, sides, random)
+    window = warp.window(sides)
+    rows, columns = place_of(warp, sides, window)
+    for place, size in ((rows, window[0]), (columns, window[1])):
+        assert place.min() >= -1e-3
+        assert place.max() <= size - 1 + 1e-3
+        # Not more is read than is shown, but for shifts, which may be opposite at the corners.
+        assert warp.shifts or place.max() - place.min() > size - 2
+    pixels = random.random((*window, 2), np.float32)
+    ids = np.arange(np.prod(window)).reshape(window)
+    patch = warp.apply(Patch(pixels, (ids % 2).astype(np.uint8), ids, ids % 3 > 0), sides)
+    for band in range(2):
+        expected = ndimage.map_coordinates(
+            pixels[..., band], [rows, columns], order=1, mode="nearest"
+        )
+        # OpenCV interpolates by 32nds of a pixel along each axis.
+        np.testing.assert_allclose(patch.pixels[..., band], expected, atol=2 / 64)
+    found = np.stack(np.unravel_index(patch.ids, window))
+    assert np.abs(found - [rows, columns]).max() <= 0.5 + 0.02
+    np.testing.assert_array_equal(patch.classes, patch.ids % 2)
+    np.testing.assert_array_equal(patch.valid, patch.ids % 3 > 0)
+
+
+def test_pixels_of_a_much_larger_window_are_averaged():
+    """Every pixel of the window counts: a fine chequerboard becomes grey."""
+    warp = Warp().then(((4.0, 0.0), (0.0, 4.0)))
+    window = warp.window((16, 16))
+    pixels = (np.indices(window).sum(0) % 2).astype(np.float32)[..., None]
+    patch = warp.apply(Patch(pixels, np.zeros(window, np.uint8)), (16, 16))
+    assert np.abs(patch.pixels - 0.5).max() < 0.2
+
+
+def test_elastic_deformation_never_folds_a_patch_over():
+    """Not even if all points of the lattice move as far as they may, against their neighbours."""
+
+    class Worst:
+        def standard_normal(self, shape, dtype):
+            return (
+                np.where(np.indices(shape[:2]).sum(0)[..., None] % 2, 9, -9)
+                .repeat(2, 2)
+                .astype(dtype)
+            )
+
+        def uniform(self, least, most):
+            return most
+
+    sides = (96, 128)
+    warp = Elastic(by=4, spacing=32).warp(Warp(), sides, Worst())
+    rows, columns = place_of(warp, sides, warp.window(sides))
+    (dyy, dyx), (dxy, dxx) = np.gradient(rows), np.gradient(columns)
+    assert (dyy * dxx - dyx * dxy > 0).all()
+    with pytest.raises(ValueError, match="spacing: expected at least 2 pixels, and eight times"):
+        Elastic(by=5, spacing=32)
+
+
+def test_cut_out_pixels_are_0_and_keep_their_labels():
+    patch = Patch(np.ones((40, 60, 3), np.float32), np.ones((40, 60), np.uint8))
+    Cutout(count=1, side=0.5).change(patch, np.random.default_rng(0))
+    hole = (patch.pixels == 0).all(axis=-1)
+    rows, columns = np.flatnonzero(hole.any(1)), np.flatnonzero(hole.any(0))
+    assert 0 < len(rows) <= 20
+    assert 0 < len(columns) <= 30
+    assert hole[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].all()
+    assert hole.sum() == len(rows) * len(columns) == (patch.pixels[..., 0] == 0).sum()
+    assert (patch.classes == 1).all()
+
+
+def test_mixed_patches_have_pixels_and_labels_of_both_and_objects_of_none_twice():
+    ids = np.kron(np.arange(4).reshape(2, 2), np.ones((8, 8), int)).astype(np.uint8)
+    patches = [
+        Patch(np.full((16, 16, 1), n, np.float32), np.full((16, 16), n, np.uint8), ids)
+        for n in range(3)
+    ]
+    mixed = CutMix(fraction=1).mix(patches, np.random.default_rng(0))
+    for number, patch in enumerate(mixed):
+        other = (number + 1) % 3
+        assert set(np.unique(patch.classes)) == {number, other}
+        np.testing.assert_array_equal(patch.pixels[..., 0], patch.classes)
+        kept, added = patch.classes == number, patch.classes == other
+        np.testing.assert_array_equal(patch.ids[kept], ids[kept])
+        np.testing.assert_array_equal(patch.ids[added & (ids > 0)], ids[added & (ids > 0)] + 3)
+        assert not patch.ids[added & (ids == 0)].any()
+    assert CutMix(fraction=1).mix(patches[:1], np.random.default_rng(0)) == patches[:1]
 
 
 @given(st.integers(-40, 60), st.integers(-40, 60), st.integers(1, 80))
@@ -258,12 +392,12 @@ def test_borders_of_objects_are_the_same_in_every_window(reach, top, left, side,
     assert found.classes[0].tolist() == np.bincount(whole.ravel(), minlength=3).tolist()
     np.testing.assert_array_equal(dataset.window(0, box).classes, whole[box.slices])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Dataset, "_kept", lambda *_: False)
+        patch.setattr(Dataset, "_whole_at_once", lambda *_: False)
         read = Dataset([Pair("a", spec, spec)], table, 8)
         np.testing.assert_array_equal(read.window(0, box).classes, whole[box.slices])
 
 
-def test_images_are_forgotten_where_they_would_take_more_than_the_memory(tmp_path):
+def test_no_more_images_are_kept_than_the_memory_takes(tmp_path):
     random, pairs, images = np.random.default_rng(2), [], []
     for i in range(4):
         images.append(random.integers(0, 2, (500, 400)).astype(np.uint8))
@@ -271,15 +405,12 @@ def test_images_are_forgotten_where_they_would_take_more_than_the_memory(tmp_pat
         pairs.append(Pair(str(i), spec, spec))
     # Of 600,000 bytes each: the pixels, whether they are valid, and their classes.
     dataset = Dataset(pairs, Index().decoder(("even", "odd")), 2)
-    count_classes(dataset, ("even", "odd"), lambda *_: None)
-    for number in (0, 1, 0, 2, 3, 0, 0, 1):
+    for number in (0, 1, 0, 3, 2, 3, 0, 0, 1):
         window = dataset.window(number, Box((3, 4), (90, 80)))
         np.testing.assert_array_equal(window.classes, images[number][3:90, 4:80])
-        assert len(dataset._whole) == 3
-        assert dataset._held == sum(
-            each.pixels.nbytes + each.valid.nbytes + each.classes.nbytes
-            for each in dataset._whole.values()
-        )
+        np.testing.assert_array_equal(window.pixels[..., 0], images[number][3:90, 4:80])
+    assert [dataset.memory.flag(number) for number in range(4)] == [True, True, True, False]
+    assert dataset.memory.size < 2 * 2**20
 
 
 def test_large_images_are_read_by_windows_and_palettes_by_index(tmp_path):
@@ -305,5 +436,5 @@ def test_large_images_are_read_by_windows_and_palettes_by_index(tmp_path):
         window = dataset.window(0, box)
         np.testing.assert_array_equal(window.pixels[:, 20:], pixels[100:180, :70])
         np.testing.assert_array_equal(window.classes[:, 20:], classes[100:180, :70])
-        assert len(dataset._whole) == (dataset is kept)
+        assert dataset.memory.flag(0) == (dataset is kept)
         dataset.close()

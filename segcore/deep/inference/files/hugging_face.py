@@ -151,7 +151,7 @@ def _arrays(folder: Folder) -> dict[str, NDArray[Any]]:
     arrays = {}
     for name in sorted(each for each in folder.names if each.endswith(_SUFFIX)):
         try:
-            found: Any = deserialize(folder.read(name))
+            found: Any = deserialize(folder.read(name))  # type: ignore[no-untyped-call]
         except SafetensorError as error:
             raise WeightsError(
                 f"{folder.location}: {name} is truncated or damaged: {error}. Copy it again."

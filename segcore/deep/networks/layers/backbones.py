@@ -75,9 +75,14 @@ def normalised(x: Tensor, normalisation: Normalisation, name: str) -> Tensor:
 
 
 def vgg(
-    x: Tensor, kind: str, width: int = 64, normalisation: Normalisation = "none"
+    x: Tensor,
+    kind: str,
+    width: int = 64,
+    normalisation: Normalisation = "none",
+    unpooled: list[Tensor] | None = None,
 ) -> list[Tensor]:
-    """Feature maps of `vgg16` or `vgg19` after each of the five poolings.
+    """Feature maps of `vgg16` or `vgg19` after each of the five poolings. Those before are added to
+    `unpooled`.
 
     Strides are 2, 4, 8, 16 and 32; channels grow from `width` to 8 * `width`. With width 64, three
     input channels and no normalisation: 14,714,688 and 20,024,384 parameters.
@@ -87,6 +92,8 @@ def vgg(
         unit = Unit(width << min(stage - 1, 3), normalisation=normalisation)
         for number in range(1, convolutions + 1):
             x = unit(x, f"stage{stage}_{number}")
+        if unpooled is not None:
+            unpooled.append(x)
         x = layers.MaxPooling2D(name=f"stage{stage}_pool")(x)
         maps.append(x)
     return maps

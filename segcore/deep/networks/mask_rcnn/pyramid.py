@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 import keras
 from keras import layers
 
+from maskloom.segcore.deep.networks.layers.applications import feature_maps
+
 if TYPE_CHECKING:
     from maskloom.segcore.deep.networks.mask_rcnn.recipe import MaskRcnn
 
@@ -48,8 +50,10 @@ def feature_pyramid(recipe: MaskRcnn, channels: int) -> keras.Model:
     Each level is (image, y / stride, x / stride, `recipe.pyramid`). Height and width must be
     multiples of the largest stride.
     """
-    backbone = backbone_of(recipe)
     inputs = keras.Input((None, None, channels), name="image")
+    if recipe.application is not None:
+        return _pyramid(recipe, inputs, feature_maps(inputs, recipe.application)[1:])
+    backbone = backbone_of(recipe)
     kernel = 3 if backbone.narrowing == 1 else 7
     x = normalised(
         layers.Conv2D(backbone.stem, kernel, 2, "same", use_bias=False, name="stem"), inputs, "relu"
@@ -63,6 +67,11 @@ def feature_pyramid(recipe: MaskRcnn, channels: int) -> keras.Model:
                 x, backbone.width << level, stride, backbone.narrowing, f"level{level}_block{block}"
             )
         levels.append(x)
+    return _pyramid(recipe, inputs, levels)
+
+
+def _pyramid(recipe: MaskRcnn, inputs: Tensor, levels: list[Tensor]) -> keras.Model:
+    """The top-down path over maps of strides 4, 8, 16 and 32."""
     finer = layers.Conv2D(recipe.pyramid, 1, name="lateral3")(levels[3])
     merged = [finer]
     for level in (2, 1, 0):

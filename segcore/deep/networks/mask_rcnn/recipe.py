@@ -11,7 +11,7 @@ from maskloom.segcore.deep.networks.recipe import NETWORKS
 if TYPE_CHECKING:
     import keras
 
-Size = Literal["small", "resnet50"]
+Size = Literal["small", "resnet50", "resnet50v1"]
 
 
 @NETWORKS.register("mask_rcnn")
@@ -24,7 +24,8 @@ class MaskRcnn:
 
     size: Size = "small"
     """Residual network below the pyramid: `small` has one block per level and trains on two cores;
-    `resnet50` is the paper's.
+    `resnet50` is the paper's, with group normalisation; `resnet50v1` is that of keras.applications,
+    with weights for `initial: imagenet`.
     """
     width: int = 24
     """Channels of the first level of `small`; each further level doubles them."""
@@ -82,6 +83,11 @@ class MaskRcnn:
                 raise ValueError(f"{name}: expected a multiple of {multiple}; got {value}")
         if self.sampled < 4:
             raise ValueError(f"sampled: expected at least 4 boxes; got {self.sampled}")
+
+    @property
+    def application(self) -> str | None:
+        """The backbone of keras.applications that it has. None: it has another."""
+        return self.size if self.size == "resnet50v1" else None
 
     @property
     def strides(self) -> tuple[int, ...]:

@@ -1,0 +1,179 @@
+"""Trainings that start with a backbone of keras.applications. The files are made here, in the
+layout of those that Keras offers, with random weights.
+"""
+
+from __future__ import annotations
+
+import h5py
+import keras
+import numpy as np
+import pytest
+from keras.src.legacy.saving import legacy_h5_format
+
+from maskloom.segcore.deep.networks.layers.applications import APPLICATIONS
+from maskloom.segcore.deep.networks.recipe import NETWORKS
+from maskloom.segcore.errors import RecipeError
+from maskloom.segcore.training.imagenet import ImageNet
+from maskloom.segcore.training.optimisers import optimiser
+from maskloom.segcore.training.recipe import Training
+
+NETWORK_OF = {
+    "vgg16": ("fcn", {"backbone": "vgg16", "normalisation": "none"}),
+    "vgg19": ("unet", {"encoder": "vgg19", "depth": 5, "width": 2}),
+    "resnet50v1": ("deeplab", {"backbone": "resnet50v1", "width": 2}),
+    "mobilenetv3small": ("unet", {"encoder": "mobilenetv3small", "depth": 5, "width": 2}),
+    "mobilenetv3large": ("fcn", {"backbone": "mobilenetv3large"}),
+    "efficientnetv2b0": ("fcn", {"backbone": "efficientnetv2b0"}),
+    "convnext_tiny": ("fcn", {"backbone": "convnext_tiny"}),
+}
+DEEPEST = {"vgg16": "stage5_pool", "vgg19": "stage5_pool", "resnet50v1": "conv4_block6_out"}
+"""The last layer that the network takes over; otherwise the application's last map."""
+SMALL = ("mobilenetv3small", "vgg16")
+EVERY = [
+    pytest.param(name, marks=[pytest.mark.nightly] * (name not in SMALL)) for name in APPLICATIONS
+]
+
+
+def application(name):
+    """The network of Keras with random weights and, if it has one, its own preprocessing."""
+    keras.utils.set_random_seed(3)
+    build = getattr(keras.applications, APPLICATIONS[name].constructor)
+    network = build(include_top=False, weights=None, input_shape=(64, 64, 3))
+    generator = np.random.default_rng(0)
+    for layer in network.layers:
+        if isinstance(layer, keras.layers.BatchNormalization):
+            layer.set_weights([generator.uniform(0.5, 1.5, each.shape) for each in layer.weights])
+    return network
+
+
+def preprocessed(name, pixels):
+    if APPLICATIONS[name].options:
+        return pixels  # The network does it itself.
+    module = keras.applications.resnet if "resnet" in name else keras.applications.vgg16
+    return module.preprocess_input(pixels.copy())
+
+
+def saved(network, folder):
+    path = folder / "weights_notop.h5"
+    with h5py.File(path, "w") as file:
+        legacy_h5_format.save_weights_to_hdf5_group(file, network)
+    return str(path)
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_the_maps_are_those_of_the_application(name, tmp_path):
+    network = application(name)
+    kind, recipe = NETWORK_OF[name]
+    ours = NETWORKS[kind](**recipe)
+    assert ours.application == name
+    model = ours.build(3, 2)
+    start = ImageNet.of(saved(network, tmp_path), ours)
+    assert start.give(model) == (
+        f"Starting with {APPLICATIONS[name].constructor} trained on ImageNet."
+    )
+    pixels = np.random.default_rng(1).integers(0, 256, (1, 64, 64, 3)).astype("float32")
+    scaled = start.scaling_for(3, 1 / 255).apply(pixels)
+    last = DEEPEST.get(name, APPLICATIONS[name].maps[-1:] and APPLICATIONS[name].maps[-1])
+    theirs = keras.Model(network.input, network.get_layer(last.replace("stage5", "block5")).output)
+    mine = keras.Model(model.input, model.get_layer(last).output)
+    expected = theirs.predict(preprocessed(name, pixels), verbose=0)
+    found = mine.predict(scaled, verbose=0)
+    assert np.ptp(expected) > 0
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max())
+
+
+def test_other_bands_begin_with_the_mean_of_the_three(tmp_path):
+    path = saved(application("mobilenetv3small"), tmp_path)
+    responses = []
+    for channels in (1, 2, 3, 5):
+        ours = NETWORKS["fcn"](backbone="mobilenetv3small")
+        model, start = ours.build(channels, 2), ImageNet.of(path, ours)
+        start.give(model)
+        grey = np.random.default_rng(1).integers(0, 256, (1, 64, 64, 1)).astype("float32")
+        scaled = start.scaling_for(channels, 1 / 255).apply(np.repeat(grey, channels, axis=-1))
+        first = keras.Model(model.input, model.get_layer("conv").output)
+        responses.append(first.predict(scaled, verbose=0))
+    for each in responses:
+        np.testing.assert_allclose(each, responses[2], rtol=1e-3, atol=1e-4)
+
+
+def test_values_of_16_bits_are_scaled_as_those_of_8():
+    start = ImageNet("imagenet", "vgg16", None)
+    pixels = np.random.default_rng(1).integers(0, 256, (4, 4, 3))
+    few = start.scaling_for(3, 1 / 255).apply(pixels.astype("uint8"))
+    many = start.scaling_for(3, 1 / 65535).apply((pixels * 257).astype("uint16"))
+    np.testing.assert_allclose(few, many, rtol=1e-5, atol=1e-3)
+    assert start.scaling_for(3, None) is None
+
+
+def test_normalisation_of_the_backbone_keeps_its_means(tmp_path):
+    ours = NETWORKS["fcn"](backbone="mobilenetv3small")
+    model = ours.build(3, 2)
+    ImageNet("imagenet", "mobilenetv3small", None).prepare(model)
+    frozen = [layer.name for layer in model.layers if layer.weights and not layer.trainable]
+    assert len(frozen) > 20
+    assert {type(model.get_layer(name)).__name__ for name in frozen} == {"BatchNormalization"}
+    before = [np.array(each) for name in frozen for each in model.get_layer(name).weights]
+    model.compile("sgd", "categorical_crossentropy")
+    model.train_on_batch(np.ones((1, 64, 64, 3)), np.ones((1, 64, 64, 2)))
+    for one, two in zip(
+        before, [each for name in frozen for each in model.get_layer(name).weights], strict=True
+    ):
+        np.testing.assert_array_equal(one, np.array(two))
+
+
+def test_stages_end_where_maps_are_halved():
+    ours = NETWORKS["fcn"](backbone="vgg16", normalisation="none")
+    stages = ImageNet("imagenet", "vgg16", None).stages(ours.build(3, 2))
+    assert [[layer.name for layer in stage] for stage in stages] == [
+        [f"stage{number}_{each}_conv" for each in range(1, count + 1)]
+        for number, count in ((5, 3), (4, 3), (3, 3), (2, 2), (1, 2))
+    ]
+
+
+@pytest.mark.parametrize("kind", ["sgd", "adam", "adamw"])
+def test_stages_hold_still_and_then_learn_slowly(kind):
+    class Recipe:
+        training = Training(
+            optimiser=kind, rate=0.1, schedule="constant", unfreeze=(1, 2), stage_rate=0.5
+        )
+
+    variables = [keras.Variable(np.ones(3), name=name) for name in ("new", "last", "first")]
+    made = optimiser(Recipe, 2, [[variables[1]], [variables[2]]])
+    made.build(variables)
+    steps = []
+    for _ in range(6):
+        before = [np.array(each) for each in variables]
+        made.apply([keras.ops.ones(3)] * 3)
+        pairs = zip(variables, before, strict=True)
+        steps.append([np.abs(np.array(new) - old).max() for new, old in pairs])
+    new, last, first = np.array(steps).T
+    assert (new > 0).all()
+    # Epochs have two steps. Weight decay, which the others are spared, is a thousandth.
+    assert (last[:2] == 0).all()
+    assert (first[:4] == 0).all()
+    # The momentum of sgd begins when they do.
+    begin = (0, 0) if kind == "sgd" else (2, 4)
+    np.testing.assert_allclose(last[2:], 0.5 * new[begin[0] :][:4], rtol=0.01)
+    np.testing.assert_allclose(first[4:], 0.25 * new[begin[1] :][:2], rtol=0.01)
+
+
+def test_what_cannot_start_so_is_said(tmp_path, monkeypatch):
+    plain = NETWORKS["unet"](width=2)
+    with pytest.raises(RecipeError, match=r"initial: imagenet fits backbones"):
+        ImageNet.of("imagenet", plain)
+    other = saved(keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)]), tmp_path)
+    ours = NETWORKS["fcn"](backbone="mobilenetv3small")
+    with pytest.raises(RecipeError, match="does not fit MobileNetV3Small without its top"):
+        ImageNet.of(other, ours).give(ours.build(3, 2))
+
+    def offline(**_):
+        raise Exception("URL fetch failure on https://x/weights_notop.h5: None -- no route")
+
+    monkeypatch.setattr(keras.applications, "MobileNetV3Small", offline)
+    with pytest.raises(RecipeError, match=r"weights_notop\.h5.*~/\.keras/models"):
+        ImageNet.of("imagenet", ours)._loaded()
+    with pytest.raises(ValueError, match="depth: `encoder: vgg16` needs 5; got 4"):
+        NETWORKS["unet"](encoder="vgg16")
+    with pytest.raises(ValueError, match="width: resnet50v1 has its own; leave it out; got 8"):
+        NETWORKS["fcn"](backbone="resnet50v1", width=8)
