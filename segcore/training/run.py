@@ -137,6 +137,8 @@ def prepare(
     image = pairs[0].image
     patch_shape = patch_shape_of(recipe, image.channels, len(image.shape))
     _require_writable(recipe.output)
+    if initial is not None and not Store(recipe.output).exists(_STATE):
+        initial.check()
     if recipe.training.tensorboard:
         require_tensorboard(recipe.output)
     dataset = Dataset(pairs, decoder, recipe.training.memory)
