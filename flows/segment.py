@@ -79,8 +79,11 @@ _LIBRARIES = (
     "tensorflow",
     "tensorflow-cpu",
     "keras",
+    "jax",
+    "torch",
     "openvino",
     "onnxruntime",
+    "onnxruntime-gpu",
 )
 
 

@@ -50,7 +50,7 @@ class Steps:
         import keras
 
         parts = wanted.accumulation or 1
-        found, backend = keras.distribution.list_devices("gpu"), keras.backend.backend()
+        found, backend = _gpus(), keras.backend.backend()
         number = _number(wanted, wanted.batch // parts, len(found), backend)
         if number == 1:
             return cls(parts)
@@ -131,6 +131,17 @@ def _advice(wanted: Training, patch_shape: PatchShape) -> str:
         f"step, {wanted.batch // more} at once, or training.batch: {half}. In a folder that has a "
         "checkpoint already, name another `output`."
     )
+
+
+def _gpus() -> list[str]:
+    """The GPUs that keras can share a training among."""
+    import keras
+
+    try:
+        return list(keras.distribution.list_devices("gpu"))
+    # JAX raises where there are none, and PyTorch has no such function.
+    except (RuntimeError, AttributeError):
+        return []
 
 
 def _number(wanted: Training, batch: int, found: int, backend: str) -> int:

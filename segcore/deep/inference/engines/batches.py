@@ -36,7 +36,8 @@ log = logging.getLogger(__name__)
 Gives = Literal["labels", "scores", "scores of scaled pixels"]
 _STEPS = 8
 """Sizes of batches between none and the largest patch, along an axis."""
-_AHEAD = 2
+_ON_THE_WAY = 2
+"""Batches that are sent to a GPU and not fetched."""
 _SENT_AS_THEY_ARE = frozenset("uint8 int8 uint16 int16 float16 float32".split())  # noqa: SIM905
 
 
@@ -125,6 +126,8 @@ class Batched:
     ) -> Iterator[tuple[Key, NDArray[Any]]]:
         waiting: dict[Shape, _Batch] = {}
         running: deque[_Running] = deque()
+        # Two at once would take twice the memory of a processor, which is full with one.
+        most = _ON_THE_WAY if self.hardware.is_gpu else 1
         for key, patch in patches:
             sizes = self._shape(patch.shape[:-1], of.sizes)
             batch = waiting.setdefault(sizes, _Batch())
@@ -132,11 +135,11 @@ class Batched:
             batch.patches.append(patch)
             if len(batch.keys) == self._places(sizes, of.count):
                 running.append(self._started(gives, waiting.pop(sizes), sizes, of.count))
-            if len(running) == _AHEAD:
+            if len(running) == most:
                 yield from self._finished(gives, running.popleft(), of.count)
         for sizes, batch in waiting.items():
             running.append(self._started(gives, batch, sizes, of.count))
-            if len(running) == _AHEAD:
+            if len(running) == most:
                 yield from self._finished(gives, running.popleft(), of.count)
         while running:
             yield from self._finished(gives, running.popleft(), of.count)

@@ -39,13 +39,12 @@ def has_gpu_provider() -> bool:
 
 
 def providers() -> tuple[str, ...]:
-    """What ONNX Runtime could run networks on here; none for GPUs if this process may use none."""
-    if importlib.util.find_spec("onnxruntime") is None:
+    """What ONNX Runtime could run networks on; none where this process may use no GPU."""
+    if not nvidia_gpus() or importlib.util.find_spec("onnxruntime") is None:
         return ()
     import onnxruntime
 
-    there = tuple(onnxruntime.get_available_providers())
-    return there if nvidia_gpus() else tuple(each for each in there if each not in (CUDA, TENSORRT))
+    return tuple(onnxruntime.get_available_providers())
 
 
 def nvidia_gpus() -> tuple[str, ...]:
