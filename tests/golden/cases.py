@@ -204,7 +204,7 @@ ESTIMATED = {"cells": (CELLS,)}
 """Images for those whose weights may give another last bit on another processor."""
 STORES = {"SCENES_BUCKET": "scenes", "MASKS_BUCKET": "masks"}
 """What recipes in `deploy` take from the environment."""
-ONE_ENGINE = ("segmenter.of.engine=tensorflow", "segmenter.of.precision=float32")
+ONE_ENGINE = ("segmenter.engine=tensorflow", "segmenter.precision=float32")
 
 
 def run(recipe: Path, document: dict[str, Any], *changes: str) -> Path:
