@@ -30,7 +30,7 @@ from maskloom.segcore.errors import MaskloomError, RecipeError, RunError, Stoppe
 from maskloom.segcore.figures.training import Curve, curves
 from maskloom.segcore.raster.colours import PALETTE
 from maskloom.segcore.storage.records import read_json
-from maskloom.segcore.storage.store import Store
+from maskloom.segcore.storage.store import STAGING, Store
 from maskloom.segcore.training.run import TrainingResult
 
 HISTORY = "training_history.json"
@@ -131,6 +131,7 @@ def run(
         _forget_networks()
         series = Series(output, tuple(ended))
         write(series)
+    Store(output).remove(STAGING)
     if all(each.result is None for each in ended):
         raise RunError(f"All {len(ended)} trainings failed. The first: {ended[0].error}")
     return series

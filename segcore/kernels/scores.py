@@ -41,6 +41,24 @@ def threshold_labels(scores, threshold, labels):  # type: ignore[no-untyped-def]
 
 
 @strict_njit
+def softmax(logits, sharpness, scores):  # type: ignore[no-untyped-def]
+    """Write the probabilities of logits (y, x, class) times `sharpness` to `scores`, of the same
+    shape.
+    """
+    height, width, classes = logits.shape
+    for y in range(height):
+        for x in range(width):
+            most = logits[y, x, 0]
+            for i in range(1, classes):
+                most = max(most, logits[y, x, i])
+            total = 0.0
+            for i in range(classes):
+                total += np.exp((logits[y, x, i] - most) * sharpness)
+            for i in range(classes):
+                scores[y, x, i] = np.exp((logits[y, x, i] - most) * sharpness) / total
+
+
+@strict_njit
 def add_weighted(scores, row_weights, column_weights, total):  # type: ignore[no-untyped-def]
     """Add the scores (y, x, class), times the weights of row and column, to `total`; all
     float32.

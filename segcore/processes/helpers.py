@@ -44,6 +44,13 @@ class _Helper:
     asked: deque[Any] = field(default_factory=deque)
     """Questions that it has not answered."""
 
+    def close(self) -> None:
+        """Close all that belongs to it, once it is killed."""
+        # The pipe may hold a question that could not be sent.
+        with contextlib.suppress(BrokenPipeError):
+            self.child.stdin.close()  # type: ignore[union-attr]
+        self.closing.close()
+
 
 class Helpers:
     """Some helpers, of one thread of this process at a time.
@@ -82,7 +89,7 @@ class Helpers:
         for helper in self._helpers:
             helper.child.kill()
         for helper in self._helpers:
-            helper.closing.close()
+            helper.close()
         self._helpers.clear()
 
     def ask(self, question: Any) -> None:
@@ -152,7 +159,7 @@ class Helpers:
         code = dead.child.wait()
         self._deaths += 1
         ending = _ending(code, dead.errors)
-        dead.closing.close()
+        dead.close()
         if self._deaths > _MOST_DEATHS:
             raise RunError(
                 f"A helping process {ending}, and so did {_MOST_DEATHS} in its place. Use fewer "

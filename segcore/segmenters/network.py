@@ -496,11 +496,17 @@ class NetworkModel:
         """The class probabilities (y, x, class) and the vectors (y, x, 2: x and y) of the core of a
         block of an image; 0 where there is no data.
         """
+        from maskloom.segcore.kernels.scores import softmax
+
         shape = block.tile.core.shape
         classes = np.zeros((*shape, len(self.classes)), np.float32)
         vectors = np.zeros((*shape, self.card.vectors), np.float32)
         for place, output in self._scored_regions(block):
-            classes[place] = self._probabilities(output)
+            scores = self.card.class_part(output)
+            if self._gives_logits and scores.shape[-1] > 1:
+                softmax(scores, 1 / self.card.temperature, classes[place])
+            else:
+                classes[place] = self._probabilities(output)
             vectors[place] = output[..., output.shape[-1] - self.card.vectors :]
         missing = ~block.tile.trim(block.valid)
         classes[missing], vectors[missing] = 0, 0

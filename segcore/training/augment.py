@@ -205,9 +205,12 @@ class Elastic:
 
         height, width = sides[-2:]
         points = [max(2, round(n / self.spacing)) for n in (height, width)]
-        moves = random.standard_normal((*points, 2), np.float32).clip(-2, 2)
+        moves = random.standard_normal((2, *points), np.float32).clip(-2, 2)
         moves *= np.float32(random.uniform(0, self.by))
-        return warp.shifted(cv2.resize(moves, (width, height), interpolation=cv2.INTER_CUBIC))
+        smooth = (
+            cv2.resize(along, (width, height), interpolation=cv2.INTER_CUBIC) for along in moves
+        )
+        return warp.shifted(np.stack(list(smooth)))
 
 
 @AUGMENTATIONS.register("gain")

@@ -73,11 +73,27 @@ def feeding(drawing: Drawing, steps: int, wanted: Training) -> Iterator[Feed]:
         usable = min(wanted.threads or cores(), _MOST_PROCESSES + 1)
         processes = max(1, usable - 1) if accelerated else 0
     if processes == 0:
-        yield ThreadFeed(drawing, steps)
+        with _one_thread():
+            yield ThreadFeed(drawing, steps)
         return
     place = on_device if accelerated else None
     with closing(ProcessFeed(drawing, steps, processes, place)) as feed:
         yield feed
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """In this context OpenCV has one thread: patches are small, and its others would wait busily
+    for the processors that the network has.
+    """
+    import cv2
+
+    before = cv2.getNumThreads()
+    cv2.setNumThreads(1)
+    try:
+        yield
+    finally:
+        cv2.setNumThreads(before)
 
 
 def runs_on_accelerator() -> bool:

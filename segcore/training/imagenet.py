@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import re
+import socket
 import tempfile
+import warnings
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,6 +35,7 @@ if TYPE_CHECKING:
 
 IMAGENET = "imagenet"
 _SUFFIX = ".h5"
+_SECONDS = 30.0
 _VGG_ENDS = tuple(f"stage{number}_pool" for number in range(1, 6))
 _NUMBERED = re.compile(r"layer_normalization(_\d+)?")
 
@@ -97,6 +101,10 @@ class ImageNet:
             tuple(float(value) for value in full / deviation),
         )
 
+    def check(self) -> None:
+        """Load the weights once, before images are read. Raises `RecipeError`."""
+        self._arrays()
+
     def give(self, model: Any) -> str:
         """Give a network the weights of its backbone, in place; a sentence about it for the user.
         Raises `RecipeError` if they cannot be had or do not fit.
@@ -153,20 +161,28 @@ class ImageNet:
 
     def _arrays(self) -> dict[str, list[NDArray[Any]]]:
         """Arrays of the layers that have names of their own."""
+        from maskloom.segcore.deep.inference.files.keras_files import check_finite
+
         kind = APPLICATIONS[self.application]
         if self.weights is not None:
             model = self._empty()
-            with tempfile.TemporaryDirectory() as folder:
+            with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+                # Keras leaves random weights in layers without stored arrays, and warns.
+                warnings.simplefilter("error", UserWarning)
                 name = file_name(self.location)
                 path = Path(folder) / name
                 path.write_bytes(self.weights.read())
                 try:
                     model.load_weights(path)
-                except (ValueError, KeyError, OSError, TypeError) as error:
+                except (ValueError, KeyError, OSError, TypeError, UserWarning) as error:
                     raise RecipeError(
                         f"initial: {name} does not fit {kind.constructor} without its top layers: "
                         f"{str(error).splitlines()[0][:200]}"
                     ) from error
+            try:
+                check_finite(model, self.location)
+            except WeightsError as error:
+                raise RecipeError(f"initial: {error}") from error
         else:
             model = self._loaded()
         return {layer.name: layer.get_weights() for layer in model.layers if layer.weights}
@@ -175,7 +191,10 @@ class ImageNet:
         kind = APPLICATIONS[self.application]
         build = getattr(import_keras().applications, kind.constructor)
         try:
-            return build(include_top=False, weights=IMAGENET)
+            with _time_limit(), warnings.catch_warnings():
+                # MobileNet warns that its input size is not that for classes.
+                warnings.simplefilter("ignore", UserWarning)
+                return build(include_top=False, weights=IMAGENET)
         except Exception as error:
             said = str(error)
             if "URL fetch failure" not in said and "hash" not in said:
@@ -187,6 +206,17 @@ class ImageNet:
                 "file that it puts into ~/.keras/models into that folder here, or name it: "
                 "initial: FILE.h5."
             ) from error
+
+
+@contextmanager
+def _time_limit() -> Iterator[None]:
+    """New connections that say nothing for some time fail."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(_SECONDS)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)
 
 
 def _checked(weights: Weights) -> None:

@@ -70,6 +70,9 @@ class Initial:
         given = self._arrays()
         return [[layer for layer in model.layers if layer.weights and _fits(layer, given)]]
 
+    def check(self) -> None:
+        """Nothing more: `of` has read the file."""
+
     def give(self, model: Any) -> str:
         """Give a network the weights of layers that fit it, in place; a sentence about it for the
         user. Raises `RecipeError` if none fits.

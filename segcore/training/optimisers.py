@@ -51,11 +51,10 @@ def _paces(wanted: Training, steps: int, stages: Sequence[Sequence[Any]]) -> dic
     """Paces of variables by their paths. Empty: all learn alike."""
     if not wanted.unfreeze and wanted.stage_rate == 1:
         return {}
-    parts = wanted.accumulation or 1
     found: dict[str, _Pace] = {}
     for number, stage in enumerate(stages):
         epochs = wanted.unfreeze[min(number, len(wanted.unfreeze) - 1)] if wanted.unfreeze else 0
-        pace = _Pace(wanted.stage_rate ** (number + 1), parts * steps * epochs)
+        pace = _Pace(wanted.stage_rate ** (number + 1), steps * epochs)
         found |= {variable.path: pace for variable in stage}
     return found
 

@@ -119,13 +119,13 @@ def prepare(
     def checked(what: str) -> OnProgress:
         return _reporting(partial(monitor.checked, what), stop, _NOT_BEGUN)
 
-    processes = min(cores(), recipe.training.threads or _MOST_PROCESSES, _MOST_PROCESSES)
-    pairs, notes = find_pairs(*sources, recipe, checked("headers"), processes)
     if len(recipe.split.each) > 1:
         raise RecipeError(
             "split.folds: one training is one fold; name it by split.fold. The command `maskloom "
             "train` trains all of them, one after the other."
         )
+    processes = min(cores(), recipe.training.threads or _MOST_PROCESSES, _MOST_PROCESSES)
+    pairs, notes = find_pairs(*sources, recipe, checked("headers"), processes)
     names = [pair.name for pair in pairs], [pair.image.location for pair in pairs]
     # Before the pixels are read, which takes longer.
     recipe.split.divide(*names, groups)
@@ -137,6 +137,8 @@ def prepare(
     image = pairs[0].image
     patch_shape = patch_shape_of(recipe, image.channels, len(image.shape))
     _require_writable(recipe.output)
+    if initial is not None and not Store(recipe.output).exists(_STATE):
+        initial.check()
     if recipe.training.tensorboard:
         require_tensorboard(recipe.output)
     dataset = Dataset(pairs, decoder, recipe.training.memory)

@@ -50,6 +50,10 @@ class Start(Protocol):
         """Set which of these layers learn, before the network is compiled."""
         ...
 
+    def check(self) -> None:
+        """Make sure, before images are read, that the weights can be had. Raises `RecipeError`."""
+        ...
+
     def give(self, model: Any) -> str:
         """Give a network the weights, in place; a sentence about it for the user. Raises
         `RecipeError` if they do not fit.

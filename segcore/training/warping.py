@@ -40,7 +40,7 @@ class Warp:
     matrix: Matrix = ((1.0, 0.0), (0.0, 1.0))
     depth: float = 1.0
     shifts: tuple[NDArray[np.float32], ...] = ()
-    """(y, x, 2) each, in pixels of the patch."""
+    """(2, y, x) each: along y and along x, in pixels of the patch."""
 
     def then(self, matrix: Matrix, depth: float = 1.0) -> Warp:
         """This warp after a change by this matrix and this factor along z."""
@@ -50,7 +50,7 @@ class Warp:
         return replace(self, matrix=product, depth=self.depth * depth)
 
     def shifted(self, shift: NDArray[np.float32]) -> Warp:
-        """This warp with another shift (y, x, 2) of each pixel."""
+        """This warp with another shift (2, y, x) of each pixel."""
         return replace(self, shifts=(*self.shifts, shift))
 
     def window(self, sides: Shape) -> Shape:
@@ -58,18 +58,19 @@ class Warp:
         *planes, height, width = sides
         reach = [(height - 1) / 2, (width - 1) / 2]
         for shift in self.shifts:
-            reach = [a + float(b) for a, b in zip(reach, np.abs(shift).max((0, 1)), strict=True)]
+            most = (max(float(along.max()), -float(along.min())) for along in shift)
+            reach = [a + b for a, b in zip(reach, most, strict=True)]
         across = [abs(row[0]) * reach[0] + abs(row[1]) * reach[1] for row in self.matrix]
         along = [abs(self.depth) * (n - 1) / 2 for n in planes]
         # Rounding errors must not add a pixel.
         return tuple(1 + math.ceil(2 * each - 1e-6) for each in (*along, *across))
 
     def apply(self, window: Patch, sides: Shape) -> Patch:
-        """The patch with these sides, from its window. Its pixels are a new array."""
+        """The patch with these sides, from its window, whose pixels it may take over."""
         planes = len(sides) - 2
         if self._only_moves:
             moved = window.turned(lambda array: self._moved(array, planes))
-            return replace(moved, pixels=_copied(moved.pixels))
+            return replace(moved, pixels=_contiguous(moved.pixels))
         places = self._places(sides[planes:], window.classes.shape[planes:])
         heights = self._heights(sides[0], window.classes.shape[0]) if planes else None
 
@@ -104,12 +105,12 @@ class Warp:
         y, x = (np.arange(n, dtype=np.float32) - np.float32((n - 1) / 2) for n in sides)
         rows, columns = y[:, np.newaxis], x[np.newaxis]
         for shift in self.shifts:
-            rows, columns = rows + shift[..., 0], columns + shift[..., 1]
+            rows, columns = rows + shift[0], columns + shift[1]
         first, second = (
-            np.float32(a) * rows + np.float32(b) * columns + np.float32((n - 1) / 2)
+            _sum(a, rows, b, columns, (n - 1) / 2)
             for (a, b), n in zip(self.matrix, window, strict=True)
         )
-        return first, second
+        return np.broadcast_to(first, sides), np.broadcast_to(second, sides)
 
     def _heights(self, depth: int, window: int) -> NDArray[np.float64]:
         """Place of each plane in the window, along z."""
@@ -134,6 +135,17 @@ class Warp:
                 for low, high, part in zip(below, above, share, strict=True)
             ]
         )
+
+
+def _sum(a: float, rows: Pixels, b: float, columns: Pixels, middle: float) -> Pixels:
+    """The sum a * rows + b * columns + middle, without the work for factors of 0."""
+    if not a:
+        return np.float32(b) * columns + np.float32(middle)
+    if not b:
+        return np.float32(a) * rows + np.float32(middle)
+    found = np.float32(a) * rows + np.float32(b) * columns
+    found += np.float32(middle)
+    return found
 
 
 def _bilinear(pixels: Pixels, places: Places, shrunk: float) -> Pixels:
@@ -168,9 +180,11 @@ def _nearest(labels: NDArray[Any], places: Places) -> NDArray[Any]:
     return np.asarray(moved, labels.dtype)
 
 
-def _copied(pixels: Pixels) -> Pixels:
-    """A contiguous copy of pixels (..., band); by whole pixels, which takes a quarter of the time
-    of one by numbers.
+def _contiguous(pixels: Pixels) -> Pixels:
+    """Pixels (..., band) in their own order in memory; copied by whole pixels, which takes a
+    quarter of the time of a copy by numbers.
     """
+    if pixels.flags.c_contiguous:
+        return pixels
     whole = np.dtype((np.void, pixels.itemsize * pixels.shape[-1]))
-    return np.array(pixels.view(whole), order="C").view(pixels.dtype)
+    return np.ascontiguousarray(pixels.view(whole)).view(pixels.dtype)

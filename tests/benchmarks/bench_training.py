@@ -30,7 +30,7 @@ AUGMENTATION = [
     *("noise", "blur"),
 ]
 """Of NUCLEI, all of them."""
-ROUNDS, STEPS = 5, 12
+ROUNDS, STEPS = 7, 6
 
 
 class Silent:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import shutil
 import threading
@@ -656,7 +657,7 @@ def drawn(course):
     ids=lambda path: path.stem,
 )
 def test_the_examples_are_training_recipes(path, monkeypatch):
-    for variable in ("DSB2018", "MEMBRANE", "NUCLEI"):
+    for variable in re.findall(r"\$\{(\w+)\}", path.read_text()):
         monkeypatch.setenv(variable, variable.lower())
     assert training_recipes.load(path).recipe.name == path.stem
     jsonschema = pytest.importorskip("jsonschema")

@@ -111,6 +111,7 @@ def test_a_broken_file_is_refused_before_any_work(collection, maskloom, tmp_path
     assert not collection.output.exists()
 
 
+@pytest.mark.nightly
 def test_the_nuclei_weights_find_bright_blobs(maskloom, tmp_path):
     """A made-up picture in the manner of fluorescence: dark, with bright round nuclei."""
     from PIL import Image

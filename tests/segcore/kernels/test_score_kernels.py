@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as stn
 
-from maskloom.segcore.kernels.scores import add_weighted, argmax_labels, threshold_labels
+from maskloom.segcore.kernels.scores import add_weighted, argmax_labels, softmax, threshold_labels
 
 shapes = stn.array_shapes(min_dims=3, max_dims=3, max_side=9)
 
@@ -55,3 +55,12 @@ def test_weighted_sums() -> None:
     expected = total + (rows[:, None] * columns)[..., None] * scores
     add_weighted(scores, rows, columns, total)
     assert np.array_equal(total, expected)
+
+
+def test_probabilities_of_logits() -> None:
+    logits = np.random.default_rng(3).normal(0, 30, (5, 6, 9)).astype(np.float32)
+    part, found = logits[..., 2:6], np.zeros((7, 6, 4), np.float32)
+    softmax(part, 0.5, found[1:6])
+    powers = np.exp((part - part.max(axis=-1, keepdims=True)) / 2)
+    assert np.allclose(found[1:6], powers / powers.sum(axis=-1, keepdims=True), atol=1e-6)
+    assert not found[[0, 6]].any()

@@ -40,7 +40,7 @@ def weights(tmp_path_factory) -> str:
     model = build_with_vectors(recipe, 3, len(CLASSES), 2)
     output = model.layers[-1]
     kernel, _ = output.get_weights()
-    typical = model.predict(PHOTO[None, :132, :176].astype(np.float32) / 255, verbose=0)[0]
+    typical = np.asarray(model(PHOTO[None, :132, :176].astype(np.float32) / 255))[0]
     means, spreads = typical.mean(axis=(0, 1)), typical.std(axis=(0, 1))
     output.set_weights([kernel / spreads, -means / spreads])
     path = tmp_path_factory.mktemp("vectors") / "small.keras"
@@ -80,6 +80,11 @@ def test_tiling_changes_no_object(weights, tile):
     recipe = Instances(weights, **EXACTLY)
     assert check.labelled(check.fitted(recipe, [PICTURE]), PICTURE).max() > 20
     check.check_tiling(recipe, PICTURE, tile)
+
+
+@pytest.mark.nightly
+def test_the_contract_of_segmenters_is_kept(weights):
+    recipe = Instances(weights, **EXACTLY)
     check.check_labels(recipe, PICTURE)
     check.check_values(recipe, PICTURE)
     check.check_memory(recipe, PICTURE)
@@ -129,7 +134,7 @@ def test_classes_alone_are_those_of_the_network(weights):
     even = check.Picture(PHOTO[:132, :176], PICTURE.valid[:132, :176], "rgb")
     labels = check.labelled(Unet(weights, **settings).start(), even)
     network = keras.saving.load_model(weights)
-    output = network.predict(even.pixels[None].astype(np.float32) / 255, verbose=0)[0]
+    output = np.asarray(network(even.pixels[None].astype(np.float32) / 255))[0]
     assert output.shape[-1] == len(CLASSES) + 2
     assert np.mean(labels != output[..., : len(CLASSES)].argmax(axis=-1)) < 1e-4
 

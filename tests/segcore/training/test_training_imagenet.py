@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from keras.src.legacy.saving import legacy_h5_format
 
-from maskloom.segcore.deep.networks.layers.applications import APPLICATIONS
+from maskloom.segcore.deep.networks.layers.applications import APPLICATIONS, feature_maps
 from maskloom.segcore.deep.networks.recipe import NETWORKS
 from maskloom.segcore.errors import RecipeError
 from maskloom.segcore.training.imagenet import ImageNet
@@ -177,3 +177,38 @@ def test_what_cannot_start_so_is_said(tmp_path, monkeypatch):
         NETWORKS["unet"](encoder="vgg16")
     with pytest.raises(ValueError, match="width: resnet50v1 has its own; leave it out; got 8"):
         NETWORKS["fcn"](backbone="resnet50v1", width=8)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("output_stride", [8, 16])
+def test_dilated_maps_are_those_of_the_application_at_every_stride(output_stride):
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((None, None, 3))
+    dense = keras.Model(inputs, feature_maps(inputs, "resnet50v1", output_stride)[-1])
+    plain = keras.Model(inputs, feature_maps(inputs, "resnet50v1")[-1])
+    plain.set_weights(dense.get_weights())
+    image = np.random.default_rng(0).normal(size=(1, 96, 64, 3)).astype("float32")
+    step = 32 // output_stride
+    found, expected = np.array(dense(image)), np.array(plain(image))
+    np.testing.assert_allclose(found[:, ::step, ::step], expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.nightly
+def test_both_layouts_of_keras_are_read_and_a_damaged_file_is_refused(tmp_path):
+    network, ours = application("mobilenetv3small"), NETWORKS["fcn"](backbone="mobilenetv3small")
+    old = saved(network, tmp_path)
+    network.save_weights(tmp_path / "new.weights.h5")
+    models = [ours.build(3, 2) for _ in range(2)]
+    for model, path in zip(models, (old, str(tmp_path / "new.weights.h5")), strict=True):
+        ImageNet.of(path, ours).give(model)
+    backbone = ("conv", "expanded_conv_10_project")
+    for name in backbone:
+        one, two = (model.get_layer(name).get_weights()[0] for model in models)
+        np.testing.assert_array_equal(one, two)
+    cut = tmp_path / "cut.h5"
+    cut.write_bytes((tmp_path / "weights_notop.h5").read_bytes()[:5000])
+    with pytest.raises(RecipeError, match="truncated or damaged"):
+        ImageNet.of(str(cut), ours)
+    network.get_layer("conv").set_weights([np.full((3, 3, 3, 16), np.nan)])
+    with pytest.raises(RecipeError, match="NaN"):
+        ImageNet.of(saved(network, tmp_path), ours).check()

@@ -238,7 +238,9 @@ def test_street_scenes_are_mirrored_but_never_upside_down():
 def place_of(warp, sides, window):
     """Rows and columns that a warp shows, by its definition."""
     grid = np.stack(np.meshgrid(*map(np.arange, sides), indexing="ij"), axis=-1).astype(float)
-    offsets = grid - (np.array(sides) - 1) / 2 + sum(warp.shifts)
+    offsets = (
+        grid - (np.array(sides) - 1) / 2 + sum(np.moveaxis(shift, 0, -1) for shift in warp.shifts)
+    )
     return np.moveaxis(offsets @ np.array(warp.matrix).T + (np.array(window) - 1) / 2, -1, 0)
 
 
@@ -287,9 +289,7 @@ def test_elastic_deformation_never_folds_a_patch_over():
     class Worst:
         def standard_normal(self, shape, dtype):
             return (
-                np.where(np.indices(shape[:2]).sum(0)[..., None] % 2, 9, -9)
-                .repeat(2, 2)
-                .astype(dtype)
+                np.where(np.indices(shape[1:]).sum(0)[None] % 2, 9, -9).repeat(2, 0).astype(dtype)
             )
 
         def uniform(self, least, most):

@@ -87,7 +87,8 @@ def build(
 
 def furnish(monkeypatch: pytest.MonkeyPatch, house: House, native: object = True) -> Weights:
     monkeypatch.setattr(choosing, "open_engine", house.open)
-    monkeypatch.setattr(choosing, "time", SimpleNamespace(perf_counter=lambda: house.now))
+    clocks = SimpleNamespace(perf_counter=lambda: house.now, process_time=lambda: house.now)
+    monkeypatch.setattr(choosing, "time", clocks)
     monkeypatch.setattr(choosing, "is_installed", lambda engine: True)
     monkeypatch.setattr(choosing, "check_engine", lambda weights, engine: None)
     monkeypatch.setattr(choosing, "native_bfloat16", lambda: native)
@@ -118,6 +119,18 @@ def test_the_fastest_that_keeps_the_labels_wins(monkeypatch: pytest.MonkeyPatch)
 def test_one_label_too_many_and_it_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
     weights = build(monkeypatch, [SLOW, FAST, SLOW, FASTEST], changed={ALL[3]: 3})
     assert chosen(select_engine(weights, card(), PATCH)) == ALL[1]
+
+
+def test_other_work_on_the_machine_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On one thread: the clock runs on while the processor does something else."""
+    weights = build(monkeypatch, [SLOW, SLOW, SLOW, FASTEST])
+    busy = iter(range(10**6))
+    monkeypatch.setattr(choosing.time, "perf_counter", lambda: next(busy) ** 2 % 7)
+    monkeypatch.setattr(choosing, "threads", lambda: 1)
+    choice = select_engine(weights, card(), PATCH)
+    assert chosen(choice) == ALL[3]
+    speed = tried_of(choice)[ALL[3]]["megapixels_a_second"]
+    assert speed == pytest.approx(PATCH.shape[0] * PATCH.shape[1] / 1e6 / FASTEST, rel=1e-3)
 
 
 def test_only_those_in_the_race_run_again(monkeypatch: pytest.MonkeyPatch) -> None:
