@@ -75,7 +75,7 @@ class Memory:
         if self.path is None:
             return {}
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile):
-            with np.load(io.BytesIO(self.path.read_bytes())) as file:
+            with np.load(io.BytesIO(self.path.read_bytes()), allow_pickle=False) as file:
                 entries, cells, sizes = (file[name] for name in ("entries", "cells", "sizes"))
             # Used last.
             os.utime(self.path)
