@@ -82,6 +82,20 @@ def test_the_maps_are_those_of_the_application(name, tmp_path):
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max())
 
 
+@pytest.mark.parametrize("channels", [1, 2, 4, 7])
+def test_an_image_of_equal_bands_gives_what_it_gave_with_three(channels):
+    kernels = np.random.default_rng(0).normal(size=(3, 3, 3, 5))
+    grey = np.random.default_rng(1).normal(size=(3, 3))
+    expected = np.einsum("yx,yxbf->f", grey, kernels)
+    for reverse in (False, True):
+        found = kernels_for(channels, kernels, reverse)
+        np.testing.assert_allclose(np.einsum("yx,yxbf->f", grey, found), expected)
+    if channels > 3:
+        own = kernels_for(channels, kernels, True)[:, :, :3] * channels / 3
+        np.testing.assert_allclose(own, kernels[:, :, ::-1])
+
+
+@pytest.mark.nightly
 def test_other_bands_begin_with_the_mean_of_the_three(tmp_path):
     path = saved(application("mobilenetv3small"), tmp_path)
     responses = []
