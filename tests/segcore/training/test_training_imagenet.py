@@ -10,7 +10,11 @@ import numpy as np
 import pytest
 from keras.src.legacy.saving import legacy_h5_format
 
-from maskloom.segcore.deep.networks.layers.applications import APPLICATIONS, feature_maps
+from maskloom.segcore.deep.networks.layers.applications import (
+    APPLICATIONS,
+    feature_maps,
+    kernels_for,
+)
 from maskloom.segcore.deep.networks.recipe import NETWORKS
 from maskloom.segcore.errors import RecipeError
 from maskloom.segcore.training.imagenet import ImageNet
