@@ -230,3 +230,20 @@ def test_both_layouts_of_keras_are_read_and_a_damaged_file_is_refused(tmp_path):
     network.get_layer("conv").set_weights([np.full((3, 3, 3, 16), np.nan)])
     with pytest.raises(RecipeError, match="NaN"):
         ImageNet.of(saved(network, tmp_path), ours).check()
+
+
+@pytest.mark.nightly
+def test_a_mask_rcnn_takes_the_maps_of_the_application(tmp_path):
+    network = application("resnet50v1")
+    ours = NETWORKS["mask_rcnn"](size="resnet50v1", pyramid=8, dense=8, mask=8)
+    model = ours.build(3, 2)
+    start = ImageNet.of(saved(network, tmp_path), ours)
+    start.prepare(model)
+    start.give(model)
+    last = "conv5_block3_out"
+    pixels = np.random.default_rng(1).integers(0, 256, (1, 64, 64, 3)).astype("float32")
+    mine = keras.Model(model.pyramid.input, model.pyramid.get_layer(last).output)
+    theirs = keras.Model(network.input, network.get_layer(last).output)
+    expected = theirs.predict(preprocessed("resnet50v1", pixels), verbose=0)
+    found = mine.predict(start.scaling_for(3, 1 / 255).apply(pixels), verbose=0)
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max())
