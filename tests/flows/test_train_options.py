@@ -134,6 +134,27 @@ def test_a_training_with_options_ends_the_same_after_interruptions(folder, optio
 
 
 @pytest.mark.nightly
+def test_a_training_whose_stages_wait_ends_the_same_after_interruptions(folder):
+    short = ("training.epochs=2", "training.steps=2", "training.patch=32")
+    train(prepared(made(folder, *short, output="start")), Watch(), never)
+    (start,) = (folder / "start").glob("*.keras")
+    options = (*short, f"initial={start}", "training.unfreeze=[1]", "training.stage_rate=0.5")
+    train(prepared(made(folder, *options, output="whole")), Watch(), never)
+
+    def cut(watch, stop=never):
+        return train(prepared(made(folder, *options, output="cut")), watch, stop)
+
+    stop = threading.Event()
+    with pytest.raises(Stopped):
+        cut(Watch((1, 1), stop.set), stop.is_set)
+    with pytest.raises(Killed):
+        cut(Watch((2, 1), kill))
+    cut(Watch())
+    for a, b in zip(weights(folder / "whole"), weights(folder / "cut"), strict=True):
+        assert a.tobytes() == b.tobytes()
+
+
+@pytest.mark.nightly
 def test_a_training_without_a_checkpoint_may_begin_again_with_other_settings(folder, monkeypatch):
     def full(how, trainer, arguments):
         raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory")
