@@ -189,7 +189,7 @@ def service(image, tmp_path, monkeypatch) -> Iterator[Service]:
     }
     for name, value in settings.items():
         monkeypatch.setenv(name, value)
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "RECIPES"):
         monkeypatch.delenv(name, raising=False)
     compose = [
         *("podman-compose", "-p", f"maskloom-tests-{os.getpid()}"),
