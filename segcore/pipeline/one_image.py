@@ -23,7 +23,7 @@ from maskloom.segcore.models.protocols import EngineSelector, Fitter, Model, con
 from maskloom.segcore.models.selection import pending_selections, probe_box, with_selections
 from maskloom.segcore.objects.numbering import tiles_of_layer
 from maskloom.segcore.objects.rows import rows_in_order
-from maskloom.segcore.objects.typical import TypicalSizes
+from maskloom.segcore.objects.typical_sizes import TypicalSizes
 from maskloom.segcore.pipeline.image_run import ImageRun
 from maskloom.segcore.pipeline.reading import open_planned, read_block
 from maskloom.segcore.pipeline.staging import warning_of

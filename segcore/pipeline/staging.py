@@ -20,7 +20,7 @@ from maskloom.segcore.masks.scores import FOLDER, score_writer
 from maskloom.segcore.models.protocols import FIRST_CLASSES, caution_of, caution_of_sizes
 from maskloom.segcore.objects.numbering import tiles_of_layer
 from maskloom.segcore.objects.rows import rows_in_order
-from maskloom.segcore.objects.typical import TypicalSizes
+from maskloom.segcore.objects.typical_sizes import TypicalSizes
 from maskloom.segcore.pipeline.image_run import ImageRun
 from maskloom.segcore.pipeline.jobs import RunSettings, result_name, staging_folder
 from maskloom.segcore.pipeline.records import Failure, ImageResult, PlannedImage

@@ -26,7 +26,7 @@ from typing import IO, Any, Self
 
 from maskloom.segcore.errors import RunError
 from maskloom.segcore.processes import lifeline
-from maskloom.segcore.processes.shared import SharedMemory
+from maskloom.segcore.processes.shared_memory import SharedMemory
 
 _MOST_DEATHS = 3
 """Helpers that may die before one of them answers again."""

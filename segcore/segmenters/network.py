@@ -44,7 +44,7 @@ from maskloom.segcore.deep.inference.flips import (
     orientations,
     probabilities,
 )
-from maskloom.segcore.deep.inference.kept import kept_card
+from maskloom.segcore.deep.inference.network_cache import kept_card
 from maskloom.segcore.deep.inference.patches import Patching
 from maskloom.segcore.deep.inference.runtime import BACKENDS, LIBRARY_BYTES, keras_backend
 from maskloom.segcore.errors import ModelMismatch, RecipeError, WeightsError

@@ -21,7 +21,7 @@ from maskloom.segcore import formats
 from maskloom.segcore.annotations.masks import open_mask
 from maskloom.segcore.deep.inference.patches import mirrored
 from maskloom.segcore.geometry import Box
-from maskloom.segcore.processes.shared import SharedMemory
+from maskloom.segcore.processes.shared_memory import SharedMemory
 from maskloom.segcore.training.labels import VOID
 
 if TYPE_CHECKING:

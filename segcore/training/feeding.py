@@ -23,7 +23,7 @@ import fsspec
 
 from maskloom.segcore.deep.inference.runtime import import_tensorflow
 from maskloom.segcore.processes.helpers import Helpers, cores
-from maskloom.segcore.processes.shared import SharedMemory
+from maskloom.segcore.processes.shared_memory import SharedMemory
 from maskloom.segcore.storage.filesystems import configure
 
 if TYPE_CHECKING:

@@ -13,6 +13,7 @@ import tempfile
 import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -127,7 +128,7 @@ class ImageNet:
 
     def stages(self, model: Any) -> list[list[Any]]:
         """The layers of the backbone with weights, up to each halving of its maps."""
-        names = self._names()
+        names = _names(self.application)
         stages: list[list[Any]] = [[]]
         ends = {*APPLICATIONS[self.application].maps, *_VGG_ENDS}
         for layer in _leaves(model):
@@ -147,25 +148,13 @@ class ImageNet:
                 if isinstance(layer, keras.layers.BatchNormalization):
                     layer.trainable = False
 
-    def _names(self) -> set[str]:
-        """Names of the layers that have weights and, unlike those that keras numbers, a name of
-        their own.
-        """
-        layers = [layer for layer in self._empty().layers if layer.weights]
-        return {each.name for each in layers if not _NUMBERED.fullmatch(each.name)}
-
-    def _empty(self) -> Any:
-        kind = APPLICATIONS[self.application]
-        build = getattr(import_keras().applications, kind.constructor)
-        return build(include_top=False, weights=None, input_shape=(None, None, 3), **kind.options)
-
     def _arrays(self) -> dict[str, list[NDArray[Any]]]:
         """Arrays of the layers that have names of their own."""
         from maskloom.segcore.deep.inference.files.keras_files import check_finite
 
         kind = APPLICATIONS[self.application]
         if self.weights is not None:
-            model = self._empty()
+            model = _empty(self.application)
             with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
                 # Keras leaves random weights in layers without stored arrays, and warns.
                 warnings.simplefilter("error", UserWarning)
@@ -217,6 +206,22 @@ def _time_limit() -> Iterator[None]:
         yield
     finally:
         socket.setdefaulttimeout(before)
+
+
+def _empty(application: str) -> Any:
+    """The network of keras.applications, with random weights."""
+    kind = APPLICATIONS[application]
+    build = getattr(import_keras().applications, kind.constructor)
+    return build(include_top=False, weights=None, input_shape=(None, None, 3), **kind.options)
+
+
+@cache
+def _names(application: str) -> frozenset[str]:
+    """Names of the layers that have weights and, unlike those that keras numbers, a name of their
+    own. To build the network takes a second.
+    """
+    layers = [layer for layer in _empty(application).layers if layer.weights]
+    return frozenset(each.name for each in layers if not _NUMBERED.fullmatch(each.name))
 
 
 def _checked(weights: Weights) -> None:

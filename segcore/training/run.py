@@ -28,9 +28,9 @@ from maskloom.segcore.storage.canonical import canonical
 from maskloom.segcore.storage.store import STAGING, Store
 from maskloom.segcore.training import checkpoint
 from maskloom.segcore.training.balance import require_drawable
+from maskloom.segcore.training.check_cache import Check, Memory
 from maskloom.segcore.training.class_counts import count_classes, require_labelled
 from maskloom.segcore.training.dataset import Dataset
-from maskloom.segcore.training.earlier import Check, Memory
 from maskloom.segcore.training.export import is_whole, publish
 from maskloom.segcore.training.imagenet import ImageNet, is_imagenet
 from maskloom.segcore.training.initial import Initial

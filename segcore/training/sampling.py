@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from maskloom.segcore.deep.inference.card import Scaling
     from maskloom.segcore.geometry import Shape
-    from maskloom.segcore.processes.shared import SharedMemory
+    from maskloom.segcore.processes.shared_memory import SharedMemory
     from maskloom.segcore.training.augment import Augmentation
     from maskloom.segcore.training.class_counts import ClassCounts
     from maskloom.segcore.training.dataset import Dataset, DatasetWindow

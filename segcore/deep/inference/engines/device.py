@@ -19,14 +19,13 @@ import numpy as np
 
 from maskloom.segcore.deep.inference.engines.batches import Batched, Gives
 from maskloom.segcore.deep.inference.engines.gpus import CPU, Hardware
-from maskloom.segcore.deep.inference.files.keras_files import load_keras
-from maskloom.segcore.deep.inference.kept import folder_for
+from maskloom.segcore.deep.inference.files.keras_files import functional
+from maskloom.segcore.deep.inference.network_cache import folder_for
 from maskloom.segcore.deep.inference.runtime import (
     import_keras,
     import_tensorflow,
     keras_backend,
 )
-from maskloom.segcore.errors import WeightsError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -112,22 +111,6 @@ class KerasDevice:
     @property
     def _label_type(self) -> str:
         return "uint8" if len(self._card.classes) <= 256 else "int32"
-
-
-def functional(weights: Weights) -> Any:
-    """The network of a keras file. Raises `WeightsError` unless it has one input of images or
-    volumes, and one output.
-    """
-    model = load_keras(weights)
-    # Subclassed models may lack either attribute.
-    inputs, outputs = getattr(model, "inputs", None) or [], getattr(model, "outputs", None) or []
-    if len(inputs) != 1 or len(inputs[0].shape) not in (4, 5) or len(outputs) != 1:
-        shapes = [tuple(tensor.shape) for tensor in inputs]
-        raise WeightsError(
-            f"{weights.location}: expected one input (patch, [z,] y, x, band) and one output; got "
-            f"inputs {shapes} and {len(outputs)} outputs."
-        )
-    return model
 
 
 def _mixed(model: Any, policy: str) -> dict[str, str]:

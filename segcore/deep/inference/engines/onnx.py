@@ -28,8 +28,8 @@ from maskloom.segcore.deep.inference.engines.gpus import (
     nvidia_gpus,
 )
 from maskloom.segcore.deep.inference.files.onnx_files import load_onnx
-from maskloom.segcore.deep.inference.kept import folder_for, kept_export
 from maskloom.segcore.deep.inference.layouts import Layout, from_network, layout_of, to_network
+from maskloom.segcore.deep.inference.network_cache import folder_for, kept_export
 from maskloom.segcore.deep.inference.runtime import quiet, threads
 from maskloom.segcore.errors import WeightsError
 
@@ -141,7 +141,7 @@ class OnnxDevice:
 
 def exported(weights: Weights) -> bytes:
     """Return a keras file as an ONNX model, made by keras. Raises `WeightsError` if it cannot."""
-    from maskloom.segcore.deep.inference.engines.device import functional
+    from maskloom.segcore.deep.inference.files.keras_files import functional
 
     if importlib.util.find_spec("tf2onnx") is None:
         raise WeightsError(

@@ -16,7 +16,6 @@ import numpy as np
 
 from maskloom.segcore.deep.inference.engines.tensorflow import frozen
 from maskloom.segcore.deep.inference.files.onnx_files import load_onnx
-from maskloom.segcore.deep.inference.kept import kept_network
 from maskloom.segcore.deep.inference.layouts import (
     Layout,
     from_network,
@@ -24,6 +23,7 @@ from maskloom.segcore.deep.inference.layouts import (
     split_pixels,
     to_network,
 )
+from maskloom.segcore.deep.inference.network_cache import kept_network
 from maskloom.segcore.deep.inference.runtime import threads
 from maskloom.segcore.errors import WeightsError
 

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from maskloom.segcore.deep.inference.files.keras_files import load_keras
+from maskloom.segcore.deep.inference.files.keras_files import functional
 from maskloom.segcore.deep.inference.files.saved_models import load_saved_model
 from maskloom.segcore.deep.inference.layouts import from_network, split_pixels
 from maskloom.segcore.deep.inference.runtime import import_keras, import_tensorflow
@@ -184,15 +184,8 @@ def frozen(weights: Weights, precision: Precision) -> Any:
 
     if weights.suffix == ".pb":
         return load_saved_model(weights).function
-    model = load_keras(weights)
-    # Subclassed models may lack either attribute.
-    inputs, outputs = getattr(model, "inputs", None) or [], getattr(model, "outputs", None) or []
-    if len(inputs) != 1 or len(inputs[0].shape) not in (4, 5) or len(outputs) != 1:
-        shapes = [tuple(tensor.shape) for tensor in inputs]
-        raise WeightsError(
-            f"{weights.location}: expected one input (patch, [z,] y, x, band) and one output; got "
-            f"inputs {shapes} and {len(outputs)} outputs."
-        )
+    model = functional(weights)
+    inputs = model.inputs
     before, finish = _ending(model) if precision == "float32" else _exact_ending(model)
     flat, dtype = keras.Model(inputs[0], before), tensorflow.as_dtype(inputs[0].dtype)
     if precision == "bfloat16" and not dtype.is_integer:

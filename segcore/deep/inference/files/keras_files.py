@@ -97,6 +97,22 @@ def load_keras(weights: Weights) -> Any:
     return model
 
 
+def functional(weights: Weights) -> Any:
+    """The network of a keras file. Raises `WeightsError` unless it has one input of images or
+    volumes, and one output.
+    """
+    model = load_keras(weights)
+    # Subclassed models may lack either attribute.
+    inputs, outputs = getattr(model, "inputs", None) or [], getattr(model, "outputs", None) or []
+    if len(inputs) != 1 or len(inputs[0].shape) not in (4, 5) or len(outputs) != 1:
+        shapes = [tuple(tensor.shape) for tensor in inputs]
+        raise WeightsError(
+            f"{weights.location}: expected one input (patch, [z,] y, x, band) and one output; got "
+            f"inputs {shapes} and {len(outputs)} outputs."
+        )
+    return model
+
+
 def check_finite(model: Any, where: str) -> None:
     """Raise `WeightsError` if a weight is NaN or infinite.
 

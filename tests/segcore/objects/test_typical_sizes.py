@@ -7,7 +7,7 @@ import pyarrow as pa
 from hypothesis import given
 from hypothesis import strategies as st
 
-from maskloom.segcore.objects.typical import TypicalSizes
+from maskloom.segcore.objects.typical_sizes import TypicalSizes
 
 
 @given(st.lists(st.lists(st.tuples(st.sampled_from("ab"), st.integers(1, 9)), max_size=6)))

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from maskloom.segcore.deep.inference import kept
+from maskloom.segcore.deep.inference import network_cache
 from maskloom.segcore.deep.inference.card import Card, ReceptiveField, Scaling
 from maskloom.segcore.deep.inference.engines import openvino
 from maskloom.segcore.deep.inference.engines.opening import is_installed
@@ -36,7 +36,7 @@ def weights(tmp_path_factory) -> Weights:
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch) -> Path:
-    monkeypatch.setenv(kept.VARIABLE, str(tmp_path))
+    monkeypatch.setenv(network_cache.VARIABLE, str(tmp_path))
     return tmp_path / "networks"
 
 
@@ -54,9 +54,9 @@ def answer(weights: Weights, precision: str) -> np.ndarray:
 def test_a_kept_network_gives_the_same_bits_without_being_converted(
     weights, folder, monkeypatch, precision
 ):
-    monkeypatch.setenv(kept.VARIABLE, "")
+    monkeypatch.setenv(network_cache.VARIABLE, "")
     expected = answer(weights, precision)
-    monkeypatch.setenv(kept.VARIABLE, str(folder.parent))
+    monkeypatch.setenv(network_cache.VARIABLE, str(folder.parent))
     assert np.array_equal(answer(weights, precision), expected)
     monkeypatch.setattr(openvino, "frozen", None)
     assert np.array_equal(answer(weights, precision), expected)
@@ -64,7 +64,7 @@ def test_a_kept_network_gives_the_same_bits_without_being_converted(
     # Whatever has happened to the file, it is made again.
     (place / "network.xml").write_text("<net")
     monkeypatch.undo()
-    monkeypatch.setenv(kept.VARIABLE, str(folder.parent))
+    monkeypatch.setenv(network_cache.VARIABLE, str(folder.parent))
     assert np.array_equal(answer(weights, precision), expected)
     assert (place / "network.xml").stat().st_size > 100
 
@@ -75,7 +75,7 @@ def test_a_folder_of_others_is_not_used(weights, folder, monkeypatch):
     answer(weights, "float32")
     assert not list(folder.iterdir())
     folder.chmod(0o700)
-    monkeypatch.setenv(kept.VARIABLE, str(folder / "file" / "below"))
+    monkeypatch.setenv(network_cache.VARIABLE, str(folder / "file" / "below"))
     (folder / "file").touch()
     answer(weights, "float32")
 
@@ -88,13 +88,13 @@ def test_a_file_is_examined_once(weights, folder):
         asked.append(1)
         return found
 
-    assert [kept.kept_card(weights, examine) for _ in range(3)] == [found] * 3
+    assert [network_cache.kept_card(weights, examine) for _ in range(3)] == [found] * 3
     assert len(asked) == 1
-    assert kept.kept_card(replace(weights, sha256="0" * 64), examine) == found
+    assert network_cache.kept_card(replace(weights, sha256="0" * 64), examine) == found
     (folder / "other").mkdir()
     for place in folder.glob("*/card.json"):
         place.write_text("{}")
-    assert kept.kept_card(weights, examine) == found
+    assert network_cache.kept_card(weights, examine) == found
     assert len(asked) == 3
 
 
@@ -112,22 +112,22 @@ def test_networks_that_differ_in_anything_have_places_of_their_own(weights, fold
 
     def kept_names() -> set[Path]:
         for case in cases:
-            kept.kept_network(*case, lambda: "model", lambda _: "model")
+            network_cache.kept_network(*case, lambda: "model", lambda _: "model")
         return set(folder.iterdir())
 
     monkeypatch.setattr("openvino.save_model", lambda _, path, **__: path.touch())
     assert len(kept_names()) == len(kept_names()) == len(cases)
-    monkeypatch.setattr(kept, "_code", lambda: "other")
+    monkeypatch.setattr(network_cache, "_code", lambda: "other")
     assert len(kept_names()) == 2 * len(cases)
 
 
 def test_the_least_recently_used_go_first(tmp_path, monkeypatch):
-    monkeypatch.setattr(kept, "_MOST_BYTES", 25)
+    monkeypatch.setattr(network_cache, "_MOST_BYTES", 25)
     for age, name in enumerate(["new", "older", "oldest"]):
         (tmp_path / name).mkdir()
         (tmp_path / name / "network.bin").write_bytes(bytes(10))
-        kept.os.utime(tmp_path / name, (1e9 - age, 1e9 - age))
-    kept._drop_oldest(tmp_path.iterdir())
+        network_cache.os.utime(tmp_path / name, (1e9 - age, 1e9 - age))
+    network_cache._drop_oldest(tmp_path.iterdir())
     assert {each.name for each in tmp_path.iterdir()} == {"new", "older"}
 
 
