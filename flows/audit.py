@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from maskloom.flows.inventory import take_inventory
-from maskloom.flows.progress import ItemProgress, display
+from maskloom.flows.progress.displays import display
+from maskloom.flows.progress.run import ItemProgress
 from maskloom.flows.recipes.run import RunRecipe
 from maskloom.flows.recipes.run_file import effective_tile
 from maskloom.flows.stopping import BreakOff, stoppable

@@ -24,7 +24,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from maskloom.flows.progress import ItemProgress, display
+from maskloom.flows.progress.displays import display
+from maskloom.flows.progress.run import ItemProgress
 from maskloom.flows.signals import stop_on_signals
 from maskloom.flows.terminal import count
 from maskloom.segcore.change.compare import ChangeOptions

@@ -15,7 +15,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from maskloom.flows.inventory import Inventory, Sharing, inventory_to_write, notes
-from maskloom.flows.progress import ItemProgress, Quiet, RunProgress, display
+from maskloom.flows.progress.displays import Quiet, display
+from maskloom.flows.progress.run import ItemProgress, RunProgress
 from maskloom.flows.recipes.run import RunRecipe
 from maskloom.flows.report.write import NAME as REPORT
 from maskloom.flows.report.write import try_to_write, write_of_stopped

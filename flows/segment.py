@@ -18,7 +18,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from maskloom.flows.inventory import WRITTEN, Inventory, Sharing
-from maskloom.flows.progress import RunProgress
+from maskloom.flows.progress.run import RunProgress
 from maskloom.flows.recipes.run import RunRecipe
 from maskloom.flows.stages import Stages
 from maskloom.flows.terminal import at, count, millions, pixels

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING
 
 from maskloom.flows.evaluation.options import EvaluationRequest, find_truths
 from maskloom.flows.evaluation.report import Comparison, Evaluation, draw_picture, notes
-from maskloom.flows.progress import ItemProgress, display
+from maskloom.flows.progress.displays import display
+from maskloom.flows.progress.run import ItemProgress
 from maskloom.flows.stopping import BreakOff, stoppable
 from maskloom.flows.terminal import count
 from maskloom.segcore import formats

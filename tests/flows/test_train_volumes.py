@@ -15,7 +15,8 @@ from typer.testing import CliRunner
 
 from maskloom.flows import train as flow
 from maskloom.flows.cli import app
-from maskloom.flows.progress import Quiet, TrainingProgress
+from maskloom.flows.progress.displays import Quiet
+from maskloom.flows.progress.training import TrainingProgress
 from maskloom.flows.recipes import training as training_recipes
 from maskloom.segcore.annotations.masks import open_mask
 from maskloom.segcore.deep.inference.card import Card

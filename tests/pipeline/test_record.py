@@ -244,7 +244,8 @@ def test_a_cancel_at_the_server_stops_a_run(
 def test_progress_is_on_record_and_ends_where_the_run_is(
     prefect: Prefect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from maskloom.flows.progress import Quiet, RunProgress
+    from maskloom.flows.progress.displays import Quiet
+    from maskloom.flows.progress.run import RunProgress
 
     monkeypatch.setattr(record, "SECONDS", 0.05)
 

@@ -20,7 +20,8 @@ from PIL import Image
 
 from maskloom.flows import segment as flow
 from maskloom.flows.inventory import Sharing, take_inventory
-from maskloom.flows.progress import Quiet, RunProgress
+from maskloom.flows.progress.displays import Quiet
+from maskloom.flows.progress.run import RunProgress
 from maskloom.flows.recipes import run as recipes
 from maskloom.flows.stages import Stages
 from maskloom.segcore.pipeline.records import ImageResult, PlannedImage
