@@ -27,7 +27,7 @@ import maskloom
 from maskloom.flows.recipes.training import TrainingRun, load
 from maskloom.flows.train import sources
 from maskloom.segcore.deep.inference.card import Card
-from maskloom.segcore.deep.inference.files.examine import card_of_model
+from maskloom.segcore.deep.inference.files.model_cards import card_of_model
 from maskloom.segcore.deep.inference.runtime import import_keras
 from maskloom.segcore.deep.networks.unet import Unet
 from maskloom.segcore.deep.networks.vectors import build_with_vectors
