@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 import numpy as np
 
 from maskloom.segcore.registry import Registry
+from maskloom.segcore.values import check_range
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -154,7 +155,7 @@ class Rotate:
     """Degrees."""
 
     def __post_init__(self) -> None:
-        _check("by", self.by, 0, 180)
+        check_range("by", self.by, 0, 180)
 
     def warp(self, warp: Warp, sides: Shape, random: np.random.Generator) -> Warp:  # noqa: ARG002
         """The warp, changed further."""
@@ -171,7 +172,7 @@ class Scale:
     by: float = 0.25
 
     def __post_init__(self) -> None:
-        _check("by", self.by, 0, 3)
+        check_range("by", self.by, 0, 3)
 
     def warp(self, warp: Warp, sides: Shape, random: np.random.Generator) -> Warp:  # noqa: ARG002
         """The warp, changed further."""
@@ -192,7 +193,7 @@ class Elastic:
     """Distance of the points in pixels; at least eight times `by`, so that nothing folds over."""
 
     def __post_init__(self) -> None:
-        _check("by", self.by, 0, 1000)
+        check_range("by", self.by, 0, 1000)
         if self.spacing < 8 * self.by or self.spacing < 2:
             raise ValueError(
                 f"spacing: expected at least 2 pixels, and eight times `by` ({8 * self.by:g}), or "
@@ -221,7 +222,7 @@ class Gain:
     by: float = 0.2
 
     def __post_init__(self) -> None:
-        _check("by", self.by, 0, 1)
+        check_range("by", self.by, 0, 1)
 
     def change(self, patch: Patch, random: np.random.Generator) -> None:
         """Change the pixels in place."""
@@ -237,7 +238,7 @@ class Brightness:
     by: float = 0.1
 
     def __post_init__(self) -> None:
-        _check("by", self.by, 0, 1000)
+        check_range("by", self.by, 0, 1000)
 
     def change(self, patch: Patch, random: np.random.Generator) -> None:
         """Change the pixels in place."""
@@ -254,7 +255,7 @@ class Colour:
     by: float = 0.1
 
     def __post_init__(self) -> None:
-        _check("by", self.by, 0, 1)
+        check_range("by", self.by, 0, 1)
 
     def change(self, patch: Patch, random: np.random.Generator) -> None:
         """Change the pixels in place."""
@@ -272,7 +273,7 @@ class Gamma:
     by: float = 0.3
 
     def __post_init__(self) -> None:
-        _check("by", self.by, 0, 10)
+        check_range("by", self.by, 0, 10)
 
     def change(self, patch: Patch, random: np.random.Generator) -> None:
         """Change the pixels in place."""
@@ -302,7 +303,7 @@ class Invert:
     fraction: float = 0.5
 
     def __post_init__(self) -> None:
-        _check("fraction", self.fraction, 0, 1)
+        check_range("fraction", self.fraction, 0, 1)
 
     def change(self, patch: Patch, random: np.random.Generator) -> None:
         """Change the pixels in place."""
@@ -321,7 +322,7 @@ class Noise:
     by: float = 0.02
 
     def __post_init__(self) -> None:
-        _check("by", self.by, 0, 1000)
+        check_range("by", self.by, 0, 1000)
 
     def change(self, patch: Patch, random: np.random.Generator) -> None:
         """Change the pixels in place."""
@@ -350,7 +351,7 @@ class Blur:
     by: float = 1.0
 
     def __post_init__(self) -> None:
-        _check("by", self.by, 0, 50)
+        check_range("by", self.by, 0, 50)
 
     def change(self, patch: Patch, random: np.random.Generator) -> None:
         """Change the pixels in place."""
@@ -382,8 +383,8 @@ class Cutout:
     """Longest side of one, as a fraction of the patch."""
 
     def __post_init__(self) -> None:
-        _check("count", self.count, 1, 100)
-        _check("side", self.side, 0, 1)
+        check_range("count", self.count, 1, 100)
+        check_range("side", self.side, 0, 1)
 
     def change(self, patch: Patch, random: np.random.Generator) -> None:
         """Change the pixels in place."""
@@ -404,7 +405,7 @@ class CutMix:
     """Of the patches that are changed. The only patch of a step never is."""
 
     def __post_init__(self) -> None:
-        _check("fraction", self.fraction, 0, 1)
+        check_range("fraction", self.fraction, 0, 1)
 
     def mix(self, patches: Sequence[Patch], random: np.random.Generator) -> list[Patch]:
         """As many patches of the same sizes."""
@@ -451,8 +452,3 @@ def _rectangle(
 
 DEFAULT: tuple[Augmentation, ...] = (Flip(), Rotate90())
 """Default of recipes: changes that suit any image seen from above."""
-
-
-def _check(name: str, value: float, least: float, most: float) -> None:
-    if not least <= value <= most:
-        raise ValueError(f"{name}: expected {least} to {most}; got {value}")

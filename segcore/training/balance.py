@@ -14,7 +14,7 @@ import numpy as np
 
 from maskloom.segcore.errors import RecipeError
 from maskloom.segcore.training.class_counts import ClassCounts
-from maskloom.segcore.training.recipe import matches
+from maskloom.segcore.training.split import matches
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

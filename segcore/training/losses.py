@@ -13,7 +13,7 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from maskloom.segcore.training.recipe import LossTerms
+    from maskloom.segcore.training.loss_terms import LossTerms
 
 Tensor = Any
 _SMOOTH = 1.0

@@ -20,9 +20,9 @@ from maskloom.segcore.training.augment import AUGMENTATIONS, Flip, Patch, Rotate
 from maskloom.segcore.training.class_counts import count_classes
 from maskloom.segcore.training.dataset import Dataset
 from maskloom.segcore.training.labels import VOID, Index
+from maskloom.segcore.training.loss_terms import SumOfLosses
 from maskloom.segcore.training.losses import loss_of
 from maskloom.segcore.training.pairs import Pair, turn_onto_image
-from maskloom.segcore.training.recipe import SumOfLosses
 from maskloom.segcore.training.sampling import (
     PatchShape,
     Sampler,
