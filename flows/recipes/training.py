@@ -36,7 +36,8 @@ from maskloom.segcore.deep.inference.files.weights import is_packaged
 from maskloom.segcore.deep.networks.recipe import NETWORKS
 from maskloom.segcore.errors import RecipeError
 from maskloom.segcore.raster.colours import hexadecimal, parse_colour
-from maskloom.segcore.training.augment import AUGMENTATIONS, DEFAULT, Augmentation
+from maskloom.segcore.training.augmentations.geometry import DEFAULT
+from maskloom.segcore.training.augmentations.protocols import AUGMENTATIONS, Augmentation
 from maskloom.segcore.training.imagenet import IMAGENET
 from maskloom.segcore.training.labels import LABELS, Colours, LabelKind
 from maskloom.segcore.training.loss_terms import LOSSES

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from maskloom.segcore.deep.inference.card import Scaling
-    from maskloom.segcore.training.augment import Augmentation
+    from maskloom.segcore.training.augmentations.protocols import Augmentation
     from maskloom.segcore.training.labels import LabelKind
 
 
