@@ -35,8 +35,8 @@ from maskloom.segcore.storage.filesystems import configure
 from maskloom.segcore.storage.store import Store
 from maskloom.tasks.batching import require_tiling
 from maskloom.tasks.clusters.serial import SerialCluster
+from maskloom.tasks.describe import describe_sources
 from maskloom.tasks.memory import require_memory
-from maskloom.tasks.plan import describe_sources
 from maskloom.tasks.regions import RegionJob, segment_regions, select_engines_on
 
 if TYPE_CHECKING:

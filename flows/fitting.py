@@ -17,7 +17,7 @@ from maskloom.segcore.storage.store import Store
 from maskloom.tasks.commits.recorded import CHOICES, MODEL, record, recorded, require_model
 from maskloom.tasks.fanout.protocol import Fanout
 from maskloom.tasks.fit import fit
-from maskloom.tasks.plan import with_changed
+from maskloom.tasks.plan_file import with_changed
 from maskloom.tasks.progress import Progress
 from maskloom.tasks.select_engine import select_engines
 

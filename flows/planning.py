@@ -14,17 +14,11 @@ from maskloom.flows.recipes.run import RunRecipe
 from maskloom.segcore.pipeline.records import Plan
 from maskloom.segcore.storage.records import damaged_record
 from maskloom.segcore.storage.store import Store
+from maskloom.tasks.describe import describe_sources
 from maskloom.tasks.fanout.protocol import Fanout
 from maskloom.tasks.memory import WORKER_MEMORY, suitable, without_room
-from maskloom.tasks.plan import (
-    describe_sources,
-    empty_plan,
-    in_order_of_files,
-    make_shards,
-    read_plan,
-    with_addresses,
-    write_plan,
-)
+from maskloom.tasks.plan import empty_plan, in_order_of_files, make_shards
+from maskloom.tasks.plan_file import read_plan, with_addresses, write_plan
 
 _LIBRARIES = (
     "numpy",

@@ -32,7 +32,7 @@ from maskloom.segcore.pipeline.records import ImageResult, ImagesOfShards, Plan,
 from maskloom.segcore.storage.store import STAGING, Store
 from maskloom.tasks.commits.presence import is_at_work, process_folder
 from maskloom.tasks.fanout.protocol import Fanout
-from maskloom.tasks.plan import LastRun, planned_runs, write_head
+from maskloom.tasks.last_run import LastRun, planned_runs, write_head
 from maskloom.tasks.publish import Tables
 from maskloom.tasks.segment import ShardContext, clear_staging, segment_shard
 

@@ -26,7 +26,7 @@ from maskloom.tasks.clean import (
 )
 from maskloom.tasks.commits.log import COMMITS, IMAGES, Commit, incomplete_folder
 from maskloom.tasks.commits.presence import Process, processes
-from maskloom.tasks.plan import HEAD, read_head
+from maskloom.tasks.last_run import HEAD, read_head
 
 T = TypeVar("T")
 _AREAS, _OBJECTS = "tables/areas", "tables/objects"

@@ -148,7 +148,7 @@ def folder(tmp_path: Path) -> Path:
         pytest.param(
             "maskloom.flows.planning:write_plan", "serial", ["--no-prefect"], marks=NIGHTLY
         ),
-        pytest.param("maskloom.tasks.plan:describe", "serial", ["--no-prefect"], marks=NIGHTLY),
+        pytest.param("maskloom.tasks.describe:describe", "serial", ["--no-prefect"], marks=NIGHTLY),
         pytest.param("maskloom.tasks.fit:observe", "serial", ["--no-prefect"], marks=NIGHTLY),
         pytest.param("maskloom.tasks.fit:concluded", "local", ["--no-prefect"], marks=NIGHTLY),
         pytest.param("maskloom.flows.planning:write_plan", "local", ["--quiet"], marks=NIGHTLY),
