@@ -13,7 +13,9 @@ import numpy as np
 from maskloom.segcore.errors import ImageError, ReadError, SourceChanged
 from maskloom.segcore.formats.pixels import drop_not_finite
 from maskloom.segcore.formats.source import StoredFile
-from maskloom.segcore.formats.tiff.stack import DAMAGE, Picture, in_tifffile, picture_of
+from maskloom.segcore.formats.tiff.opening import DAMAGE, in_tifffile
+from maskloom.segcore.formats.tiff.pictures import Picture
+from maskloom.segcore.formats.tiff.stack import picture_of
 from maskloom.segcore.raster.stored import ReadOptions
 
 if TYPE_CHECKING:
