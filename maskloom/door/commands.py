@@ -21,7 +21,7 @@ from maskloom.segcore.errors import RecipeError
 if TYPE_CHECKING:
     import pandas as pd
 
-    from maskloom.flows.change import Changes as Compared
+    from maskloom.flows.change_results import Changes as Compared
     from maskloom.flows.evaluation.report import Evaluation as Evaluated
     from maskloom.segcore.training.run import TrainingResult
 

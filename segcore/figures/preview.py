@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from maskloom.segcore.figures.drawing import NO_DATA, is_faint, limits_of
-from maskloom.segcore.figures.sheets import Caption, Plane, draw_preview
+from maskloom.segcore.figures.planes import Plane
+from maskloom.segcore.figures.sheets import Caption, draw_preview
 from maskloom.segcore.geometry import Box, Tile
 from maskloom.segcore.storage.packing import packable
 
