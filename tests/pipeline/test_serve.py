@@ -20,7 +20,7 @@ from serving_support import (
     write_recipe,
 )
 
-from maskloom.flows.recipes.run_file import Schedule
+from maskloom.flows.recipes.schedule import Schedule
 
 pytestmark = pytest.mark.timeout(3 * HANG)
 
