@@ -25,12 +25,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from maskloom.segcore.errors import RunError
 from maskloom.segcore.geometry import Grid
 from maskloom.segcore.masks.ome_zarr.chunks import AT_ONCE, Folder, Spool, compress
 from maskloom.segcore.masks.ome_zarr.metadata import metadata_files
 from maskloom.segcore.masks.ome_zarr.pyramid import Pyramid
-from maskloom.segcore.masks.protocol import LABEL_TYPES, MASKS, EncodedBlock, PublishedMask
+from maskloom.segcore.masks.protocol import (
+    MASKS,
+    EncodedBlock,
+    PublishedMask,
+    require_label_type,
+    require_type_of_classes,
+)
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -58,11 +63,7 @@ class OmeZarrMasks:
         self, labels: NDArray[np.integer], tile: Tile, spec: RasterSpec, tile_shape: Shape
     ) -> list[EncodedBlock]:
         """The compressed chunks of a tile's core; see `MaskWriter.encode`."""
-        if labels.dtype.name not in LABEL_TYPES:
-            raise ValueError(
-                f"Labels must be {', '.join(LABEL_TYPES)}; tile {tile.index} of {spec.location} "
-                f"has {labels.dtype}."
-            )
+        require_label_type(labels, tile, spec)
         pyramid = Pyramid.of(spec, tile_shape)
         blocks = []
         for level in range(pyramid.in_tiles(tile_shape)):
@@ -101,11 +102,7 @@ class OmeZarrMasks:
                 folder.add(block)
             for level in range(encoded):
                 folder.require(level)
-            if folder.dtype not in ("uint32", classes.dtype):
-                raise RunError(
-                    f"The mask of {spec.location} came as {folder.dtype}; its "
-                    f"{len(classes.names)} classes ask for {classes.dtype}."
-                )
+            require_type_of_classes(folder.dtype, classes, spec)
             for level in range(encoded, len(pyramid.shapes)):
                 folder.build(level)
             about = metadata_files(pyramid, folder.dtype, classes, spec, self.zarr_format)
