@@ -39,20 +39,8 @@ from maskloom.segcore.pipeline.worker import prepare_process
 from maskloom.segcore.raster.classes import ClassTable
 from maskloom.segcore.storage.records import read_table
 from maskloom.segcore.storage.store import Store
-from maskloom.tasks.change import (
-    By,
-    Classes,
-    Pair,
-    Paired,
-    by_date,
-    by_id,
-    by_place,
-    compare_pairs,
-    images_of,
-    jobs,
-    legend_of,
-    view_pairs,
-)
+from maskloom.tasks.change import Classes, compare_pairs, jobs, legend_of, view_pairs
+from maskloom.tasks.change_pairs import By, Pair, Paired, by_date, by_id, by_place, images_of
 from maskloom.tasks.clusters import machine
 from maskloom.tasks.clusters.local import LocalCluster
 from maskloom.tasks.clusters.serial import SerialCluster

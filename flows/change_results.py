@@ -11,7 +11,8 @@ import numpy as np
 
 from maskloom.flows.terminal import count
 from maskloom.segcore.ground.amounts import amount
-from maskloom.tasks.change import ComparedPair, Pair, PairFailure
+from maskloom.tasks.change import ComparedPair, PairFailure
+from maskloom.tasks.change_pairs import Pair
 
 if TYPE_CHECKING:
     from maskloom.segcore.change.legend import Legend

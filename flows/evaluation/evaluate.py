@@ -45,7 +45,7 @@ from maskloom.tasks.discovery.discover import discover
 from maskloom.tasks.discovery.series import SeriesHeaders
 from maskloom.tasks.discovery.vectors import are_vectors, find_vectors
 from maskloom.tasks.evaluate import ImageFailure, score_images, view_images
-from maskloom.tasks.inspect import status
+from maskloom.tasks.status import status
 
 if TYPE_CHECKING:
     from maskloom.segcore.annotations.polygons.masks import PolygonMask
