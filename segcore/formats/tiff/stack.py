@@ -24,7 +24,8 @@ import numpy as np
 
 from maskloom.segcore.errors import FormatError
 from maskloom.segcore.formats.source import StoredFile
-from maskloom.segcore.formats.tiff.contents import ATTACHMENTS, SPLIT_HELP, ome_pixels
+from maskloom.segcore.formats.tiff.contents import ATTACHMENTS, SPLIT_HELP
+from maskloom.segcore.formats.tiff.descriptions import ome_pixels
 from maskloom.segcore.formats.tiff.opening import damage, in_tifffile
 from maskloom.segcore.formats.tiff.pictures import COLOURS, PALETTE, POSITIONS, Picture
 from maskloom.segcore.formats.tiff.sizes import (

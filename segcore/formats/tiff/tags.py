@@ -6,7 +6,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from maskloom.segcore.formats.orientation import transposed
-from maskloom.segcore.formats.tiff.contents import Contents, ome_pixels
+from maskloom.segcore.formats.tiff.contents import Contents
+from maskloom.segcore.formats.tiff.descriptions import ome_pixels
 from maskloom.segcore.formats.tiff.layout import Layout
 from maskloom.segcore.formats.tiff.sizes import (
     Sizes,
