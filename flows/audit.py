@@ -49,7 +49,6 @@ if TYPE_CHECKING:
     from maskloom.tasks.fanout.protocol import Fanout
     from maskloom.tasks.regions import SegmentedRegion
 
-DEFAULT_PIXELS = 2_000_000
 RECORD = "runs/audit/audit.json"
 RECORDED_BESIDE = "runs/head.json"
 _TILES_ACROSS = 3

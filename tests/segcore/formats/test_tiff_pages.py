@@ -205,7 +205,7 @@ def test_parts_in_other_files_and_pages_that_are_missing_are_named(tmp_path: Pat
         ' PlaneCount="1"/>',
         '><UUID FileName="b.tif">urn:uuid:2</UUID></TiffData>',
     )
-    with pytest.raises(FormatError, match=r"several files .* lies in b\.tif"):
+    with pytest.raises(FormatError, match=r"several files .* is in b\.tif"):
         describe(path)
     write_ome(
         path,
