@@ -33,3 +33,9 @@ def matches(
         iou.shape[1] - matched,
         float(iou[rows, columns][chosen].sum()),
     )
+
+
+def matched_share(predicted: np.ndarray, truth: np.ndarray, threshold: float = 0.5) -> float:
+    """Matched objects, as a share of matched, false and missed ones."""
+    matched, false, missed, _ = matches(predicted, truth, threshold)
+    return matched / (matched + false + missed)
