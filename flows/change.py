@@ -11,7 +11,6 @@ Tables are written when all pairs are done, `pairs` last: a folder without it is
 
 from __future__ import annotations
 
-import contextlib
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -24,6 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from maskloom.flows.change_results import Changes
+from maskloom.flows.mask_errors import mask_errors_for_users
 from maskloom.flows.progress.displays import display
 from maskloom.flows.progress.run import ItemProgress
 from maskloom.flows.signals import stop_on_signals
@@ -31,7 +31,7 @@ from maskloom.flows.terminal import count
 from maskloom.segcore.change.compare import ChangeOptions
 from maskloom.segcore.change.joint import UNKNOWN
 from maskloom.segcore.change.tables import SCHEMAS
-from maskloom.segcore.errors import ImageError, RecipeError, StoreError, Unavailable
+from maskloom.segcore.errors import RecipeError
 from maskloom.segcore.figures.change import Row, class_colours, draw, object_colours
 from maskloom.segcore.ground.amounts import amount
 from maskloom.segcore.masks import names_beside
@@ -91,7 +91,7 @@ def change(
     store = Store(outputs[1].store.uri(FOLDER) if request.out is None else request.out)
     if store.names("tables/images", ".parquet") or store.exists("tables/areas"):
         raise RecipeError(f"-o {store.root}: this is the output of a run. Choose another folder.")
-    with _errors_for_users():
+    with mask_errors_for_users():
         paired = _paired(outputs, request, dated=after is None)
     classes = Classes.read(outputs[0]), Classes.read(outputs[1])
     legend = legend_of(*classes)
@@ -102,7 +102,7 @@ def change(
     former = _begin(store)
     stop = threading.Event()
     cluster = request.cluster or _cluster(list(known.values()))
-    with _errors_for_users(), ExitStack() as stack:
+    with mask_errors_for_users(), ExitStack() as stack:
         stack.enter_context(stop_on_signals(stop))
         prepare = partial(prepare_process, threads=cluster.worker_threads)
         fanout = stack.enter_context(cluster.opened(prepare, stop))
@@ -179,17 +179,6 @@ def _cluster(pairs: Sequence[Pair]) -> Cluster:
     if workers == 1 or pixels <= _PIXELS_IN_PROCESS:
         return SerialCluster()
     return LocalCluster(workers)
-
-
-@contextlib.contextmanager
-def _errors_for_users() -> Iterator[None]:
-    """A mask that cannot be read is wrong usage, a store that fails is not."""
-    try:
-        yield
-    except Unavailable as error:
-        raise StoreError(f"{error}. Check the store, then run the same command again.") from error
-    except ImageError as error:
-        raise RecipeError(str(error)) from error
 
 
 def _begin(store: Store) -> set[str]:
