@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from maskloom.segcore.deep.inference.card import Card, ReceptiveField, Scaling
 from maskloom.segcore.deep.inference.engines.device import device_engine
@@ -78,11 +79,18 @@ def measure(
     """Print the lines of one precision."""
     side, rounds = sizes
     engine = device_engine(weights, card, precision)
+    random = np.random.default_rng(0)
+
+    def patches() -> tuple[NDArray[np.uint8], PatchesOfImage]:
+        count = BATCHES * engine.together((side, side))
+        pixels = random.integers(0, 256, (count, side, side, 3), np.uint8)
+        return pixels, PatchesOfImage((side, side), count)
+
+    pixels, of = patches()
+    # Batches halve if the device lacks memory.
+    list(engine.labels(enumerate(pixels), of))
+    pixels, of = patches()
     together = engine.together((side, side))
-    pixels = np.random.default_rng(0).integers(
-        0, 256, (BATCHES * together, side, side, 3), np.uint8
-    )
-    of = PatchesOfImage((side, side), len(pixels))
     batches = np.split(pixels, BATCHES)
     extents = np.full((together, 2), side, np.int32)
     start, fetch = engine.device.start, engine.device.fetch
