@@ -25,7 +25,7 @@ from maskloom.tasks.last_run import LastRun, read_head
 from maskloom.tasks.memory import WORKER_MEMORY, with_retries
 from maskloom.tasks.plan import identify, pending, replaced_by_series
 from maskloom.tasks.plan_file import read_plan
-from maskloom.tasks.publish import heal
+from maskloom.tasks.table_files import heal
 
 log = logging.getLogger("maskloom.run")
 
