@@ -6,7 +6,7 @@ ARRAYS hold a U-Net of depth n with batch normalisation: `down.K.0` and `down.K.
 convolutions of level K (0 uppermost, n the bottom), `down.K.1` and `down.K.4` their normalisations,
 `up.K` the transposed convolution to level K, `join.K` the convolutions after it, which see
 [upsampled, skip], and `head` the last convolution, to the log-odds of the foreground, x and y. The
-card tells of the images of deploy/training/nuclei.yaml.
+card describes the images of deploy/training/nuclei.yaml.
 """
 
 from __future__ import annotations

@@ -60,7 +60,7 @@ class TrainingProgress:
         self._report(epoch_line(record, self._epochs, self._score_name))
 
     def look(self, location: str) -> None:
-        """Report a picture of predictions, which is worth a look while training goes on."""
+        """Report a picture of predictions, which is worth a look while training continues."""
         self._report(f"First predictions beside the truth: {location}")
 
     def _report(self, text: str) -> None:

@@ -2,7 +2,7 @@
 of 0.8, about 80 % should be of that class (Guo et al. 2017, arXiv:1706.04599).
 
 A reliability table counts, for each range of confidence, how many pixels are right. Temperature
-scaling mends a model that is too sure or too unsure: logits are divided by one number, which
+scaling corrects a model that is too sure or too unsure: logits are divided by one number, which
 changes no label. It is the number with the smallest cross-entropy (negative log-likelihood).
 """
 

@@ -194,7 +194,7 @@ def _ome(pages: Pages, source: StoredFile, root: Element, found: Sequence[Page])
     pixels = images[0][1] if images else None
     if pixels is None:
         raise FormatError(
-            f"{location} is OME-TIFF, but what it holds is told in another file "
+            f"{location} is OME-TIFF, but its metadata are in another file "
             f"({companion_of(root)}). "
             "Save it as one OME-TIFF with its metadata."
         )
