@@ -37,7 +37,7 @@ def coloured(
 
 def over_source(plane: Plane, mask: Pixels, class_table: ClassTable) -> Pixels:
     """Objects outlined in their colours over the photo; or the photo tinted by its classes, with
-    borders in a darker shade. Background stays as it is.
+    borders in a darker shade. Background stays as it is. `mask` (y, x, 3): see `coloured`.
     """
     labels = plane.labels
     if labels.dtype == np.uint32:
@@ -104,7 +104,7 @@ def _owners(
 
 
 def with_hatching(picture: Pixels, valid: NDArray[np.bool_]) -> Pixels:
-    """The picture, hatched where there are no data."""
+    """The picture (y, x, 3), hatched where `valid` (y, x) is False."""
     if valid.all():
         return picture
     return np.where(valid[..., None], picture, hatched(picture.shape[:2]))

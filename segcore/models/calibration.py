@@ -60,12 +60,12 @@ class Reliability:
 
     @property
     def confidence(self) -> NDArray[np.float64]:
-        """Mean confidence of each range; NaN without pixels."""
+        """(range,): mean confidence; NaN without pixels."""
         return self._mean(self.sums[1] / _QUANTA)
 
     @property
     def accuracy(self) -> NDArray[np.float64]:
-        """Share of pixels that are right in each range; NaN without pixels."""
+        """(range,): share of pixels that are right; NaN without pixels."""
         return self._mean(self.sums[2])
 
     @property

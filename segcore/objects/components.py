@@ -245,7 +245,7 @@ class Components:
             )
 
     def code_of(self, dtype: np.dtype[Any]) -> NDArray[np.uint16]:
-        """The code of each class id."""
+        """The code of each class id in a mask of this type, as a table (id,)."""
         table = np.full(np.iinfo(dtype).max + 1, HOLE if self.fill_holes else 0, np.uint16)
         table[-1] = NO_DATA if self.fill_holes else 0
         table[list(self.classes)] = np.arange(FIRST_CLASS, FIRST_CLASS + len(self.classes))

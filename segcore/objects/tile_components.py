@@ -51,8 +51,8 @@ def label_runs(
     reach: tuple[int, int],
     sides: NDArray[np.uint8],
 ) -> Runs:
-    """The connected runs of a tile's core; `code_of` is the code of each class id, `reach` as
-    `Components.reach`, and `sides` as `sides_of`.
+    """The connected runs of a tile's core, from its class ids (y, x) or (z, y, x); `code_of` is the
+    code of each class id, `reach` as `Components.reach`, and `sides` as `sides_of`.
     """
     from maskloom.segcore.kernels.connected import (
         count_changes,
@@ -79,7 +79,7 @@ def label_runs(
 
 
 def paint(found: Runs, number: NDArray[np.uint32]) -> NDArray[np.uint32]:
-    """The number of its label for each pixel, line by line."""
+    """(line, pixel): the number of each pixel's label, for `number` (n + 1,) by label."""
     from maskloom.segcore.kernels.connected import paint_runs
 
     layers, rows, width = found.shape
@@ -130,8 +130,8 @@ def _reported(
 def are_largest(
     codes: NDArray[Any], sizes: NDArray[np.int64], first: NDArray[np.int64], count: int
 ) -> NDArray[np.bool_]:
-    """Which parts are among the `count` largest of their code; of equal ones, those with the first
-    pixels.
+    """(part,): whether it is among the `count` largest of its code; of equal ones, those count
+    whose first pixels come first.
     """
     order = np.lexsort((first, -sizes, codes))
     ranked = codes[order]

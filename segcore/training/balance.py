@@ -52,7 +52,7 @@ def weighted(
 
 
 def chosen(shares: NDArray[np.float64], random: np.random.Generator) -> int:
-    """An index, drawn with these cumulative shares; all alike without them."""
+    """An index, drawn with these cumulative shares (index,)."""
     return int(np.searchsorted(shares, random.random() * shares[-1], side="right"))
 
 

@@ -120,7 +120,7 @@ class Spool:
         return kinds[size]
 
     def labels(self, level: int, index: Shape, dtype: str) -> NDArray[Any]:
-        """The part of a block that is inside the image."""
+        """The labels (y, x) of the part of a block that is inside the image."""
         import imagecodecs
 
         height, width = (
@@ -164,7 +164,7 @@ def encode_level(
 
 
 def compress(labels: NDArray[np.integer], block: int) -> bytes:
-    """One compressed block, padded at the border."""
+    """One compressed block of labels (y, x), padded at the border to `block` pixels a side."""
     import imagecodecs
 
     if labels.shape != (block, block):

@@ -176,7 +176,7 @@ class Folder:
 
 
 def compress(labels: NDArray[np.integer], chunk: Shape) -> bytes:
-    """One compressed chunk, padded at the border."""
+    """One compressed chunk of labels, padded at the border to the shape `chunk`."""
     import imagecodecs
 
     if labels.shape != chunk:

@@ -65,7 +65,7 @@ class Pyramid:
         return levels
 
     def reduced(self, labels: NDArray[np.integer]) -> NDArray[np.integer]:
-        """Labels at the resolution of the next level."""
+        """Labels (y, x) or (z, y, x) at the resolution of the next level."""
         from maskloom.segcore.kernels.overviews import halve, halve_volume
 
         if labels.ndim == 2:
