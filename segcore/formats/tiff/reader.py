@@ -37,7 +37,6 @@ from maskloom.segcore.raster.spec import RasterSpec
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
-    from types import TracebackType
 
     from numpy.typing import NDArray
 
@@ -59,12 +58,7 @@ class TiffReader:
     def __enter__(self) -> TiffReader:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.dataset.close()
         if self.mask is not None:
             self.mask.close()
@@ -206,14 +200,9 @@ class ChannelReader:
     def __enter__(self) -> ChannelReader:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: Any) -> None:
         for page in self.pages.values():
-            page.__exit__(kind, error, trace)
+            page.__exit__(*exception)
 
     def read(self, box: Box) -> tuple[NDArray[np.generic], NDArray[np.bool_]]:
         """Pixels and `valid` of a box; see `segcore.raster.spec.Reader.read`."""

@@ -19,8 +19,6 @@ from maskloom.segcore.formats.tiff.stack import picture_of
 from maskloom.segcore.raster.stored import ReadOptions
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
     from numpy.typing import NDArray
 
     from maskloom.segcore.geometry import Box
@@ -59,13 +57,8 @@ class StackReader:
     def __enter__(self) -> StackReader:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.resources.__exit__(kind, error, trace)
+    def __exit__(self, *exception: Any) -> None:
+        self.resources.__exit__(*exception)
 
     def read(self, box: Box) -> tuple[NDArray[np.generic], NDArray[np.bool_]]:
         """Pixels and `valid` of a box; see `segcore.raster.spec.Reader.read`."""
