@@ -478,7 +478,7 @@ def test_the_worst_images_are_those_with_errors() -> None:
 
 
 @real
-def test_membranes(tmp_path: Path) -> None:
+def test_a_threshold_on_a_real_slice_scores_as_scikit_learn_says(tmp_path: Path) -> None:
     """A threshold on a real slice: the figures are those of scikit-learn on the files
     themselves.
     """
@@ -513,7 +513,9 @@ def save_volume(path: Path, values: np.ndarray) -> None:
 
 @pytest.mark.parametrize("suffix", [".npy", ".zarr"])
 @pytest.mark.parametrize("objects", [False, True], ids=["classes", "objects"])
-def test_volumes(tmp_path: Path, suffix: str, objects: bool) -> None:
+def test_measures_of_volumes_are_those_of_other_libraries(
+    tmp_path: Path, suffix: str, objects: bool
+) -> None:
     """Measures are those of scikit-learn, objects those of SciPy; boundaries go plane by plane."""
     shape = (10, 40, 50)
     field = ndimage.gaussian_filter(np.random.default_rng(3).normal(size=shape), 2)

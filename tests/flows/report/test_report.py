@@ -90,7 +90,7 @@ def test_a_report_that_fails_fails_no_run(
     assert "no ink" in caplog.text
 
 
-def test_without_pictures(output: Path) -> None:
+def test_pictures_and_the_report_itself_may_be_left_out(output: Path) -> None:
     run(output.parent, "--set", "output=bare", "--set", "report={pictures: false}")
     bare = output.parent / "bare"
     assert not (bare / "tables" / "pictures").exists()

@@ -268,7 +268,7 @@ def test_a_mask_of_another_kind_than_the_others_is_refused(tmp_path: Path) -> No
         score(subject(tmp_path, truth, mask), terms(numbered=True))
 
 
-def test_pictures_too(tmp_path: Path) -> None:
+def test_masks_may_be_pictures(tmp_path: Path) -> None:
     truth, mask = scene()
     Image.fromarray(truth).save(tmp_path / "t.png")
     Image.fromarray(mask).save(tmp_path / "m.png")

@@ -65,7 +65,7 @@ def test_the_rows_of_the_matrix_are_the_directions_of_the_axes(tmp_path: Path) -
 @pytest.mark.parametrize("order", ["<", ">"])
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("detached", [False, True])
-def test_numbers(
+def test_numbers_of_every_type_order_and_packing_are_read(
     tmp_path: Path, kind: str, dtype: str, order: str, packed: bool, detached: bool
 ) -> None:
     stored = (VOLUME % 99).astype(order + dtype)

@@ -231,7 +231,7 @@ def test_without_pynrrd_the_remedy_is_named(
 @pytest.mark.skipif(not DATA.is_dir(), reason="needs the test data")
 @pytest.mark.parametrize("name", ["brain1", "breast1"])
 @pytest.mark.parametrize("kind", ["image", "label"])
-def test_real_scans(name: str, kind: str) -> None:
+def test_real_scans_are_read_as_pynrrd_reads_them(name: str, kind: str) -> None:
     path = DATA / "mri_ct_pyradiomics" / f"{kind}s" / f"{name}_{kind}.nrrd"
     spec = describe(path)
     pixels, header = nrrd.read(str(path), index_order="C")

@@ -514,7 +514,7 @@ def test_any_store_gives_the_same_image(tmp_path, options):
 @pytest.mark.skipif(
     "MASKLOOM_TEST_DATA" not in os.environ, reason="needs the folder of test images"
 )
-def test_real_stacks():
+def test_real_stacks_are_read_as_tifffile_reads_them():
     folder = Path(os.environ["MASKLOOM_TEST_DATA"])
     path = folder / "wsi/images/multi-channel-z-series.ome.tif"
     [spec] = images(path).values()

@@ -307,7 +307,7 @@ def test_nan_takes_no_part() -> None:
     assert fit(full(picture.pixels)).modes == model.modes
 
 
-def test_no_valid_pixel() -> None:
+def test_an_image_without_valid_pixels_cannot_be_fitted() -> None:
     with pytest.raises(FitError, match="valid pixels"):
         fit(Picture(np.zeros((4, 4, 3), "uint8"), np.zeros((4, 4), bool)))
 
