@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from maskloom.flows.inventory import take_inventory
-from maskloom.flows.progress import ItemProgress, display
+from maskloom.flows.progress.displays import display
+from maskloom.flows.progress.run import ItemProgress
 from maskloom.flows.recipes.run import RunRecipe
 from maskloom.flows.recipes.run_file import effective_tile
 from maskloom.flows.stopping import BreakOff, stoppable
@@ -34,8 +35,8 @@ from maskloom.segcore.storage.filesystems import configure
 from maskloom.segcore.storage.store import Store
 from maskloom.tasks.batching import require_tiling
 from maskloom.tasks.clusters.serial import SerialCluster
+from maskloom.tasks.describe import describe_sources
 from maskloom.tasks.memory import require_memory
-from maskloom.tasks.plan import describe_sources
 from maskloom.tasks.regions import RegionJob, segment_regions, select_engines_on
 
 if TYPE_CHECKING:
@@ -48,7 +49,6 @@ if TYPE_CHECKING:
     from maskloom.tasks.fanout.protocol import Fanout
     from maskloom.tasks.regions import SegmentedRegion
 
-DEFAULT_PIXELS = 2_000_000
 RECORD = "runs/audit/audit.json"
 RECORDED_BESIDE = "runs/head.json"
 _TILES_ACROSS = 3

@@ -15,11 +15,13 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from maskloom.flows.inventory import Inventory, Sharing, inventory_to_write, notes
-from maskloom.flows.progress import ItemProgress, Quiet, RunProgress, display
+from maskloom.flows.outcome import Outcome
+from maskloom.flows.progress.displays import Quiet, display
+from maskloom.flows.progress.run import ItemProgress, RunProgress
 from maskloom.flows.recipes.run import RunRecipe
 from maskloom.flows.report.write import NAME as REPORT
 from maskloom.flows.report.write import try_to_write, write_of_stopped
-from maskloom.flows.segment import Outcome, segment
+from maskloom.flows.segment import segment
 from maskloom.flows.signals import stop_on_signals
 from maskloom.flows.stages import Orchestrator, Plain, Stages, Watched
 from maskloom.flows.stopping import Stoppable

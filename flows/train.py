@@ -8,7 +8,8 @@ import threading
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from maskloom.flows.progress import TrainingProgress, display
+from maskloom.flows.progress.displays import display
+from maskloom.flows.progress.training import TrainingProgress
 from maskloom.flows.recipes.training import TrainingRun
 from maskloom.flows.stopping import BreakOff, stoppable
 from maskloom.flows.validation import FOLDER, segmenter_of, validate

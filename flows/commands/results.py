@@ -15,9 +15,9 @@ from maskloom.segcore.storage.addresses import redacted
 if TYPE_CHECKING:
     from maskloom.flows.commands.options import RunFlags
     from maskloom.flows.inventory import Inventory
+    from maskloom.flows.outcome import ClassRow, Outcome
     from maskloom.flows.recipes.run import RunRecipe
     from maskloom.flows.run import RunResult
-    from maskloom.flows.segment import ClassRow, Outcome
 
 _CLASSES_SHOWN = 12
 _FAILURES_SHOWN = 5

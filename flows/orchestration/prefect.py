@@ -44,8 +44,6 @@ class Prefect:
         """`parameters` of `run_recipe` that the record shows: JSON values without secrets."""
         self.flow_run_id: UUID | None = None
         """The flow run, once it has begun."""
-        self.run_url: str | None = None
-        """Its page. None if the server has no pages."""
         self._parameters = dict(parameters)
         self._server: EmbeddedServer | None = None
         self._api: Future[str] | None = None
@@ -110,15 +108,13 @@ class Prefect:
         return self._server is not None and self._server.serves
 
     def _note_run(self) -> None:
-        """Keep the id and page of the flow run around this call."""
+        """Keep the id of the flow run around this call."""
         from prefect.context import FlowRunContext
-        from prefect.utilities.urls import url_for
 
         context = FlowRunContext.get()
         assert context is not None
         assert context.flow_run is not None
         self.flow_run_id = context.flow_run.id
-        self.run_url = None if self._embedded else url_for("flow-run", self.flow_run_id)
 
     @contextmanager
     def _recording(self, url: str, ended: Sequence[str]) -> Iterator[None]:

@@ -11,7 +11,8 @@ import maskloom
 from maskloom.flows.alerting.delivery import Channel
 from maskloom.flows.alerting.rules import Rule
 from maskloom.flows.recipes.fingerprints import json_values
-from maskloom.flows.recipes.run_file import AlertOptions, ReportOptions, RunFile, Schedule, checked
+from maskloom.flows.recipes.run_file import AlertOptions, ReportOptions, RunFile, checked
+from maskloom.flows.recipes.schedule import Schedule
 from maskloom.flows.recipes.schemas import (
     build,
     did_you_mean,

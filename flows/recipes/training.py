@@ -36,10 +36,13 @@ from maskloom.segcore.deep.inference.files.weights import is_packaged
 from maskloom.segcore.deep.networks.recipe import NETWORKS
 from maskloom.segcore.errors import RecipeError
 from maskloom.segcore.raster.colours import hexadecimal, parse_colour
-from maskloom.segcore.training.augment import AUGMENTATIONS, DEFAULT, Augmentation
+from maskloom.segcore.training.augmentations.geometry import DEFAULT
+from maskloom.segcore.training.augmentations.protocols import AUGMENTATIONS, Augmentation
 from maskloom.segcore.training.imagenet import IMAGENET
 from maskloom.segcore.training.labels import LABELS, Colours, LabelKind
-from maskloom.segcore.training.recipe import LOSSES, Split, Training, TrainingRecipe
+from maskloom.segcore.training.loss_terms import LOSSES
+from maskloom.segcore.training.recipe import Training, TrainingRecipe
+from maskloom.segcore.training.split import Split
 
 _REGISTRIES = (NETWORKS, LABELS, LOSSES, AUGMENTATIONS)
 

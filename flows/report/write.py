@@ -17,8 +17,8 @@ from maskloom.flows.terminal import recordable, told
 from maskloom.segcore.errors import MaskloomError, RecipeError, StoreError
 from maskloom.segcore.storage.store import STAGING, Store
 from maskloom.tasks.clean import require_output
-from maskloom.tasks.inspect import status
 from maskloom.tasks.output import Output
+from maskloom.tasks.status import status
 
 log = logging.getLogger("maskloom.run")
 

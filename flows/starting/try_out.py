@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from maskloom.flows.compare import header_of, size_text
-from maskloom.flows.progress import ItemProgress, display
+from maskloom.flows.progress.displays import display
+from maskloom.flows.progress.run import ItemProgress
 from maskloom.flows.recipes import run as recipes
 from maskloom.flows.recipes.run_file import RunFile
 from maskloom.flows.recipes.schemas import did_you_mean

@@ -321,7 +321,9 @@ def gives_scores(model: Fitter | Model) -> bool:
 
 
 def labels_and_scores(model: Model, block: Block) -> tuple[Labels, NDArray[np.float32]]:
-    """The labels and the scores of a block."""
+    """What `Model.segment` and `Scorer.scores` return for a block. Raises `TypeError` for a model
+    without scores.
+    """
     if isinstance(model, LabellingScorer):
         return model.segment_and_score(block)
     if not isinstance(model, Scorer):

@@ -270,7 +270,7 @@ class Network:
         return replace(card, reach=replace(card.reach, halo=halo))
 
     def _check(self, card: Card) -> None:
-        from maskloom.segcore.deep.inference.files.examine import MOST_LABELS
+        from maskloom.segcore.deep.inference.files.model_cards import MOST_LABELS
 
         name = file_name(self.weights)
         if card.output == "objects" and card.kind != "mask_rcnn":

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from maskloom.segcore.deep.inference.card import Card
-    from maskloom.segcore.training.recipe import LossTerms
+    from maskloom.segcore.training.loss_terms import LossTerms
     from maskloom.segcore.training.sampling import Batch
 
 Tensor = Any

@@ -24,7 +24,7 @@ from maskloom.segcore.errors import FormatError, ImageError, RecipeError
 from maskloom.segcore.processes.helpers import spread
 from maskloom.segcore.storage.filesystems import configure, filesystem, store_errors
 from maskloom.segcore.training.labels import Polygons
-from maskloom.segcore.training.recipe import matches
+from maskloom.segcore.training.split import matches
 
 if TYPE_CHECKING:
     from maskloom.segcore.annotations.pairing import MaskPairs

@@ -60,7 +60,7 @@ def main() -> None:
     from maskloom.flows.stages import Stages
     from maskloom.segcore.deep.inference.card import Scaling
     from maskloom.segcore.deep.inference.engines.protocol import Choice
-    from maskloom.segcore.deep.inference.files.examine import card_of_model
+    from maskloom.segcore.deep.inference.files.model_cards import card_of_model
     from maskloom.segcore.deep.inference.files.weights import Weights
     from maskloom.segcore.deep.networks.recipe import NETWORKS
     from maskloom.segcore.pipeline.worker import prepare_process

@@ -16,7 +16,7 @@ import keras
 import numpy as np
 
 from maskloom.segcore.deep.inference.card import Card, ReceptiveField, Scaling
-from maskloom.segcore.deep.inference.files.examine import card_of_model
+from maskloom.segcore.deep.inference.files.model_cards import card_of_model
 from maskloom.segcore.deep.networks.recipe import NETWORKS
 
 CLASSES = ("low", "middle", "high")

@@ -14,7 +14,7 @@ from skimage import data
 
 from maskloom.segcore.deep.inference.card import Card, Scaling
 from maskloom.segcore.deep.inference.engines.selection import agreement_of
-from maskloom.segcore.deep.inference.files.examine import card_of_model
+from maskloom.segcore.deep.inference.files.model_cards import card_of_model
 from maskloom.segcore.deep.inference.files.weights import Weights
 from maskloom.segcore.deep.networks.recipe import NETWORKS
 from maskloom.segcore.deep.networks.vectors import build_with_vectors

@@ -15,7 +15,7 @@ import pytest
 from skimage import data
 
 from maskloom.segcore.deep.inference.card import Card, ReceptiveField, Scaling
-from maskloom.segcore.deep.inference.files.examine import card_of_model
+from maskloom.segcore.deep.inference.files.model_cards import card_of_model
 from maskloom.segcore.deep.inference.files.weights import Weights
 from maskloom.segcore.deep.networks.recipe import NETWORKS
 from maskloom.segcore.errors import ModelMismatch, RecipeError, WeightsError

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from maskloom.segcore.deep.inference.card import Card, ReceptiveField, Scaling
 from maskloom.segcore.deep.inference.engines.opening import is_installed
-from maskloom.segcore.deep.inference.files.examine import card_of_model
+from maskloom.segcore.deep.inference.files.model_cards import card_of_model
 from maskloom.segcore.deep.inference.files.weights import Weights
 from maskloom.segcore.deep.networks.recipe import NETWORKS
 from maskloom.segcore.errors import ModelMismatch, RecipeError

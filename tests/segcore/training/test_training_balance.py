@@ -20,8 +20,9 @@ from maskloom.segcore.training.class_counts import ClassCounts, count_classes
 from maskloom.segcore.training.dataset import Dataset
 from maskloom.segcore.training.labels import Index
 from maskloom.segcore.training.pairs import Pair
-from maskloom.segcore.training.recipe import Sampling, Split
+from maskloom.segcore.training.recipe import Sampling
 from maskloom.segcore.training.sampling import PatchShape, Sampler, SamplingOptions
+from maskloom.segcore.training.split import Split
 
 CLASSES = ("soil", "crop", "weed")
 IMAGES = [("a", "/x/a.png"), ("b", "/x/b.png"), ("c", "/y/c.png")]

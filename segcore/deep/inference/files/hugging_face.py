@@ -76,7 +76,7 @@ def convert(location: str) -> Converted:
     _fill(model, _arrays(folder), location)
     scaling, notes = _scaling(folder, channels)
     content = _saved(model)
-    from maskloom.segcore.deep.inference.files.examine import card_of_model
+    from maskloom.segcore.deep.inference.files.model_cards import card_of_model
 
     card = card_of_model(
         model,

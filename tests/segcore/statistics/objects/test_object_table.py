@@ -326,7 +326,7 @@ def test_moments_of_a_huge_object_do_not_overflow() -> None:
 
 
 @given(st.integers(0, 2**31 - 1), st.integers(0, 2**63 - 1), st.integers(-(2**62), 2**62))
-def test_wide_integers(small: int, large: int, number: int) -> None:
+def test_wide_integers_hold_products_exactly(small: int, large: int, number: int) -> None:
     wide = product(np.array([small]), np.array([large]))
     assert as_integers(wide) == [small * large]
     assert 0 <= wide[0, 1] < 2**32

@@ -25,8 +25,8 @@ from maskloom.segcore.deep.inference.engines.batches import Batched
 from maskloom.segcore.deep.inference.engines.device import KerasDevice
 from maskloom.segcore.deep.inference.engines.gpus import Hardware
 from maskloom.segcore.deep.inference.engines.protocol import PatchesOfImage
-from maskloom.segcore.deep.inference.files.examine import card_of_model
 from maskloom.segcore.deep.inference.files.keras_files import _build
+from maskloom.segcore.deep.inference.files.model_cards import card_of_model
 from maskloom.segcore.deep.inference.files.weights import Weights
 from maskloom.segcore.deep.inference.runtime import import_keras, keras_backend, set_threads
 from maskloom.segcore.deep.networks.deeplab import Deeplab

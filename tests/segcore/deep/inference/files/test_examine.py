@@ -18,7 +18,8 @@ import pytest
 
 from maskloom.segcore.deep.inference.card import Card, ReceptiveField, Scaling
 from maskloom.segcore.deep.inference.files import examine as examination
-from maskloom.segcore.deep.inference.files.examine import card_of_model, examine, probe_size
+from maskloom.segcore.deep.inference.files.examine import examine
+from maskloom.segcore.deep.inference.files.model_cards import card_of_model, probe_size
 from maskloom.segcore.deep.inference.files.weights import Weights
 from maskloom.segcore.errors import RecipeError, WeightsError
 from maskloom.segcore.models.protocols import Exactness
