@@ -221,6 +221,17 @@ class EngineSelector(Ready, Protocol, metaclass=CheckedOnce):
 
 
 @runtime_checkable
+class HaloOfImage(Protocol, metaclass=CheckedOnce):
+    """A model whose halo differs from image to image, such as with the size of pixels. That of its
+    requirements is the largest.
+    """
+
+    def halo_of(self, spec: RasterSpec) -> int | Shape:
+        """The halo for an image, as in `Requirements`. Equal for a volume and its planes."""
+        ...
+
+
+@runtime_checkable
 class Cautious(Ready, Protocol, metaclass=CheckedOnce):
     """A model that can warn about its result."""
 
@@ -327,6 +338,11 @@ def labels_and_scores(model: Model, block: Block) -> tuple[Labels, NDArray[np.fl
     if not isinstance(model, Scorer):
         raise TypeError(f"{type(model).__name__} has no scores")
     return model.segment(block), model.scores(block)
+
+
+def halo_of(model: Fitter | Model, spec: RasterSpec) -> int | Shape:
+    """Pixels that a model needs around the core of a tile of an image, as in `Requirements`."""
+    return model.halo_of(spec) if isinstance(model, HaloOfImage) else model.requirements.halo
 
 
 def is_blank(model: Any) -> bool:

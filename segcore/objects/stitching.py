@@ -43,7 +43,13 @@ import numpy as np
 
 from maskloom.segcore.models.fragments import Equivalences, Fragments, TileBoundary
 from maskloom.segcore.models.planes import fragment_by_plane, join_by_plane
-from maskloom.segcore.models.protocols import MODELS, Exactness, Segmenter, caution_of
+from maskloom.segcore.models.protocols import (
+    MODELS,
+    Exactness,
+    Segmenter,
+    caution_of,
+    halo_of,
+)
 from maskloom.segcore.objects.merging import Nodes, connected
 from maskloom.segcore.objects.tile_overlap import OverlapMatches, cut_by, frame_runs, interior_of
 
@@ -154,6 +160,10 @@ class Stitched:
         """Return which fragments are one object, and its class."""
         return (_join_planes if self.requirements.planar else _join)(self, grid, boundaries)
 
+    def halo_of(self, spec: RasterSpec) -> int | Shape:
+        """That of the segmenter for such an image."""
+        return halo_of(self.segmenter, spec)
+
     def provenance(self) -> Mapping[str, Any]:
         """The segmenter's, and the rule of each class."""
         rules = zip(self.classes[1:], self.rules[1:], strict=True)
@@ -168,7 +178,9 @@ class Stitched:
 
 
 def _fragment(model: Stitched, block: Block) -> Fragments:
-    return cut_fragments(model.segmenter.segment(block), block, model.segmenter.requirements.halo)
+    return cut_fragments(
+        model.segmenter.segment(block), block, halo_of(model.segmenter, block.spec)
+    )
 
 
 def _join(

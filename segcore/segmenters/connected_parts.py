@@ -27,6 +27,7 @@ from maskloom.segcore.models.protocols import (
     Segmenter,
     SegmenterRecipe,
     caution_of,
+    halo_of,
 )
 from maskloom.segcore.objects.components import Components, require_connectivity
 from maskloom.segcore.raster.classes import BACKGROUND_NAMES, ClassTable
@@ -34,7 +35,7 @@ from maskloom.segcore.raster.classes import BACKGROUND_NAMES, ClassTable
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from maskloom.segcore.geometry import Grid
+    from maskloom.segcore.geometry import Grid, Shape
     from maskloom.segcore.raster.spec import Block, RasterSpec
 
 # Ids, class ids, and the worst case of runs and labels, in which every pixel is an object: 48 bytes
@@ -176,6 +177,10 @@ class ConnectedPartsModel:
         """
         require_connectivity(self.connectivity, spec)
         return self.inner.select(spec)
+
+    def halo_of(self, spec: RasterSpec) -> int | Shape:
+        """That of the inner segmenter for such an image."""
+        return halo_of(self.inner, spec)
 
     def fragment(self, block: Block) -> Fragments:
         """The parts in the block's core."""

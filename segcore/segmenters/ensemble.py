@@ -34,6 +34,7 @@ from maskloom.segcore.models.protocols import (
     SegmenterRecipe,
     caution_of,
     gives_scores,
+    halo_of,
 )
 from maskloom.segcore.raster.spec import Block, Labels
 
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from maskloom.segcore.geometry import Shape
     from maskloom.segcore.models.protocols import Model
     from maskloom.segcore.raster.spec import RasterSpec
 
@@ -252,6 +254,10 @@ class EnsembleModel:
         whole = _total_requirements(self.members)
         labels = 8 * len(self.classes) + 8 if self.by == "scores" else len(self.members) * 2 + 8
         return replace(whole, bytes_per_pixel=whole.bytes_per_pixel + labels)
+
+    def halo_of(self, spec: RasterSpec) -> int | Shape:
+        """Return the largest halo of any member for such an image."""
+        return widest([halo_of(member, spec) for member in self.members])
 
     def select(self, spec: RasterSpec) -> RasterSpec:
         """Return the image with all bands that any member needs."""

@@ -32,7 +32,7 @@ from maskloom.segcore.segmenters.network import Network, NetworkModel
 
 if TYPE_CHECKING:
     from maskloom.segcore.deep.inference.card import Card
-    from maskloom.segcore.geometry import Grid
+    from maskloom.segcore.geometry import Grid, Shape
     from maskloom.segcore.models.fragments import Equivalences, Fragments, TileBoundary
     from maskloom.segcore.models.protocols import Requirements
     from maskloom.segcore.raster.spec import Block, RasterSpec
@@ -176,6 +176,12 @@ class InstancesModel:
             bytes_per_pixel=inner.bytes_per_pixel + _BYTES_PER_PIXEL + 4 * len(self.classes),
             cost=inner.cost + 10,
         )
+
+    def halo_of(self, spec: RasterSpec) -> int | Shape:
+        """That of the network with the margin of the walk, for such an image."""
+        if isinstance(self.network, Rescaled):
+            return self.network.halo_of(spec, self.rule.margin)
+        return self.requirements.halo
 
     def select(self, spec: RasterSpec) -> RasterSpec:
         """The image with the bands of the network. Raises `ModelMismatch` if it does not suit, or

@@ -37,6 +37,7 @@ from maskloom.segcore.models.protocols import (
     Segmenter,
     SegmenterRecipe,
     caution_of,
+    halo_of,
 )
 from maskloom.segcore.objects.stitching import SeamRule, Stitched, rules_of
 from maskloom.segcore.objects.tile_overlap import cut_by
@@ -46,6 +47,7 @@ from maskloom.segcore.raster.spec import Labels
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from maskloom.segcore.geometry import Shape
     from maskloom.segcore.models.protocols import Requirements
     from maskloom.segcore.raster.spec import Block, RasterSpec
 
@@ -202,6 +204,10 @@ class WatershedModel:
     def select(self, spec: RasterSpec) -> RasterSpec:
         """The image with the bands of the inner segmenter."""
         return self.segmenter.select(spec)
+
+    def halo_of(self, spec: RasterSpec) -> int | Shape:
+        """That of the inner segmenter for such an image, wider as in `requirements`."""
+        return wider(halo_of(self.segmenter, spec), 3 * self.distance)
 
     def segment(self, block: Block) -> Labels:
         """The instances of the block, numbered from 1 in the order of their first pixels, each with
