@@ -49,9 +49,9 @@ log = logging.getLogger(__name__)
 
 def segmenter_of(recipe: TrainingRecipe) -> str:
     """The segmenter that runs the network. Networks of maskloom have segmenters of the same name;
-    `network` runs those of plug-ins that bring none, `instances` those with vectors.
+    `network` runs those of plug-ins that bring none, `instances` those with vectors or a border.
     """
-    if is_flow(recipe.labels):
+    if is_flow(recipe.labels) or border_of(recipe) is not None:
         return "instances"
     return recipe.kind if recipe.kind in SEGMENTERS else "network"
 
@@ -68,7 +68,7 @@ def validate(
     name = f"{recipe.name}.json"
     card = Card.load(store.read(name), name)
     metrics: dict[str, Any] = dict(card.about.get("metrics", {}))
-    if WHOLE_IMAGES in metrics or _has_border(recipe):
+    if WHOLE_IMAGES in metrics:
         return None
     try:
         found = _measured(training, pairs, card.sha256, quiet, break_off)
@@ -85,9 +85,10 @@ def validate(
     return measures
 
 
-def _has_border(recipe: TrainingRecipe) -> bool:
-    """Whether a class is not in the masks, so that they cannot be compared as they are."""
-    return getattr(recipe.labels, "border", None) is not None
+def border_of(recipe: TrainingRecipe) -> str | None:
+    """The class around objects, which is not in the masks. None: there is no such class."""
+    border: str | None = getattr(recipe.labels, "border", None)
+    return border
 
 
 def _measured(
@@ -101,15 +102,19 @@ def _measured(
     recipe = training.recipe
     # A folder for each network: nothing is removed if a training goes on for more epochs.
     output = f"{recipe.output}/{FOLDER}/{sha256[:8]}"
-    segmenter = {
+    segmenter: dict[str, Any] = {
         "kind": segmenter_of(recipe),
         "weights": Store(recipe.output).uri(f"{recipe.name}.keras"),
     }
+    if border_of(recipe) is not None:
+        segmenter["border"] = border_of(recipe)
+    if recipe.bands:
+        segmenter["bands"] = list(recipe.bands)
     document = {
         "name": f"{recipe.name}-validation"[:60],
         "inputs": sorted({split_part(pair.image.location)[0] for pair in pairs}),
         "output": output,
-        "segmenter": segmenter | ({"bands": list(recipe.bands)} if recipe.bands else {}),
+        "segmenter": segmenter,
         "cluster": "serial",
         "storage": {key: dict(value) for key, value in training.storage.items()},
     }
