@@ -18,13 +18,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from maskloom.flows.evaluation.evaluate import evaluate
 from maskloom.flows.evaluation.options import REST, EvaluationRequest, PolygonOptions
 from maskloom.flows.recipes import run as run_recipes
-from maskloom.flows.report.measures import WHOLE_IMAGES
+from maskloom.flows.report.measures import AP_BY_IMAGE, WHOLE_IMAGES
 from maskloom.flows.run import RunOptions
 from maskloom.flows.run import run as run_flow
 from maskloom.flows.terminal import told
+from maskloom.segcore.annotations.metrics import mean_of_known
 from maskloom.segcore.annotations.pairing import NameSuffixes
 from maskloom.segcore.deep.inference.card import Card
 from maskloom.segcore.errors import ImageError, MaskloomError, Stopped
@@ -173,9 +176,13 @@ def _summary(found: Evaluation) -> dict[str, Any]:
     rows = found.result.rows()
     whole = next(row for row in rows["images"] if row["image_id"] is None)
     classes = [row for row in rows["classes"] if row["image_id"] is None]
+    # Of all objects together above; papers on nuclei give the mean over images.
+    of_images = [row["ap_dsb2018_50"] for row in rows["means"] if "ap_dsb2018_50" in row]
+    by_image = {AP_BY_IMAGE: _rounded(mean_of_known(np.array(of_images)))} if of_images else {}
     return {
         "images": len(found.result.scores),
         **{name: _rounded(whole[name]) for name in _MEASURES if whole.get(name) is not None},
+        **by_image,
         "classes": {
             row["class_name"]: {name: _rounded(row[name]) for name in _OF_CLASSES}
             for row in classes

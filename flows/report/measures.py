@@ -14,19 +14,25 @@ _MOST_PICTURE_BYTES = 12_000_000
 _MEASURES = ("iou", "dice", "precision", "recall", "boundary_f")
 WHOLE_IMAGES = "whole_images"
 """Key of the measures on whole images, in the metrics of a network's card."""
+AP_BY_IMAGE = "ap_dsb2018_50_by_image"
 _SHOWN = {
     "mean_iou": "mean IoU",
     "mean_dice": "mean Dice",
     "mean_boundary_f": "mean boundary F",
     "pq": "PQ",
     "ap_dsb2018_50": "AP@0.5",
+    AP_BY_IMAGE: "mean AP@0.5 of images",
 }
 
 
 def on_whole_images(metrics: Mapping[str, Any]) -> str:
     """The measures of a trained network on whole images in words; empty if its card has none."""
     measures = metrics.get(WHOLE_IMAGES, {})
-    shown = [f"{text} {measures[key]:.4f}" for key, text in _SHOWN.items() if key in measures]
+    shown = [
+        f"{text} {measures[key]:.4f}"
+        for key, text in _SHOWN.items()
+        if measures.get(key) is not None
+    ]
     if not shown:
         return ""
     return f"On {count(measures['images'], 'whole image')}: {', '.join(shown)}."

@@ -149,7 +149,7 @@ def test_a_network_of_ours_is_built_from_the_recipe_in_its_card(tmp_path: Path, 
     ("kind", "network", "words"),
     [
         ("unet", {"width": 512, "depth": 8}, "describes a network of"),
-        ("unet", {"width": 4, "depth": 2}, "with arrays that the file does not have, of the shapes ("),
+        ("unet", {"width": 4, "depth": 2}, "arrays that the file does not have, of the shapes"),
         ("unet", {"wide": 2}, "wide"),
         ("none_of_ours", {}, "There is no network"),
     ],
