@@ -56,7 +56,7 @@ class Instances(Network):
     """Least probability of all classes but the background, of a pixel that belongs to an object."""
     steps: int | None = None
     """Steps of half a pixel that pixels walk to the middle of their object: about as many as the
-    largest object is pixels wide. Tiles read one and a half pixels more around them for each. None:
+    largest object is pixels wide. Tiles read one pixel more around them for each. None:
     enough for the largest object in training, 40 to 200.
     """
     min_size: int = 20
