@@ -285,8 +285,8 @@ import sys
 sys.modules["tensorflow"] = None  # as if it were not installed
 import numpy as np
 import maskloom
-for line in sys.stdin:
-    image, kind, weights = line.split()
+for argument in sys.argv[1:]:
+    image, kind, weights = argument.split()
     found = maskloom.segment(np.load(image), kind, weights=weights)
     np.save(f"{kind}.npy", found.labels)
 import keras
@@ -296,6 +296,7 @@ print(keras.backend.backend())
 
 @NEEDS_JAX
 @pytest.mark.nightly
+@pytest.mark.timeout(900)
 @pytest.mark.skipif(keras_backend() != "tensorflow", reason="compares with TensorFlow")
 def test_networks_run_without_tensorflow_and_give_its_labels(tmp_path):
     import maskloom
@@ -308,11 +309,10 @@ def test_networks_run_without_tensorflow_and_give_its_labels(tmp_path):
         "instances": ("nuclei.npy", "nuclei"),
         "mask_rcnn": ("squares.npy", write_mask_rcnn(tmp_path)),
     }
-    lines = (f"{image} {kind} {weights}\n" for kind, (image, weights) in kinds.items())
+    arguments = [f"{image} {kind} {weights}" for kind, (image, weights) in kinds.items()]
     variables = {key: value for key, value in os.environ.items() if key != "KERAS_BACKEND"}
     done = subprocess.run(
-        [sys.executable, "-P", "-c", WITHOUT_TENSORFLOW],
-        input="".join(lines),
+        [sys.executable, "-P", "-c", WITHOUT_TENSORFLOW, *arguments],
         env=variables,
         cwd=tmp_path,
         capture_output=True,
