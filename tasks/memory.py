@@ -9,7 +9,7 @@ import numpy as np
 
 from maskloom.segcore.errors import OutOfMemory, RecipeError
 from maskloom.segcore.geometry import sizes_text
-from maskloom.segcore.models.protocols import Fitter, halo_of
+from maskloom.segcore.models.protocols import Fitter, requirements_of
 from maskloom.segcore.pipeline.jobs import RunSettings
 from maskloom.segcore.pipeline.records import Failure, PlannedImage
 from maskloom.segcore.raster.spec import RasterSpec
@@ -67,7 +67,7 @@ def require_memory(
         if needed > available:
             raise RecipeError(
                 f"tiling.tile: a tile of {settings.tiling} pixels with the segmenter's halo of "
-                f"{sizes_text(halo_of(settings.model, image.spec))} needs about "
+                f"{sizes_text(requirements_of(settings.model, image.spec).halo)} needs about "
                 f"{needed / 1e9:.1f} GB on {image.source.uri}; a "
                 f"worker has {available / 1e9:.1f} GB. "
                 "Use a smaller tile or fewer workers, or a segmenter with a smaller halo (radius, "
@@ -103,7 +103,7 @@ def _firsts(
             spec.chunks,
             spec.channels,
             spec.dtype,
-            halo_of(settings.model, spec),
+            requirements_of(settings.model, spec),
             image.failure is None,
         )
         yield image, kind not in seen
@@ -186,7 +186,7 @@ def _tile_bytes(settings: RunSettings, spec: RasterSpec) -> int:
     read = np.minimum(spec.shape, np.array(grid.tile) + 2 * np.array(grid.margin))
     core = np.minimum(spec.shape, grid.tile)
     return (
-        int(np.prod(read)) * settings.model.requirements.bytes_per_pixel
+        int(np.prod(read)) * requirements_of(settings.model, spec).bytes_per_pixel
         + int(np.prod(core)) * _ID_BYTES * settings.joins
         + int(np.prod(read)) * _SCORE_BYTES * _classes(settings) * settings.scores
     )

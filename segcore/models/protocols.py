@@ -221,13 +221,13 @@ class EngineSelector(Ready, Protocol, metaclass=CheckedOnce):
 
 
 @runtime_checkable
-class HaloOfImage(Protocol, metaclass=CheckedOnce):
-    """A model whose halo differs from image to image, such as with the size of pixels. That of its
-    requirements is the largest.
+class ImageDependent(Protocol, metaclass=CheckedOnce):
+    """A model whose halo or memory depends on the image, such as on the size of its pixels. The halo
+    of its `requirements` is the largest.
     """
 
-    def halo_of(self, spec: RasterSpec) -> int | Shape:
-        """The halo for an image, as in `Requirements`. Equal for a volume and its planes."""
+    def requirements_of(self, spec: RasterSpec) -> Requirements:
+        """The requirements for an image. Equal for a volume and its planes."""
         ...
 
 
@@ -340,9 +340,9 @@ def labels_and_scores(model: Model, block: Block) -> tuple[Labels, NDArray[np.fl
     return model.segment(block), model.scores(block)
 
 
-def halo_of(model: Fitter | Model, spec: RasterSpec) -> int | Shape:
-    """Pixels that a model needs around the core of a tile of an image, as in `Requirements`."""
-    return model.halo_of(spec) if isinstance(model, HaloOfImage) else model.requirements.halo
+def requirements_of(model: Fitter | Model, spec: RasterSpec) -> Requirements:
+    """What a model requires for an image."""
+    return model.requirements_of(spec) if isinstance(model, ImageDependent) else model.requirements
 
 
 def is_blank(model: Any) -> bool:

@@ -48,7 +48,7 @@ from maskloom.segcore.models.protocols import (
     Exactness,
     Segmenter,
     caution_of,
-    halo_of,
+    requirements_of,
 )
 from maskloom.segcore.objects.merging import Nodes, connected
 from maskloom.segcore.objects.tile_overlap import OverlapMatches, cut_by, frame_runs, interior_of
@@ -132,10 +132,11 @@ class Stitched:
     @property
     def requirements(self) -> Requirements:
         """Those of the segmenter, plus the memory of stitching."""
-        inner = self.segmenter.requirements
-        return replace(
-            inner, bytes_per_pixel=inner.bytes_per_pixel + _BYTES_PER_PIXEL, cost=inner.cost + 1
-        )
+        return _with_stitching(self.segmenter.requirements)
+
+    def requirements_of(self, spec: RasterSpec) -> Requirements:
+        """As `requirements`, for such an image."""
+        return _with_stitching(requirements_of(self.segmenter, spec))
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -160,10 +161,6 @@ class Stitched:
         """Return which fragments are one object, and its class."""
         return (_join_planes if self.requirements.planar else _join)(self, grid, boundaries)
 
-    def halo_of(self, spec: RasterSpec) -> int | Shape:
-        """That of the segmenter for such an image."""
-        return halo_of(self.segmenter, spec)
-
     def provenance(self) -> Mapping[str, Any]:
         """The segmenter's, and the rule of each class."""
         rules = zip(self.classes[1:], self.rules[1:], strict=True)
@@ -177,10 +174,15 @@ class Stitched:
         return caution_of([self.segmenter], spec, shares)
 
 
-def _fragment(model: Stitched, block: Block) -> Fragments:
-    return cut_fragments(
-        model.segmenter.segment(block), block, halo_of(model.segmenter, block.spec)
+def _with_stitching(inner: Requirements) -> Requirements:
+    return replace(
+        inner, bytes_per_pixel=inner.bytes_per_pixel + _BYTES_PER_PIXEL, cost=inner.cost + 1
     )
+
+
+def _fragment(model: Stitched, block: Block) -> Fragments:
+    halo = requirements_of(model.segmenter, block.spec).halo
+    return cut_fragments(model.segmenter.segment(block), block, halo)
 
 
 def _join(

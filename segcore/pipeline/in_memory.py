@@ -20,7 +20,7 @@ from maskloom.segcore.models.protocols import (
     Fitter,
     Model,
     ObjectSegmenter,
-    halo_of,
+    requirements_of,
 )
 from maskloom.segcore.models.selection import pending_selections, probe_box, with_selections
 from maskloom.segcore.objects.two_pass import join_tiles, pack_labels, relabel
@@ -99,8 +99,8 @@ def blocks(
 
 
 def _grid(model: Fitter | Model, spec: RasterSpec, tile: Shape | None) -> Grid:
-    tiling = Tiling(tile or spec.shape)
-    return tiling.grid(spec.shape, halo_of(model, spec), model.requirements.planar)
+    requirements = requirements_of(model, spec)
+    return Tiling(tile or spec.shape).grid(spec.shape, requirements.halo, requirements.planar)
 
 
 def with_selection(model: Started, source: ImageSource) -> Started:

@@ -19,7 +19,7 @@ from maskloom.segcore.models.protocols import (
     Fitter,
     Model,
     ObjectSegmenter,
-    halo_of,
+    requirements_of,
 )
 from maskloom.segcore.pipeline.records import Failure, PlannedImage
 from maskloom.segcore.raster.classes import ClassTable, ColourChoice
@@ -79,11 +79,12 @@ class RunSettings:
 
     def grid(self, spec: RasterSpec) -> Grid:
         """The tiles of an image."""
-        halo = halo_of(self.model, spec)
+        requirements = requirements_of(self.model, spec)
+        halo = requirements.halo
         if not isinstance(halo, int) and len(halo) != len(spec.shape):
             # An image that a model of volumes will refuse is planned like the others.
             halo = max(halo)
-        return self.tiling.grid(spec.shape, halo, self.model.requirements.planar)
+        return self.tiling.grid(spec.shape, halo, requirements.planar)
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,7 +32,7 @@ from maskloom.segcore.segmenters.network import Network, NetworkModel
 
 if TYPE_CHECKING:
     from maskloom.segcore.deep.inference.card import Card
-    from maskloom.segcore.geometry import Grid, Shape
+    from maskloom.segcore.geometry import Grid
     from maskloom.segcore.models.fragments import Equivalences, Fragments, TileBoundary
     from maskloom.segcore.models.protocols import Requirements
     from maskloom.segcore.raster.spec import Block, RasterSpec
@@ -42,7 +42,7 @@ _LEAST_STEPS, _MOST_STEPS, _MOST_OWN_STEPS = 8, 1000, 200
 # Classes, vectors, foreground, ends, counts, sinks and parts.
 _BYTES_PER_PIXEL = 48
 _COARSEST = 2.0
-"""Coarser pixels, relative to those of training, would take more memory than is stated."""
+"""In coarser pixels, relative to those of training, objects are not told apart."""
 
 
 @SEGMENTERS.register("instances")
@@ -177,11 +177,20 @@ class InstancesModel:
             cost=inner.cost + 10,
         )
 
-    def halo_of(self, spec: RasterSpec) -> int | Shape:
-        """That of the network with the margin of the walk, for such an image."""
-        if isinstance(self.network, Rescaled):
-            return self.network.halo_of(spec, self.rule.margin)
-        return self.requirements.halo
+    def requirements_of(self, spec: RasterSpec) -> Requirements:
+        """As `requirements`, with the halo for such an image, and memory for its resampled
+        pixels.
+        """
+        most = self.requirements
+        if not isinstance(self.network, Rescaled):
+            return most
+        # Of coarse pixels there are more resampled ones, all of a tile at once.
+        density = min(_COARSEST**2, max(1.0, self.network.density_of(spec)))
+        return replace(
+            most,
+            halo=self.network.halo_of(spec, self.rule.margin),
+            bytes_per_pixel=math.ceil(density * most.bytes_per_pixel),
+        )
 
     def select(self, spec: RasterSpec) -> RasterSpec:
         """The image with the bands of the network. Raises `ModelMismatch` if it does not suit, or

@@ -37,7 +37,7 @@ from maskloom.segcore.models.protocols import (
     Segmenter,
     SegmenterRecipe,
     caution_of,
-    halo_of,
+    requirements_of,
 )
 from maskloom.segcore.objects.stitching import SeamRule, Stitched, rules_of
 from maskloom.segcore.objects.tile_overlap import cut_by
@@ -47,7 +47,6 @@ from maskloom.segcore.raster.spec import Labels
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from maskloom.segcore.geometry import Shape
     from maskloom.segcore.models.protocols import Requirements
     from maskloom.segcore.raster.spec import Block, RasterSpec
 
@@ -191,7 +190,13 @@ class WatershedModel:
     @property
     def requirements(self) -> Requirements:
         """Those of the inner segmenter, plus a halo of three times `distance`."""
-        inner = self.segmenter.requirements
+        return self._around(self.segmenter.requirements)
+
+    def requirements_of(self, spec: RasterSpec) -> Requirements:
+        """As `requirements`, for such an image."""
+        return self._around(requirements_of(self.segmenter, spec))
+
+    def _around(self, inner: Requirements) -> Requirements:
         return replace(
             inner,
             halo=wider(inner.halo, 3 * self.distance),
@@ -204,10 +209,6 @@ class WatershedModel:
     def select(self, spec: RasterSpec) -> RasterSpec:
         """The image with the bands of the inner segmenter."""
         return self.segmenter.select(spec)
-
-    def halo_of(self, spec: RasterSpec) -> int | Shape:
-        """That of the inner segmenter for such an image, wider as in `requirements`."""
-        return wider(halo_of(self.segmenter, spec), 3 * self.distance)
 
     def segment(self, block: Block) -> Labels:
         """The instances of the block, numbered from 1 in the order of their first pixels, each with

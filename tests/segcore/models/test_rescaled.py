@@ -16,7 +16,7 @@ from maskloom.segcore.errors import ModelMismatch
 from maskloom.segcore.geometry import Box, Grid
 from maskloom.segcore.ground.space import Metric, Space
 from maskloom.segcore.models.files import dump_model, load_model
-from maskloom.segcore.models.protocols import MODELS, Exactness, Requirements, halo_of
+from maskloom.segcore.models.protocols import MODELS, Exactness, Requirements, requirements_of
 from maskloom.segcore.models.rescaled import Rescaled
 from maskloom.segcore.pipeline.in_memory import segment_source
 from maskloom.segcore.raster.spec import Block, Labels, RasterSpec
@@ -172,7 +172,7 @@ def test_a_core_as_large_as_the_block_is_right_a_halo_away_from_its_sides(
 @pytest.mark.parametrize("side", [0.126, 0.52, 0.8])
 def test_the_halo_is_hardly_larger_than_what_a_pixel_depends_on(side: float) -> None:
     model, image = Rescaled(Bright(), 0.5), picture((side, side))
-    whole, halo = check.labelled(model, image), halo_of(model, image.spec)
+    whole, halo = check.labelled(model, image), requirements_of(model, image.spec).halo
     assert halo <= model.requirements.halo
 
     def differs(halo: int) -> bool:
