@@ -222,8 +222,8 @@ class EngineSelector(Ready, Protocol, metaclass=CheckedOnce):
 
 @runtime_checkable
 class ImageDependent(Protocol, metaclass=CheckedOnce):
-    """A model whose halo or memory depends on the image, such as on the size of its pixels. The halo
-    of its `requirements` is the largest.
+    """A model whose halo or memory depends on the image, such as on the size of its pixels. Its
+    `requirements` have the largest halo.
     """
 
     def requirements_of(self, spec: RasterSpec) -> Requirements:
