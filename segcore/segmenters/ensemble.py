@@ -34,6 +34,7 @@ from maskloom.segcore.models.protocols import (
     SegmenterRecipe,
     caution_of,
     gives_scores,
+    requirements_of,
 )
 from maskloom.segcore.raster.spec import Block, Labels
 
@@ -181,7 +182,7 @@ class EnsembleFitter:
     @property
     def requirements(self) -> Requirements:
         """The largest halo, and memory and time of all members."""
-        return _total_requirements(self.members)
+        return _total_requirements([member.requirements for member in self.members])
 
     @property
     def expected_classes(self) -> tuple[str, ...]:
@@ -249,7 +250,14 @@ class EnsembleModel:
     @property
     def requirements(self) -> Requirements:
         """Largest halo, total memory and time; for scores also two numbers per class."""
-        whole = _total_requirements(self.members)
+        return self._around([member.requirements for member in self.members])
+
+    def requirements_of(self, spec: RasterSpec) -> Requirements:
+        """As `requirements`, for such an image."""
+        return self._around([requirements_of(member, spec) for member in self.members])
+
+    def _around(self, members: Sequence[Requirements]) -> Requirements:
+        whole = _total_requirements(members)
         labels = 8 * len(self.classes) + 8 if self.by == "scores" else len(self.members) * 2 + 8
         return replace(whole, bytes_per_pixel=whole.bytes_per_pixel + labels)
 
@@ -358,8 +366,7 @@ def _names_of(member: Member) -> tuple[str, ...]:
     return member.expected_classes if isinstance(member, Fitter) else member.classes
 
 
-def _total_requirements(members: Sequence[Member]) -> Requirements:
-    requirements = [member.requirements for member in members]
+def _total_requirements(requirements: Sequence[Requirements]) -> Requirements:
     halo = widest([each.halo for each in requirements])
     memory, time = (
         sum(each.bytes_per_pixel for each in requirements),

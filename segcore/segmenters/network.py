@@ -48,7 +48,7 @@ from maskloom.segcore.deep.inference.network_cache import kept_card
 from maskloom.segcore.deep.inference.patches import Patching
 from maskloom.segcore.deep.inference.runtime import BACKENDS, LIBRARY_BYTES, keras_backend
 from maskloom.segcore.errors import ModelMismatch, RecipeError, WeightsError
-from maskloom.segcore.geometry import per_axis, sizes_text
+from maskloom.segcore.geometry import DEFAULT_TILE, per_axis, sizes_text
 from maskloom.segcore.ground.space import MILLIMETRES, PixelSize
 from maskloom.segcore.methods.naming import check_names
 from maskloom.segcore.models.calibration import tempered
@@ -220,6 +220,7 @@ class Network:
             blended=blended,
             patch=self._patch_for(card, blended) if self.patch is None else self.patch,
             flips=self.flips,
+            over_seams=not self.cores_are_tiles,
         )
         size = card.pixel_size if self.pixel_size is None else _micrometres(self.pixel_size)
         if card.dimensions != len("yx") and self.pixel_size not in (None, "any"):
@@ -354,6 +355,8 @@ class NetworkModel:
     flips: Flips = "none"
     choice: Choice | None = None
     """None: float32 in the default engine of such files."""
+    over_seams: bool = False
+    """Whether pixels around tiles are labelled too, so that squares had better lie over seams."""
 
     @property
     def exactness(self) -> Exactness:
@@ -370,7 +373,9 @@ class NetworkModel:
                 "cut" if self.card.output == "labels" else "blended",
                 self.card.dimensions,
             )
-        return Patching(self.card.reach, self.patch, self.card.dimensions)
+        # Images as large as a default tile have no seams, and fewer squares as they are.
+        beyond = DEFAULT_TILE if self.over_seams else None
+        return Patching(self.card.reach, self.patch, self.card.dimensions, beyond)
 
     @property
     def requirements(self) -> Requirements:

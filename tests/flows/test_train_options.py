@@ -388,14 +388,24 @@ def test_whole_images_are_measured_as_evaluation_measures_them(folder, labels):
 
 
 @pytest.mark.nightly
-def test_objects_of_whole_images_are_measured(folder):
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"labels": "instances"},
+        {"labels": {"kind": "instances", "border": "rim"}, "classes": ["dark", "bright", "rim"]},
+    ],
+)
+def test_objects_of_whole_images_are_measured(folder, changes):
     """By labels that number objects; the network finds none or some, and that is said."""
     from scipy import ndimage
 
     for path in (folder / "masks").iterdir():
         ids, _ = ndimage.label(np.asarray(Image.open(path)) == 1)
         Image.fromarray(ids.astype(np.uint16)).save(path)
-    told = CliRunner().invoke(app, ["train", write_recipe(folder, labels="instances"), "--quiet"])
+    told = CliRunner().invoke(app, ["train", write_recipe(folder, **changes), "--quiet"])
     assert told.exit_code == 0, told.output
     card = json.loads((folder / "out" / "tiny.json").read_text())
-    assert card["about"]["metrics"]["whole_images"]["classes"].keys() == {"dark", "bright"}
+    whole = card["about"]["metrics"]["whole_images"]
+    assert whole["classes"].keys() == {"dark", "bright"}
+    for measure in ("ap_dsb2018_50", "ap_dsb2018_50_by_image"):
+        assert (measure in whole) == ("border" in changes["labels"])

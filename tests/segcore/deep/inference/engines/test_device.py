@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from golden.networks import write_mask_rcnn
+from golden.pictures import squares
 from skimage import data
 
 from maskloom.segcore.deep.inference import runtime
@@ -283,9 +285,10 @@ import sys
 sys.modules["tensorflow"] = None  # as if it were not installed
 import numpy as np
 import maskloom
-image, labels = sys.argv[1:]
-found = maskloom.segment(np.load(image), "unet", weights="nuclei")
-np.save(labels, found.labels)
+for argument in sys.argv[1:]:
+    image, kind, weights = argument.split()
+    found = maskloom.segment(np.load(image), kind, weights=weights)
+    np.save(f"{kind}.npy", found.labels)
 import keras
 print(keras.backend.backend())
 """
@@ -293,15 +296,23 @@ print(keras.backend.backend())
 
 @NEEDS_JAX
 @pytest.mark.nightly
+@pytest.mark.timeout(900)
 @pytest.mark.skipif(keras_backend() != "tensorflow", reason="compares with TensorFlow")
 def test_networks_run_without_tensorflow_and_give_its_labels(tmp_path):
     import maskloom
 
-    image = nuclei_like()
-    np.save(tmp_path / "image.npy", image)
+    nuclei = nuclei_like()
+    np.save(tmp_path / "nuclei.npy", nuclei)
+    np.save(tmp_path / "squares.npy", squares(150, 190))
+    kinds = {
+        "unet": ("nuclei.npy", "nuclei"),
+        "instances": ("nuclei.npy", "nuclei"),
+        "mask_rcnn": ("squares.npy", write_mask_rcnn(tmp_path)),
+    }
+    arguments = [f"{image} {kind} {weights}" for kind, (image, weights) in kinds.items()]
     variables = {key: value for key, value in os.environ.items() if key != "KERAS_BACKEND"}
     done = subprocess.run(
-        [sys.executable, "-P", "-c", WITHOUT_TENSORFLOW, "image.npy", "labels.npy"],
+        [sys.executable, "-P", "-c", WITHOUT_TENSORFLOW, *arguments],
         env=variables,
         cwd=tmp_path,
         capture_output=True,
@@ -310,11 +321,13 @@ def test_networks_run_without_tensorflow_and_give_its_labels(tmp_path):
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.split() == ["jax"]
-    exactly = {"engine": "tensorflow", "precision": "float32"}
-    expected = maskloom.segment(image, "unet", weights="nuclei", **exactly).labels
-    found = np.load(tmp_path / "labels.npy")
-    assert 0.05 < (expected > 0).mean() < 0.95
-    assert (found == expected).mean() > 0.9999
+    for kind, (image, weights) in kinds.items():
+        exactly = {} if kind == "mask_rcnn" else {"engine": "tensorflow", "precision": "float32"}
+        pixels = np.load(tmp_path / image)
+        expected = maskloom.segment(pixels, kind, weights=weights, **exactly).labels
+        found = np.load(tmp_path / f"{kind}.npy")
+        assert 0.05 < (expected > 0).mean() < 0.95
+        assert (found == expected).mean() > 0.9999
 
 
 def nuclei_like() -> np.ndarray:
