@@ -90,7 +90,9 @@ def _curves(training: _Training) -> dict[str, Any]:
     epochs, best = training.epochs, training.best
     losses = [
         Series("training", _column(epochs, "loss"), "var(--accent)"),
-        Series("validation", _column(epochs, "validation_loss"), "var(--warn)", "6 4"),
+        Series(
+            "validation, cross-entropy", _column(epochs, "validation_loss"), "var(--warn)", "6 4"
+        ),
     ]
     scores = [Series("mean IoU", _column(epochs, "mean_iou"), "var(--ink)", "6 4")]
     if len(training.names) <= _MOST_CURVES:

@@ -83,6 +83,8 @@ _LARGE_PATCH_BYTES = 1_000_000_000
 _KINDS = {2: "image", 3: "volume"}
 """What networks take, by their axes."""
 _FARTHEST_EXACT = {2: 512, 3: 64}
+_EXAMPLE = 4095
+"""Greatest value of 12 bits, which most cameras of microscopes have."""
 """Halo in pixels, by the axes of the network, beyond which exact patches are considered too
 expensive and `windows: auto` blends.
 """
@@ -458,10 +460,26 @@ class NetworkModel:
         if self.card.dtype and spec.dtype != self.card.dtype:
             raise ModelMismatch(
                 f"{spec.location} has pixels of {spec.dtype}; {name} was trained on "
-                f"{self.card.dtype}. "
-                "If it suits them too, set `scaling: {offset: ..., factor: ...}`."
+                f"{self.card.dtype}. If it suits them too, set `scaling`{self._scaling_for(spec)}."
             )
         return spec.select(bands)
+
+    def _scaling_for(self, spec: RasterSpec) -> str:
+        """How whole numbers of another range are shown as those of training were, with an example.
+        Micrographs of 16 bits are common, and seldom fill their range.
+        """
+        known = np.dtype(self.card.dtype or "float32")
+        if known.kind != "u" or np.dtype(spec.dtype).kind not in "iu":
+            return ": {offset: ..., factor: ...}, (value - offset) * factor"
+        greatest = min(int(np.iinfo(spec.dtype).max), _EXAMPLE)
+        times = greatest / int(np.iinfo(known).max)
+        scaling = self.card.scaling
+        offset = [float(f"{times * each:.6g}") for each in scaling.offset]
+        factor = [float(f"{each / times:.6g}") for each in scaling.factor]
+        return (
+            f", for values of 0 to {greatest} for example {{offset: {offset}, factor: {factor}}}; "
+            "where your images reach twice as far, twice the offset and half the factor"
+        )
 
     @segment_by_plane
     def segment(self, block: Block) -> Labels:

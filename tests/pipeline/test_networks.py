@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from detections_support import BlobFinder, write_weights
-from skimage import draw
+from skimage import draw, filters
 from tests_support import assert_same_results, read_masks, read_table
 
 from maskloom.segcore.deep.inference.card import Scaling
@@ -133,7 +133,7 @@ def test_the_nuclei_weights_find_bright_blobs(maskloom, tmp_path):
     assert read_table(tmp_path / "out", "images")[0]["warning"] is None
 
 
-def discs(path, shape, side: int, radius: int) -> int:
+def discs(path, shape, side: int, radius: int, blur: float = 0) -> int:
     """A made-up picture in the manner of fluorescence with round nuclei, `side` pixels apart; their
     number.
     """
@@ -148,7 +148,8 @@ def discs(path, shape, side: int, radius: int) -> int:
     for centre in centres:
         truth[draw.disk(centre, radius + 0.5, shape=shape)] = True
     noise = np.random.default_rng(0).normal(0, 4, shape)
-    glow = np.clip(8 + 90 * truth + noise, 0, 255).astype(np.uint8)
+    bright = filters.gaussian(truth.astype(float), blur)
+    glow = np.clip(8 + 90 * bright + noise, 0, 255).astype(np.uint8)
     Image.fromarray(np.repeat(glow[..., None], 3, axis=2)).save(path)
     return len(centres)
 
@@ -158,12 +159,18 @@ def test_nuclei_that_touch_are_counted_and_unusual_ones_give_a_warning(maskloom,
     (tmp_path / "cells").mkdir()
     touching = discs(tmp_path / "cells" / "touching.png", (200, 240), 21, 10)
     tiny = discs(tmp_path / "cells" / "tiny.png", (120, 150), 14, 2)
+    large = discs(tmp_path / "cells" / "large.png", (160, 320), 160, 48, 2)
     output, common = tmp_path / "out", ("-p", "weights=nuclei", "--set", "cluster=serial", *QUIET)
     result = maskloom("segment", tmp_path / "cells", "-o", output, "-s", "instances", *common)
     assert result.exit_code == 0, result.output
     rows = read_table(output, "objects")
     counts = Counter(row["image_id"] for row in rows)
-    assert counts == {"touching": touching, "tiny": tiny}
+    assert counts == {"touching": touching, "tiny": tiny, "large": large}
+    area = len(draw.disk((0, 0), 48.5)[0])
+    # All of their pixels arrive in the middle: with too few steps, edges are frayed.
+    assert all(
+        abs(row["pixel_count"] - area) < 0.05 * area for row in rows if row["image_id"] == "large"
+    )
     median = np.median([row["pixel_count"] for row in rows if row["image_id"] == "tiny"])
     warnings = {row["image_id"]: row["warning"] for row in read_table(output, "images")}
     told = (

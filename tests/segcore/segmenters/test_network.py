@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -410,6 +411,17 @@ def test_a_card_of_other_weights_is_refused(unet, tmp_path):
     (tmp_path / "other.json").write_text(json.dumps(record))
     with pytest.raises(WeightsError, match="belongs to other weights"):
         Unet(str(tmp_path / "other.keras")).start()
+    (tmp_path / "other.json").unlink()
+    for suffix, told in (
+        (".pt", "torch.onnx"),
+        (".safetensors", "maskloom convert"),
+        (".h5", "trust"),
+    ):
+        (tmp_path / f"other{suffix}").write_bytes(b"not these")
+        with pytest.raises(
+            WeightsError, match=rf"expected a .keras, .onnx.* got \{suffix}.*{told}"
+        ):
+            Network(str(tmp_path / f"other{suffix}")).start()
     (tmp_path / "other.json").write_text("[]")
     with pytest.raises(WeightsError, match="is not the card"):
         Unet(str(tmp_path / "other.keras")).start()
@@ -455,8 +467,19 @@ def test_images_that_do_not_suit_are_refused(unet):
     grey = check.Picture(PHOTO[..., :1], PICTURE.valid)
     with pytest.raises(ModelMismatch, match=r"has 1 band.*\[1, 1, 1\]"):
         model.select(grey.spec)
-    with pytest.raises(ModelMismatch, match="pixels of uint16"):
-        model.select(check.Picture(PHOTO.astype(np.uint16), PICTURE.valid, "rgb").spec)
+    deep = check.Picture(PHOTO.astype(np.uint16), PICTURE.valid, "rgb").spec
+    centred = replace(model, card=replace(model.card, scaling=Scaling((127.5,), (1 / 255,))))
+    with pytest.raises(
+        ModelMismatch, match=r"pixels of uint16.* 4095 for example (\{.*\});"
+    ) as info:
+        centred.select(deep)
+    # The example maps black and white to what they were in training.
+    told = re.search(r"offset: \[(.+)\], factor: \[(.+)\]\}", str(info.value))
+    assert told is not None
+    example = Scaling((float(told[1]),), (float(told[2]),))
+    assert example.apply(np.array([0, 4095])) == pytest.approx([-0.5, 0.5], rel=1e-5)
+    with pytest.raises(ModelMismatch, match=r"pixels of float32.*\(value - offset\) \* factor"):
+        model.select(check.Picture(PHOTO.astype(np.float32), PICTURE.valid, "rgb").spec)
     shown = Unet(unet, bands=(1, 1, 1), **EXACTLY).start()
     three = check.Picture(np.repeat(PHOTO[..., :1], 3, axis=2), PICTURE.valid, "rgb")
     assert np.array_equal(

@@ -50,6 +50,19 @@ hardly compress.
 _SPARE_NUMBERS = 1 << 22
 """Numbers that a network may create beyond the stored weights."""
 _MOST_ENTRIES, _MOST_LEVELS = 200_000, 64
+_EXPORT = "Weights of PyTorch are arrays without their network: export it with torch.onnx.export."
+_CONVERT = "Convert the folder of a SegFormer with `maskloom convert`; export others to ONNX."
+_SAVE = (
+    "HDF5 files can run arbitrary code. Save the network again with model.save('name.keras'); or, "
+    "if you trust the maker of the file, set trust: true."
+)
+_OTHERWISE = "Give the file that holds the trained network."
+_REMEDIES = {
+    **dict.fromkeys((".pt", ".pth", ".ckpt", ".bin"), _EXPORT),
+    ".safetensors": _CONVERT,
+    **dict.fromkeys((".h5", ".hdf5"), _SAVE),
+}
+"""What to do with weights of a kind that is not read."""
 _MAGIC_ZIP, _MAGIC_HDF5 = b"PK\x03\x04", b"\x89HDF\r\n\x1a\n"
 
 
@@ -67,9 +80,8 @@ def load_keras(weights: Weights) -> Any:
             return _trusted(content, suffix)
     if weights.suffix != ".keras":
         raise WeightsError(
-            f"{where}: expected a .keras file; got {weights.suffix or 'no suffix'}. Other kinds of "
-            "files can run arbitrary code. Save the network again with model.save('name.keras'); "
-            "or, if you trust the maker of an .h5 file, set trust: true."
+            f"{where}: expected a .keras, .onnx or .tflite file, or the folder of a model; got "
+            f"{weights.suffix or 'no suffix'}. {_REMEDIES.get(weights.suffix, _OTHERWISE)}"
         )
     if content.startswith(_MAGIC_HDF5):
         raise WeightsError(

@@ -97,6 +97,37 @@ def test_a_share_that_training_never_saw_is_told(
     assert (told is None) == (not named and seen["background"] < 0.91)
 
 
+@pytest.mark.parametrize("images", [6, 20])
+def test_few_images_of_training_give_few_false_warnings(images: int) -> None:
+    """Networks of so many images, each asked about others of the same kind. Of these 2 in images +
+    1 lie outside the range itself.
+    """
+    random = np.random.default_rng(images)
+    told = plain = 0
+    for _ in range(500):
+        seen, other = random.lognormal(-3, 0.5, images), random.lognormal(-3, 0.5)
+        loaded = card({"cell": [seen.min(), seen.max()]})
+        plain += loaded.caution("a.keras", loaded.classes, {"cell": other}) is not None
+        loaded = replace(loaded, about={**loaded.about, "data": {"training_images": images}})
+        told += loaded.caution("a.keras", loaded.classes, {"cell": other}) is not None
+        # What is far outside is told.
+        for far in (0.0, seen.min() / 2.1, seen.max() * 2.1):
+            assert loaded.caution("a.keras", loaded.classes, {"cell": far}) is not None
+    assert told <= 0.5 * plain
+    assert plain == pytest.approx(500 * 2 / (images + 1), rel=0.5)
+
+
+@pytest.mark.parametrize("images", [None, "many", 0, 1, 2])
+@pytest.mark.parametrize("seen", [[0.0, 0.0], [0.1, 0.1], [0.0, 1.0]])
+def test_warnings_with_unusual_cards(images: Any, seen: list[float]) -> None:
+    known = card({"cell": seen})
+    loaded = replace(known, about={**known.about, "data": {"training_images": images}})
+    slack = 2 if isinstance(images, int) else 1
+    for share in (0.0, 0.04, 0.06, 0.15, 0.21, 1.0):
+        told = loaded.caution("a.keras", loaded.classes, {"cell": share}) is not None
+        assert told == (not seen[0] / slack <= share <= seen[1] * slack)
+
+
 @pytest.mark.parametrize(
     "shares",
     [None, 3, [], {"cell": 5}, {"cell": [0.1]}, {"cell": ["a", "b"]}, {"cell": [0.9, 0.1]}],
