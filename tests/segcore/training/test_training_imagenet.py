@@ -25,12 +25,19 @@ NETWORK_OF = {
     "vgg16": ("fcn", {"backbone": "vgg16", "normalisation": "none"}),
     "vgg19": ("unet", {"encoder": "vgg19", "depth": 5, "width": 2}),
     "resnet50v1": ("deeplab", {"backbone": "resnet50v1", "width": 2}),
-    "mobilenetv3small": ("unet", {"encoder": "mobilenetv3small", "depth": 5, "width": 2}),
+    "mobilenetv3small": ("unet", {"encoder": "mobilenetv3small", "depth": 4, "width": 2}),
     "mobilenetv3large": ("fcn", {"backbone": "mobilenetv3large"}),
     "efficientnetv2b0": ("fcn", {"backbone": "efficientnetv2b0"}),
+    "efficientnetv2s": ("unet", {"encoder": "efficientnetv2s", "depth": 2, "width": 2}),
     "convnext_tiny": ("fcn", {"backbone": "convnext_tiny"}),
 }
-DEEPEST = {"vgg16": "stage5_pool", "vgg19": "stage5_pool", "resnet50v1": "conv4_block6_out"}
+DEEPEST = {
+    "vgg16": "stage5_pool",
+    "vgg19": "stage5_pool",
+    "resnet50v1": "conv4_block6_out",
+    "mobilenetv3small": "expanded_conv_7_add",
+    "efficientnetv2s": "block2d_add",
+}
 """The last layer that the network takes over; otherwise the application's last map."""
 SMALL = ("mobilenetv3small", "vgg16")
 EVERY = [
@@ -38,11 +45,11 @@ EVERY = [
 ]
 
 
-def application(name):
+def application(name, size=(64, 64), **options):
     """The network of Keras with random weights and, if it has one, its own preprocessing."""
     keras.utils.set_random_seed(3)
     build = getattr(keras.applications, APPLICATIONS[name].constructor)
-    network = build(include_top=False, weights=None, input_shape=(64, 64, 3))
+    network = build(include_top=False, weights=None, input_shape=(*size, 3), **options)
     generator = np.random.default_rng(0)
     for layer in network.layers:
         if isinstance(layer, keras.layers.BatchNormalization):
@@ -191,24 +198,45 @@ def test_what_cannot_start_so_is_said(tmp_path, monkeypatch):
     monkeypatch.setattr(keras.applications, "MobileNetV3Small", offline)
     with pytest.raises(RecipeError, match=r"weights_notop\.h5.*~/\.keras/models"):
         ImageNet.of("imagenet", ours)._loaded()
-    with pytest.raises(ValueError, match="depth: `encoder: vgg16` needs 5; got 4"):
-        NETWORKS["unet"](encoder="vgg16")
+    with pytest.raises(ValueError, match=r"depth: `encoder: vgg16` .*: expected 2 to 5; got 6"):
+        NETWORKS["unet"](encoder="vgg16", depth=6)
     with pytest.raises(ValueError, match="width: resnet50v1 has its own; leave it out; got 8"):
         NETWORKS["fcn"](backbone="resnet50v1", width=8)
 
 
-@pytest.mark.nightly
-@pytest.mark.parametrize("output_stride", [8, 16])
-def test_dilated_maps_are_those_of_the_application_at_every_stride(output_stride):
+@pytest.mark.parametrize(
+    ("name", "output_stride"),
+    [
+        ("mobilenetv3small", 8),
+        pytest.param("mobilenetv3small", 16, marks=pytest.mark.nightly),
+        pytest.param("mobilenetv3large", 8, marks=pytest.mark.nightly),
+        pytest.param("mobilenetv3large", 16, marks=pytest.mark.nightly),
+        pytest.param("resnet50v1", 8, marks=pytest.mark.nightly),
+        pytest.param("resnet50v1", 16, marks=pytest.mark.nightly),
+    ],
+)
+def test_dilated_maps_are_those_of_the_application_at_every_stride(name, output_stride):
     keras.utils.set_random_seed(0)
     inputs = keras.Input((None, None, 3))
-    dense = keras.Model(inputs, feature_maps(inputs, "resnet50v1", output_stride)[-1])
-    plain = keras.Model(inputs, feature_maps(inputs, "resnet50v1")[-1])
-    plain.set_weights(dense.get_weights())
+    dense = keras.Model(inputs, feature_maps(inputs, name, output_stride)[1:])
+    theirs = application(name, (96, 64), **APPLICATIONS[name].options)
+    mine = {layer.name: layer for layer in dense.layers if layer.weights}
+    assert len(mine) > 40
+    for layer in theirs.layers:
+        if "squeeze_excite" in layer.name:
+            # The means of more pixels are others: here they weigh nothing.
+            layer.set_weights([np.zeros_like(each) for each in layer.get_weights()])
+        if layer.name in mine:
+            mine[layer.name].set_weights(layer.get_weights())
+    strided = [theirs.get_layer(each).output for each in APPLICATIONS[name].maps[1:]]
     image = np.random.default_rng(0).normal(size=(1, 96, 64, 3)).astype("float32")
-    step = 32 // output_stride
-    found, expected = np.array(dense(image)), np.array(plain(image))
-    np.testing.assert_allclose(found[:, ::step, ::step], expected, rtol=1e-3, atol=1e-4)
+    plain = keras.Model(theirs.input, strided)
+    for stride, found, expected in zip((4, 8, 16, 32), dense(image), plain(image), strict=True):
+        step, tolerance = max(1, stride // output_stride), 1e-4 * np.abs(expected).max()
+        assert found.shape[1] == 96 // min(stride, output_stride)
+        assert np.ptp(expected) > 0
+        sampled = np.array(found)[:, ::step, ::step]
+        np.testing.assert_allclose(sampled, expected, rtol=1e-3, atol=tolerance)
 
 
 @pytest.mark.nightly

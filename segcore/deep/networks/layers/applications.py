@@ -28,6 +28,7 @@ PAPER_WIDTH = 64
 _COARSEST = 32
 _IMAGENET_MEAN, _IMAGENET_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 _CAFFE_MEAN = (123.68, 116.779, 103.939)
+_LAYER_NUMBER = re.compile(r"(?:expanded_)?conv_?(\d+)_")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,9 +47,14 @@ class Application:
     """Whether the kernels of its files expect blue, green, red."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """Further arguments of the constructor."""
+    late: tuple[int, ...] = ()
+    """Numbers in the names of layers from which the strides are 16 and 32. Empty: these stages
+    cannot be dilated.
+    """
 
 
 _SYMMETRIC = (127.5, 127.5, 127.5)
+_HALVED = (128.0, 128.0, 128.0)
 _BARE = {"include_preprocessing": False}
 
 APPLICATIONS: dict[str, Application] = {
@@ -65,6 +71,7 @@ APPLICATIONS: dict[str, Application] = {
         ),
         _CAFFE_MEAN,
         reverse=True,
+        late=(4, 5),
     ),
     "mobilenetv3small": Application(
         "MobileNetV3Small",
@@ -78,6 +85,7 @@ APPLICATIONS: dict[str, Application] = {
         _SYMMETRIC,
         _SYMMETRIC,
         options=_BARE,
+        late=(3, 8),
     ),
     "mobilenetv3large": Application(
         "MobileNetV3Large",
@@ -91,6 +99,7 @@ APPLICATIONS: dict[str, Application] = {
         _SYMMETRIC,
         _SYMMETRIC,
         options=_BARE,
+        late=(6, 12),
     ),
     "efficientnetv2b0": Application(
         "EfficientNetV2B0",
@@ -103,6 +112,20 @@ APPLICATIONS: dict[str, Application] = {
         ),
         _IMAGENET_MEAN,
         _IMAGENET_STD,
+        options=_BARE,
+    ),
+    "efficientnetv2s": Application(
+        "EfficientNetV2S",
+        (
+            "block1b_add",
+            "block2d_add",
+            "block3d_add",
+            "block5i_add",
+            "top_activation",
+        ),
+        # Unlike the small ones, from B0 to B3.
+        _HALVED,
+        _HALVED,
         options=_BARE,
     ),
     "convnext_tiny": Application(
@@ -126,8 +149,9 @@ def feature_maps(inputs: Tensor, name: str, output_stride: int = 32) -> list[Ten
     """Maps of strides 2, 4, 8, 16 and 32 of (image, y, x, channel), whose height and width are
     multiples of 32; weights start at random. None: the network has no such map.
 
-    With an `output_stride` of 8 or 16, which `resnet50v1` alone takes, later stages keep their size
-    and dilate their convolutions instead.
+    With an `output_stride` of 8 or 16, later stages keep their size and dilate their convolutions
+    instead. Every second (or fourth) pixel is then what it was, but for squeeze and excitation,
+    whose means are over more pixels.
     """
     import keras
 
@@ -138,19 +162,27 @@ def feature_maps(inputs: Tensor, name: str, output_stride: int = 32) -> list[Ten
         network = keras.models.clone_model(
             network,
             input_tensors=[inputs],
-            clone_function=lambda layer: _dilated(layer, output_stride),
+            clone_function=lambda layer: _dilated(layer, kind.late, output_stride),
         )
     return [None if each is None else network.get_layer(each).output for each in kind.maps]
 
 
-def _dilated(layer: Any, output_stride: int) -> Any:
-    """A copy of a layer of ResNet50 that keeps the size in stages beyond the stride."""
-    config = layer.get_config()
-    stage = next((int(each) for each in "45" if layer.name.startswith(f"conv{each}_")), 0)
-    rate = (1 << stage) // output_stride if stage else 1
-    if rate > 1 and "strides" in config:
+def _dilated(layer: Any, late: tuple[int, ...], output_stride: int) -> Any:
+    """A copy of a layer that keeps the size in stages beyond the stride."""
+    config, number = layer.get_config(), _LAYER_NUMBER.match(layer.name)
+    stride = 0 if number is None else 8 << sum(int(number[1]) >= first for first in late)
+    rate = stride // output_stride
+    if rate <= 1:
+        return type(layer).from_config(config)
+    if layer.name.endswith("_pad"):
+        # Before a convolution of stride 2, whose last tap needs one pixel less.
+        pads = ((rate // 2 * before, rate // 2 * (after + 1)) for before, after in layer.padding)
+        config["padding"] = tuple(pads)
+    elif "strides" in config:
+        # A halving itself looks at the pixels of the stage before.
+        rate //= max(config["strides"])
         config["strides"] = (1, 1)
-        if config["kernel_size"] != (1, 1):
+        if max(config["kernel_size"]) > 1:
             config["dilation_rate"] = (rate, rate)
     return type(layer).from_config(config)
 
