@@ -4,11 +4,19 @@ layout of those that Keras offers, with random weights.
 
 from __future__ import annotations
 
+import hashlib
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from urllib.error import URLError
+
+import fsspec
 import h5py
 import keras
 import numpy as np
 import pytest
 from keras.src.legacy.saving import legacy_h5_format
+from keras.src.utils import file_utils
 
 from maskloom.segcore.deep.networks.layers.applications import (
     APPLICATIONS,
@@ -192,16 +200,58 @@ def test_what_cannot_start_so_is_said(tmp_path, monkeypatch):
     with pytest.raises(RecipeError, match="does not fit MobileNetV3Small without its top"):
         ImageNet.of(other, ours).give(ours.build(3, 2))
 
-    def offline(**_):
-        raise Exception("URL fetch failure on https://x/weights_notop.h5: None -- no route")
-
-    monkeypatch.setattr(keras.applications, "MobileNetV3Small", offline)
-    with pytest.raises(RecipeError, match=r"weights_notop\.h5.*~/\.keras/models"):
-        ImageNet.of("imagenet", ours)._loaded()
     with pytest.raises(ValueError, match=r"depth: `encoder: vgg16` .*: expected 2 to 5; got 6"):
         NETWORKS["unet"](encoder="vgg16", depth=6)
     with pytest.raises(ValueError, match="width: resnet50v1 has its own; leave it out; got 8"):
         NETWORKS["fcn"](backbone="resnet50v1", width=8)
+
+
+def test_without_internet_the_file_that_is_missing_is_named_and_found_there(tmp_path, monkeypatch):
+    def unreachable(*_):
+        raise URLError("no route to host")
+
+    monkeypatch.setattr(file_utils, "urlretrieve", unreachable)
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path / "home"))
+    ours = NETWORKS["fcn"](backbone="mobilenetv3small")
+    start, kind = ImageNet.of("imagenet", ours), APPLICATIONS["mobilenetv3small"]
+    with pytest.raises(RecipeError) as refused:
+        start.check()
+    folder = tmp_path / "home" / "models"
+    said = str(refused.value)
+    assert "MobileNetV3Small could not be fetched: no route to host." in said
+    for each in (str(folder), kind.address, f"MD5 {kind.digest}", "fsspec URI", kind.file_name):
+        assert each in said
+
+    network = application("mobilenetv3small")
+    stored = network.get_layer("expanded_conv_10_project").get_weights()
+    path = Path(saved(network, tmp_path))
+    shutil.copy(path, folder / kind.file_name)
+    digest = hashlib.md5(path.read_bytes()).hexdigest()
+    monkeypatch.setitem(APPLICATIONS, "mobilenetv3small", replace(kind, digest=digest))
+    memory = fsspec.filesystem("memory")
+    memory.pipe("/starts/small.h5", path.read_bytes())
+    for each in (start, ImageNet.of("memory://starts/small.h5", ours)):
+        found = each._arrays()["expanded_conv_10_project"]
+        np.testing.assert_array_equal(found, stored)
+    # Another file under this name is not taken.
+    (folder / kind.file_name).write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(RecipeError, match="no route to host"):
+        start.check()
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_files_are_those_that_the_application_fetches(name, monkeypatch):
+    class Fetched(Exception):
+        pass
+
+    def get_file(*named, cache_subdir, file_hash):
+        raise Fetched(*named, cache_subdir, file_hash)
+
+    monkeypatch.setattr(file_utils, "get_file", get_file)
+    kind = APPLICATIONS[name]
+    with pytest.raises(Fetched) as fetched:
+        getattr(keras.applications, kind.constructor)(include_top=False, input_shape=(224, 224, 3))
+    assert fetched.value.args == (kind.file_name, kind.address, "models", kind.digest)
 
 
 @pytest.mark.parametrize(

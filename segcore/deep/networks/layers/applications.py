@@ -26,6 +26,7 @@ Arrays = dict[str, "list[NDArray[Any]]"]
 PAPER_WIDTH = 64
 """Channels of the first stage of VGG."""
 _COARSEST = 32
+_ADDRESS = "https://storage.googleapis.com/tensorflow/keras-applications"
 _IMAGENET_MEAN, _IMAGENET_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 _CAFFE_MEAN = (123.68, 116.779, 103.939)
 _LAYER_NUMBER = re.compile(r"(?:expanded_)?conv_?(\d+)_")
@@ -39,6 +40,10 @@ class Application:
     """Its name in keras.applications."""
     maps: tuple[str | None, ...]
     """Layers whose outputs have the strides 2, 4, 8, 16 and 32. None: there is no such map."""
+    file: str
+    """Its weights without the top layers, below the address of all."""
+    digest: str
+    """MD5 or SHA-256 of this file, as Keras has it."""
     mean: tuple[float, ...]
     """Subtracted from red, green and blue values of 0 to 255."""
     deviation: tuple[float, ...] = (1.0, 1.0, 1.0)
@@ -52,14 +57,38 @@ class Application:
     cannot be dilated.
     """
 
+    @property
+    def address(self) -> str:
+        """Where Keras fetches the file."""
+        return f"{_ADDRESS}/{self.file}"
+
+    @property
+    def file_name(self) -> str:
+        """Name of the file in Keras' cache."""
+        return self.file.rpartition("/")[2]
+
 
 _SYMMETRIC = (127.5, 127.5, 127.5)
 _HALVED = (128.0, 128.0, 128.0)
 _BARE = {"include_preprocessing": False}
 
 APPLICATIONS: dict[str, Application] = {
-    "vgg16": Application("VGG16", (), _CAFFE_MEAN, reverse=True),
-    "vgg19": Application("VGG19", (), _CAFFE_MEAN, reverse=True),
+    "vgg16": Application(
+        "VGG16",
+        (),
+        "vgg16/vgg16_weights_tf_dim_ordering_tf_kernels_notop.h5",
+        "6d6bbae143d832006294945121d1f1fc",
+        _CAFFE_MEAN,
+        reverse=True,
+    ),
+    "vgg19": Application(
+        "VGG19",
+        (),
+        "vgg19/vgg19_weights_tf_dim_ordering_tf_kernels_notop.h5",
+        "253f8cb515780f3b799900260a226db6",
+        _CAFFE_MEAN,
+        reverse=True,
+    ),
     "resnet50v1": Application(
         "ResNet50",
         (
@@ -69,6 +98,8 @@ APPLICATIONS: dict[str, Application] = {
             "conv4_block6_out",
             "conv5_block3_out",
         ),
+        "resnet/resnet50_weights_tf_dim_ordering_tf_kernels_notop.h5",
+        "4d473c1dd8becc155b73f8504c6f6626",
         _CAFFE_MEAN,
         reverse=True,
         late=(4, 5),
@@ -82,6 +113,8 @@ APPLICATIONS: dict[str, Application] = {
             "expanded_conv_7_add",
             "expanded_conv_10_add",
         ),
+        "mobilenet_v3/weights_mobilenet_v3_small_224_1.0_float_no_top_v2.h5",
+        "d3e8ec802a04aa4fc771ee12a9a9b836",
         _SYMMETRIC,
         _SYMMETRIC,
         options=_BARE,
@@ -96,6 +129,8 @@ APPLICATIONS: dict[str, Application] = {
             "expanded_conv_11_add",
             "expanded_conv_14_add",
         ),
+        "mobilenet_v3/weights_mobilenet_v3_large_224_1.0_float_no_top_v2.h5",
+        "07fb09a5933dd0c8eaafa16978110389",
         _SYMMETRIC,
         _SYMMETRIC,
         options=_BARE,
@@ -110,6 +145,8 @@ APPLICATIONS: dict[str, Application] = {
             "block5e_add",
             "top_activation",
         ),
+        "efficientnet_v2/efficientnetv2-b0_notop.h5",
+        "893217f2bb855e2983157299931e43ff",
         _IMAGENET_MEAN,
         _IMAGENET_STD,
         options=_BARE,
@@ -123,6 +160,8 @@ APPLICATIONS: dict[str, Application] = {
             "block5i_add",
             "top_activation",
         ),
+        "efficientnet_v2/efficientnetv2-s_notop.h5",
+        "af0682fb74e8c54910f2d4393339c070",
         # Unlike the small ones, from B0 to B3.
         _HALVED,
         _HALVED,
@@ -137,6 +176,8 @@ APPLICATIONS: dict[str, Application] = {
             "convnext_tiny_stage_2_block_8_identity",
             "convnext_tiny_stage_3_block_2_identity",
         ),
+        "convnext/convnext_tiny_notop.h5",
+        "d547c096cabd03329d7be5562c5e14798aa39ed24b474157cef5e85ab9e49ef1",
         _IMAGENET_MEAN,
         _IMAGENET_STD,
         options=_BARE,
