@@ -26,7 +26,7 @@ from maskloom.segcore.deep.networks.layers.applications import (
 from maskloom.segcore.deep.networks.recipe import NETWORKS
 from maskloom.segcore.errors import RecipeError
 from maskloom.segcore.training.imagenet import ImageNet
-from maskloom.segcore.training.optimisers import optimiser
+from maskloom.segcore.training.optimisers import optimiser, take_over
 from maskloom.segcore.training.recipe import Training
 
 NETWORK_OF = {
@@ -168,27 +168,40 @@ def test_stages_end_where_maps_are_halved():
 def test_stages_hold_still_and_then_learn_slowly(kind):
     class Recipe:
         training = Training(
-            optimiser=kind, rate=0.1, schedule="constant", unfreeze=(1, 2), stage_rate=0.5
+            optimiser=kind,
+            rate=0.1,
+            schedule="constant",
+            unfreeze=(1, 2),
+            stage_rate=0.5,
+            ema=0.5,
         )
 
-    variables = [keras.Variable(np.ones(3), name=name) for name in ("new", "last", "first")]
-    made = optimiser(Recipe, 2, [[variables[1]], [variables[2]]])
-    made.build(variables)
-    steps = []
-    for _ in range(6):
-        before = [np.array(each) for each in variables]
-        made.apply([keras.ops.ones(3)] * 3)
-        pairs = zip(variables, before, strict=True)
-        steps.append([np.abs(np.array(new) - old).max() for new, old in pairs])
-    new, last, first = np.array(steps).T
-    assert (new > 0).all()
-    # Epochs have two steps. Weight decay, which the others are spared, is a thousandth.
-    assert (last[:2] == 0).all()
-    assert (first[:4] == 0).all()
-    # The momentum of sgd begins when they do.
-    begin = (0, 0) if kind == "sgd" else (2, 4)
-    np.testing.assert_allclose(last[2:], 0.5 * new[begin[0] :][:4], rtol=0.01)
-    np.testing.assert_allclose(first[4:], 0.25 * new[begin[1] :][:2], rtol=0.01)
+    new, last, first = (keras.Variable(np.ones(3), name=name) for name in ("new", "last", "first"))
+    steps, averages, made = [], [], None
+    # Epochs have two steps.
+    for learning in ([new], [new, last], [new, last, first]):
+        before, made = made, optimiser(Recipe, 2, [[last], [first]])
+        made.build(learning)
+        if before is not None:
+            take_over(made, before, learning)
+        for _ in range(2):
+            start = [np.array(each) for each in (new, last, first)]
+            made.apply([keras.ops.ones(3)] * len(learning))
+            pairs = zip((new, last, first), start, strict=True)
+            steps.append([np.abs(np.array(now) - old).max() for now, old in pairs])
+            averages.append([float(each[0]) for each in (new, last, first)])
+    moved = np.array(steps).T
+    assert (moved[0] > 0).all()
+    assert (moved[1, :2] == 0).all()
+    assert (moved[2, :4] == 0).all()
+    # They begin as the new ones did. Weight decay, which they are spared, is a thousandth.
+    np.testing.assert_allclose(moved[1, 2:], 0.5 * moved[0, :4], rtol=0.01)
+    np.testing.assert_allclose(moved[2, 4:], 0.25 * moved[0, :2], rtol=0.01)
+    expected = averages[0]
+    for values in averages[1:]:
+        expected = 0.5 * np.array(expected) + 0.5 * np.array(values)
+    made.finalize_variable_values([new, last, first])
+    np.testing.assert_allclose([float(each[0]) for each in (new, last, first)], expected, rtol=1e-5)
 
 
 def test_what_cannot_start_so_is_said(tmp_path, monkeypatch):
