@@ -172,6 +172,11 @@ class TrainingLoop:
             for layer in stage:
                 layer.trainable = learns
         trainer = self._trainer
+        if not trainer.trainable_variables:
+            raise RecipeError(
+                "training.unfreeze: all layers of this network start from other weights, so none "
+                f"would learn before epoch {min(wanted.unfreeze) + 1}. Leave `unfreeze` out."
+            )
         before = None if self._learn is None else trainer.optimizer
         with self._how.scope(), precision(wanted.precision):
             trainer.compile(

@@ -32,7 +32,7 @@ from maskloom.segcore.deep.inference.card import Scaling
 from maskloom.segcore.deep.inference.files.examine import card_of_model
 from maskloom.segcore.deep.inference.files.weights import Weights
 from maskloom.segcore.deep.networks.recipe import NETWORKS
-from maskloom.segcore.errors import RunError, Stopped
+from maskloom.segcore.errors import RecipeError, RunError, Stopped
 from maskloom.segcore.storage.store import Store
 from maskloom.segcore.training import semantic
 from maskloom.segcore.training.log import write_curves
@@ -62,13 +62,13 @@ def never() -> bool:
     return False
 
 
-def write_start(folder: Path) -> list[np.ndarray]:
-    """Write the network of another training, of the classes of this one and one more."""
+def write_start(folder: Path, classes: int = 3) -> list[np.ndarray]:
+    """Write the network of another training; this one has two classes."""
     network = NETWORKS["unet"](width=2, depth=1, dropout=0.2, normalisation="batch")
-    model, path = network.build(1, 3), folder / "start.keras"
+    model, path = network.build(1, classes), folder / "start.keras"
     model.save(path)
     sha256 = Weights.of(str(path)).sha256
-    card = card_of_model(model, "unet", ("a", "b", "c"), Scaling((0.0,), (1 / 255,)), sha256)
+    card = card_of_model(model, "unet", tuple("abc"[:classes]), Scaling((0.0,), (1 / 255,)), sha256)
     card = replace(card, network=asdict(network), dtype="uint8")
     path.with_suffix(".json").write_bytes(card.dump())
     return model.get_weights()
@@ -139,7 +139,7 @@ def test_a_training_with_options_ends_the_same_after_interruptions(folder, optio
         assert a.tobytes() == b.tobytes()
 
     if "initial=start.keras" in options:
-        # But for the last layer, which has fewer classes: so has batch normalisation.
+        # But for the last layer, which has fewer classes. Means of batch normalisation hold too.
         for values in seen[:2]:
             same = [np.array_equal(a, b) for a, b in zip(values, start, strict=True)]
             assert same == [True] * (len(start) - 2) + [False] * 2
@@ -159,6 +159,16 @@ def test_a_training_with_options_ends_the_same_after_interruptions(folder, optio
     history = json.loads((folder / "cut" / "training_history.json").read_text())["epochs"]
     assert [float(row["loss"]) for row in rows] == [record["loss"] for record in history]
     assert [float(row["iou_bright"]) for row in rows] == [record["iou"][1] for record in history]
+
+
+@pytest.mark.nightly
+def test_a_training_in_which_nothing_would_learn_is_refused(folder):
+    write_start(folder, 2)
+    options = (*STAGES, "network.normalisation=batch", "training.patch=32")
+    with pytest.raises(
+        RecipeError, match=r"none would learn before epoch 2\. Leave `unfreeze` out"
+    ):
+        train(prepared(made(folder, *options)), Watch(), never)
 
 
 @pytest.mark.nightly

@@ -5,6 +5,7 @@ layout of those that Keras offers, with random weights.
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,10 @@ import numpy as np
 import pytest
 from keras.src.legacy.saving import legacy_h5_format
 from keras.src.utils import file_utils
+from training_support import TINY, blocks
+from typer.testing import CliRunner
 
+from maskloom.flows.cli import app
 from maskloom.segcore.deep.networks.layers.applications import (
     APPLICATIONS,
     feature_maps,
@@ -243,7 +247,9 @@ def test_without_internet_the_file_that_is_missing_is_named_and_found_there(tmp_
     monkeypatch.setitem(APPLICATIONS, "mobilenetv3small", replace(kind, digest=digest))
     memory = fsspec.filesystem("memory")
     memory.pipe("/starts/small.h5", path.read_bytes())
-    for each in (start, ImageNet.of("memory://starts/small.h5", ours)):
+    named = [ImageNet.of(each, ours) for each in ("memory://starts/small.h5", f"file://{path}")]
+    assert named[0].identity == named[1].identity != start.identity
+    for each in (start, named[0]):
         found = each._arrays()["expanded_conv_10_project"]
         np.testing.assert_array_equal(found, stored)
     # Another file under this name is not taken.
@@ -321,6 +327,38 @@ def test_both_layouts_of_keras_are_read_and_a_damaged_file_is_refused(tmp_path):
     network.get_layer("conv").set_weights([np.full((3, 3, 3, 16), np.nan)])
     with pytest.raises(RecipeError, match="NaN"):
         ImageNet.of(saved(network, tmp_path), ours).check()
+
+
+@pytest.mark.nightly
+def test_a_dilated_backbone_comes_from_an_object_store_and_holds_still(tmp_path, s3_bucket):
+    network = application("mobilenetv3small")
+    location = f"{s3_bucket}/starts/small_notop.h5"
+    fsspec.filesystem("s3").put_file(saved(network, tmp_path), location)
+    blocks(tmp_path)
+    recipe = {
+        **TINY,
+        "name": "own",
+        "network": {"kind": "deeplab", "backbone": "mobilenetv3small", "width": 2},
+        "initial": location,
+        "bands": [1, 1, 1],
+        "training": {"patch": 32, "batch": 2, "steps": 2, "epochs": 1, "unfreeze": [1]},
+    }
+    (tmp_path / "train.yaml").write_text(json.dumps(recipe))
+    command = ["train", str(tmp_path / "train.yaml"), "--no-whole-images"]
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 0, done.output
+    assert "Starting with MobileNetV3Small trained on ImageNet." in done.stderr
+    model = keras.saving.load_model(tmp_path / "out" / "own.keras", compile=False)
+    mine = {layer.name: layer.get_weights() for layer in model.layers if layer.weights}
+    common = [layer for layer in network.layers if layer.weights and layer.name in mine]
+    assert len(common) > 60
+    for layer in common:
+        for one, two in zip(mine[layer.name], layer.get_weights(), strict=True):
+            np.testing.assert_array_equal(one, two)
+    depthwise = model.get_layer("expanded_conv_10_depthwise")
+    assert (depthwise.strides, depthwise.dilation_rate) == ((1, 1), (2, 2))
+    again = CliRunner().invoke(app, command)
+    assert again.stdout.startswith("Nothing to do")
 
 
 @pytest.mark.nightly
