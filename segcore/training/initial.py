@@ -93,8 +93,8 @@ class Initial:
             return f"Starting from {name}."
         more = f" and {len(others) - _SHOWN} more" if len(others) > _SHOWN else ""
         return (
-            f"Starting from {name}, but for {', '.join(others[:_SHOWN])}{more}, which have other "
-            "shapes."
+            f"Starting from {name}, but for layers of other shapes: "
+            f"{', '.join(others[:_SHOWN])}{more}."
         )
 
     def _arrays(self) -> dict[str, list[NDArray[Any]]]:

@@ -47,7 +47,7 @@ def test_layers_of_the_same_shape_take_over_their_weights(trained):
         np.testing.assert_array_equal(one, two)
     fresh = network(classes=3).get_layer("logits").get_weights()
     assert initial.give(other) == (
-        "Starting from trained.keras, but for logits, which have other shapes."
+        "Starting from trained.keras, but for layers of other shapes: logits."
     )
     for layer in other.layers:
         expected = fresh if layer.name == "logits" else model.get_layer(layer.name).get_weights()
