@@ -131,6 +131,25 @@ class EmbeddedServer:
         self._errors.close()
 
 
+@contextmanager
+def started_early(wanted: bool) -> Iterator[EmbeddedServer | None]:
+    """A server for the run that the block may make, which starts while the recipe is read. It ends
+    with the block. None: no server is wanted, or another one is configured.
+    """
+    server = EmbeddedServer() if wanted and configured_server() is None else None
+    try:
+        yield server
+    finally:
+        if server is not None:
+            # If no run has used it, it may still be creating its database; nothing waits for that.
+            threading.Thread(target=server.close, daemon=True).start()
+
+
+def configured_server() -> str | None:
+    """The address of the API that the environment names, if it names one."""
+    return os.environ.get("PREFECT_API_URL") or None
+
+
 def import_prefect() -> None:
     """Import Prefect without the changes that it makes to the logging of the whole process."""
     # Read only at import: no usage statistics.
