@@ -248,7 +248,11 @@ def pretended(training_run, *_, **__):
     epochs = [{"epoch": 1, "loss": 0.5, "score": score}]
     store.publish("training_history.json", json.dumps({"epochs": epochs}).encode())
     metrics = {"mean_iou": score, "classes": {"dark": {"iou": 0.25, "dice": None}}}
-    store.publish("tiny.json", json.dumps({"about": {"metrics": metrics}}).encode())
+    card = {"kind": "unet", "about": {"metrics": metrics}}
+    store.publish("tiny.json", json.dumps(card).encode())
+    store.publish("tiny.keras", b"")
+    if recipe.training.rate == 0.5:
+        store.publish("report.html", b"")
     return TrainingResult(store.uri("tiny.keras"), ("mean IoU", score), 1, 1, 0.1, True)
 
 
@@ -280,6 +284,19 @@ def test_the_table_has_all_trials_and_the_last_line_the_best(folder, monkeypatch
     with Image.open(folder / "out" / "sweep.png") as picture:
         assert picture.size[0] > 100
 
+    # The page, which `maskloom report` writes again.
+    report = folder / "out" / "report.html"
+    assert f"Report: {report}" in ended.stdout
+    page = report.read_text()
+    assert "The best: rate 0.5, width 2, with a score of 0.5000." in page
+    assert page.count("failed: The loss became nan") == 2
+    assert '<a href="rate-0.5_width-2/report.html">' in page
+    assert "<td>rate-0.25_width-4</td>" in page
+    assert f"-s unet -p weights={folder / 'out' / 'rate-0.5_width-2' / 'tiny.keras'}" in page
+    report.unlink()
+    assert run(app, ["report", str(folder / "out")]).exit_code == 0
+    assert report.read_text() == page
+
     none = run(app, [*command, "--sweep", "rate=0.8,0.9"])
     assert none.exit_code == 1
     assert "All 2 trainings failed. The first: The loss became nan" in none.stderr
@@ -294,6 +311,9 @@ def test_the_table_has_all_trials_and_the_last_line_the_best(folder, monkeypatch
     assert [row["fold"] for row in rows] == ["1", "2", "3", "mean", "spread"] * 2
     assert [row["score"] for row in rows[3:5]] == ["0.25", "0.125"]
     assert (folder / "folds" / "rate-0.25" / "fold-3" / "tiny.json").exists()
+    page = (folder / "folds" / "report.html").read_text()
+    assert "The best: rate 0.25, mean of the folds, with a score of 0.5000." in page
+    assert "<td>rate-0.125/fold-2</td>" in page
 
 
 @pytest.mark.parametrize(
