@@ -149,7 +149,8 @@ def _compared(series: _Series) -> dict[str, Any]:
 def _curves(series: _Series) -> dict[str, Any] | None:
     """The curves of the best trainings."""
     shown = sorted(series.ended, key=lambda row: -row["score"])[:_MOST_CURVES]
-    losses, scores = [], []
+    losses: list[Series] = []
+    scores: list[Series] = []
     for number, row in enumerate(series.ended):
         folder = series.folder(row)
         if row not in shown or not folder:
