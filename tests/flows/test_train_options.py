@@ -29,6 +29,7 @@ from maskloom.flows import series
 from maskloom.flows import train as flow
 from maskloom.flows.cli import app
 from maskloom.segcore.errors import RunError, Stopped
+from maskloom.segcore.segmenters.network import NetworkModel
 from maskloom.segcore.storage.store import Store
 from maskloom.segcore.training import semantic
 from maskloom.segcore.training.log import write_curves
@@ -379,15 +380,21 @@ def test_folds_validate_each_image_once(folder):
         {"kind": "values", "values": {0: "dark", 1: "bright"}, "void": "rest"},
     ],
 )
-def test_whole_images_are_measured_as_evaluation_measures_them(folder, labels):
-    """The card has what `maskloom evaluate` says of masks that `maskloom segment` makes."""
+def test_whole_images_are_measured_as_evaluation_measures_them(folder, labels, monkeypatch, caplog):
+    """The card has what `maskloom evaluate` says of masks that `maskloom segment` makes; if the
+    training is quiet, so is that run.
+    """
     from maskloom.flows.evaluation import evaluate as evaluation
     from maskloom.flows.evaluation.options import EvaluationRequest
 
     path = write_recipe(folder, labels=labels)
     run = CliRunner().invoke
-    told = run(app, ["train", path, "--quiet"])
+    with monkeypatch.context() as patched:
+        patched.setattr(NetworkModel, "caution", lambda *_: "unlike those of training")
+        told = run(app, ["train", path, "--quiet"])
     assert told.exit_code == 0, told.output
+    cautions = [each for each in caplog.records if "unlike those" in each.getMessage()]
+    assert [each.levelname for each in cautions] == ["INFO"]
     card = json.loads((folder / "out" / "tiny.json").read_text())
     whole = card["about"]["metrics"]["whole_images"]
     assert f"On 1 whole image: mean IoU {whole['mean_iou']:.4f}" in told.stdout
