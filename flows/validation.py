@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -74,7 +75,8 @@ def validate(
     if WHOLE_IMAGES in metrics:
         return None
     try:
-        found = _measured(training, pairs, card.sha256, quiet, break_off)
+        with _warnings_as_notes(quiet):
+            found = _measured(training, pairs, card.sha256, quiet, break_off)
     except Stopped:
         raise
     except (MaskloomError, ImageError) as error:
@@ -92,6 +94,26 @@ def border_of(recipe: TrainingRecipe) -> str | None:
     """The class around objects, which is not in the masks. None: there is no such class."""
     border: str | None = getattr(recipe.labels, "border", None)
     return border
+
+
+@contextmanager
+def _warnings_as_notes(wanted: bool) -> Iterator[None]:
+    """What the run of the block warns of is only for a log file: of images that look unlike those
+    of training, for example, where the measures say how well they are segmented.
+    """
+
+    def demote(record: logging.LogRecord) -> bool:
+        if record.levelno == logging.WARNING:
+            record.levelno, record.levelname = logging.INFO, logging.getLevelName(logging.INFO)
+        return True
+
+    run_log = logging.getLogger("maskloom.run")
+    if wanted:
+        run_log.addFilter(demote)
+    try:
+        yield
+    finally:
+        run_log.removeFilter(demote)
 
 
 def _measured(

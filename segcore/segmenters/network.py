@@ -44,7 +44,7 @@ from maskloom.segcore.deep.inference.flips import (
     orientations,
     probabilities,
 )
-from maskloom.segcore.deep.inference.network_cache import kept_card
+from maskloom.segcore.deep.inference.network_cache import kept_card, kept_choice
 from maskloom.segcore.deep.inference.patches import Patching
 from maskloom.segcore.deep.inference.runtime import BACKENDS, LIBRARY_BYTES, keras_backend
 from maskloom.segcore.errors import ModelMismatch, RecipeError, WeightsError
@@ -411,22 +411,28 @@ class NetworkModel:
         return f"{self.weights.sha256[:16]} {self.engine} {self.precision} {windows} {sides}"
 
     def select_engine(self, block: Block) -> Mapping[str, Any]:
-        """Select the fastest engine and precision for one patch in the middle of the block.
+        """Select the fastest engine and precision for one patch in the middle of the block, unless
+        that was done before on this machine.
 
         Raises `WeightsError` if the network cannot run, or its receptive field exceeds that of its
         card.
         """
-        from maskloom.segcore.deep.inference.engines.selection import select_engine
+        from maskloom.segcore.deep.inference.engines.selection import grounds, select_engine
 
         card = replace(self.card, classes=self.classes)
         seen = next(planes_of(block)) if self.card.dimensions == 2 else block
         pixels = self._probe(seen)
-        choice = select_engine(
-            self.weights, card, card.scaling.apply(pixels), self.engine, self.precision, pixels
-        )
-        if not self.blended and self.card.reach.fixed is None:
-            self._verify_receptive_field(choice)
-        return asdict(choice)
+
+        def select() -> Choice:
+            choice = select_engine(
+                self.weights, card, card.scaling.apply(pixels), self.engine, self.precision, pixels
+            )
+            if not self.blended and self.card.reach.fixed is None:
+                self._verify_receptive_field(choice)
+            return choice
+
+        depends_on = [self.pending_selection, *grounds(card, self.precision, pixels)]
+        return asdict(kept_choice(self.weights, depends_on, select))
 
     def with_selection(self, choice: Mapping[str, Any]) -> Self:
         """Return the model with the selected engine and precision."""

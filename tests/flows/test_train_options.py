@@ -33,6 +33,7 @@ from maskloom.segcore.deep.inference.files.examine import card_of_model
 from maskloom.segcore.deep.inference.files.weights import Weights
 from maskloom.segcore.deep.networks.recipe import NETWORKS
 from maskloom.segcore.errors import RecipeError, RunError, Stopped
+from maskloom.segcore.segmenters.network import NetworkModel
 from maskloom.segcore.storage.store import Store
 from maskloom.segcore.training import semantic
 from maskloom.segcore.training.log import write_curves
@@ -265,7 +266,11 @@ def pretended(training_run, *_, **__):
     epochs = [{"epoch": 1, "loss": 0.5, "score": score}]
     store.publish("training_history.json", json.dumps({"epochs": epochs}).encode())
     metrics = {"mean_iou": score, "classes": {"dark": {"iou": 0.25, "dice": None}}}
-    store.publish("tiny.json", json.dumps({"about": {"metrics": metrics}}).encode())
+    card = {"kind": "unet", "about": {"metrics": metrics}}
+    store.publish("tiny.json", json.dumps(card).encode())
+    store.publish("tiny.keras", b"")
+    if recipe.training.rate == 0.5:
+        store.publish("report.html", b"")
     return TrainingResult(store.uri("tiny.keras"), ("mean IoU", score), 1, 1, 0.1, True)
 
 
@@ -297,6 +302,19 @@ def test_the_table_has_all_trials_and_the_last_line_the_best(folder, monkeypatch
     with Image.open(folder / "out" / "sweep.png") as picture:
         assert picture.size[0] > 100
 
+    # The page, which `maskloom report` writes again.
+    report = folder / "out" / "report.html"
+    assert f"Report: {report}" in ended.stdout
+    page = report.read_text()
+    assert "The best: rate 0.5, width 2, with a score of 0.5000." in page
+    assert page.count("failed: The loss became nan") == 2
+    assert '<a href="rate-0.5_width-2/report.html">' in page
+    assert "<td>rate-0.25_width-4</td>" in page
+    assert f"-s unet -p weights={folder / 'out' / 'rate-0.5_width-2' / 'tiny.keras'}" in page
+    report.unlink()
+    assert run(app, ["report", str(folder / "out")]).exit_code == 0
+    assert report.read_text() == page
+
     none = run(app, [*command, "--sweep", "rate=0.8,0.9"])
     assert none.exit_code == 1
     assert "All 2 trainings failed. The first: The loss became nan" in none.stderr
@@ -311,6 +329,9 @@ def test_the_table_has_all_trials_and_the_last_line_the_best(folder, monkeypatch
     assert [row["fold"] for row in rows] == ["1", "2", "3", "mean", "spread"] * 2
     assert [row["score"] for row in rows[3:5]] == ["0.25", "0.125"]
     assert (folder / "folds" / "rate-0.25" / "fold-3" / "tiny.json").exists()
+    page = (folder / "folds" / "report.html").read_text()
+    assert "The best: rate 0.25, mean of the folds, with a score of 0.5000." in page
+    assert "<td>rate-0.125/fold-2</td>" in page
 
 
 @pytest.mark.parametrize(
@@ -376,15 +397,21 @@ def test_folds_validate_each_image_once(folder):
         {"kind": "values", "values": {0: "dark", 1: "bright"}, "void": "rest"},
     ],
 )
-def test_whole_images_are_measured_as_evaluation_measures_them(folder, labels):
-    """The card has what `maskloom evaluate` says of masks that `maskloom segment` makes."""
+def test_whole_images_are_measured_as_evaluation_measures_them(folder, labels, monkeypatch, caplog):
+    """The card has what `maskloom evaluate` says of masks that `maskloom segment` makes; if the
+    training is quiet, so is that run.
+    """
     from maskloom.flows.evaluation import evaluate as evaluation
     from maskloom.flows.evaluation.options import EvaluationRequest
 
     path = write_recipe(folder, labels=labels)
     run = CliRunner().invoke
-    told = run(app, ["train", path, "--quiet"])
+    with monkeypatch.context() as patched:
+        patched.setattr(NetworkModel, "caution", lambda *_: "unlike those of training")
+        told = run(app, ["train", path, "--quiet"])
     assert told.exit_code == 0, told.output
+    cautions = [each for each in caplog.records if "unlike those" in each.getMessage()]
+    assert [each.levelname for each in cautions] == ["INFO"]
     card = json.loads((folder / "out" / "tiny.json").read_text())
     whole = card["about"]["metrics"]["whole_images"]
     assert f"On 1 whole image: mean IoU {whole['mean_iou']:.4f}" in told.stdout

@@ -73,11 +73,21 @@ class Scaling:
 
     def apply(self, pixels: NDArray[np.generic]) -> NDArray[np.float32]:
         """Return scaled pixels (..., band) as a new float32 array."""
-        scaled = pixels.astype(np.float32)
+        scaled = pixels.astype(np.float32, order="C")
+        # Row by row of pixels: numpy is ten times slower on rows of three numbers.
+        *others, width, bands = (1, *scaled.shape) if scaled.ndim == 1 else scaled.shape
+        rows = scaled.reshape(*others, width * bands)
         if any(self.offset):
-            scaled -= np.array(self.offset, np.float32)
-        scaled *= np.array(self.factor, np.float32)
+            rows -= _along(self.offset, width)
+        if any(factor != 1 for factor in self.factor):
+            rows *= _along(self.factor, width)
         return scaled
+
+
+def _along(values: Sequence[float], pixels: int) -> NDArray[np.float32]:
+    """Numbers of bands for a row of pixels; one number for all bands stays one."""
+    numbers = np.array(values, np.float32)
+    return numbers if len(numbers) == 1 else np.tile(numbers, pixels)
 
 
 @dataclass(frozen=True, slots=True)
