@@ -26,7 +26,7 @@ from maskloom.segcore.errors import RunError, Stopped, StoreError, TooManyFailur
 from maskloom.segcore.figures.thumbnails import PictureSizes
 from maskloom.segcore.ground.amounts import amount
 from maskloom.segcore.models.files import dump_model, model_of
-from maskloom.segcore.models.protocols import Fitter, is_blank
+from maskloom.segcore.models.protocols import Fitter, fits_each_image, is_blank
 from maskloom.segcore.models.selection import pending_selections, with_selections
 from maskloom.segcore.pipeline.jobs import RunSettings
 from maskloom.segcore.pipeline.records import (
@@ -184,7 +184,7 @@ def segment(
                 settings = stages.stage(
                     "choose", _select_engines, settings, plan, inventory, fanout, progress
                 )
-            if recipe.fit == "collection":
+            if recipe.fit == "collection" and not fits_each_image(settings.model):
                 settings, plan = stages.stage(
                     "fit", _fit, settings, plan, inventory, fanout, progress, said=_model_found
                 )

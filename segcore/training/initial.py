@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from maskloom.segcore.deep.inference.card import Scaling
+    from maskloom.segcore.deep.inference.scaling import Scaling
 
 _SHOWN = 5
 

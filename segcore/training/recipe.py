@@ -20,7 +20,7 @@ from maskloom.segcore.registry import Registry
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from maskloom.segcore.deep.inference.card import Scaling
+    from maskloom.segcore.deep.inference.scaling import Scaling
     from maskloom.segcore.training.augment import Augmentation
     from maskloom.segcore.training.labels import LabelKind
 

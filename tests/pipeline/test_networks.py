@@ -17,9 +17,9 @@ from detections_support import BlobFinder, write_weights
 from skimage import draw
 from tests_support import assert_same_results, read_masks, read_table
 
-from maskloom.segcore.deep.inference.card import Scaling
 from maskloom.segcore.deep.inference.files.examine import card_of_model
 from maskloom.segcore.deep.inference.files.weights import Weights
+from maskloom.segcore.deep.inference.scaling import Scaling
 from maskloom.segcore.deep.networks.recipe import NETWORKS
 from maskloom.segcore.segmenters import mask_rcnn
 

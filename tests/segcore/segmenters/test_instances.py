@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 from skimage import data
 
-from maskloom.segcore.deep.inference.card import Card, Scaling
+from maskloom.segcore.deep.inference.card import Card
 from maskloom.segcore.deep.inference.engines.selection import agreement_of
 from maskloom.segcore.deep.inference.files.examine import card_of_model
 from maskloom.segcore.deep.inference.files.weights import Weights
+from maskloom.segcore.deep.inference.scaling import Scaling
 from maskloom.segcore.deep.networks.recipe import NETWORKS
 from maskloom.segcore.deep.networks.vectors import build_with_vectors
 from maskloom.segcore.errors import ModelMismatch, RecipeError, WeightsError

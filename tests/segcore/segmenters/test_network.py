@@ -14,9 +14,11 @@ import numpy as np
 import pytest
 from skimage import data
 
-from maskloom.segcore.deep.inference.card import Card, ReceptiveField, Scaling
+from maskloom.segcore.deep.inference.card import Card
 from maskloom.segcore.deep.inference.files.examine import card_of_model
 from maskloom.segcore.deep.inference.files.weights import Weights
+from maskloom.segcore.deep.inference.receptive_field.field import ReceptiveField
+from maskloom.segcore.deep.inference.scaling import Scaling
 from maskloom.segcore.deep.networks.recipe import NETWORKS
 from maskloom.segcore.errors import ModelMismatch, RecipeError, WeightsError
 from maskloom.segcore.ground.space import Metric, Space

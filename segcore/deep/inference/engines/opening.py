@@ -28,9 +28,10 @@ from maskloom.segcore.errors import WeightsError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from maskloom.segcore.deep.inference.card import Card, ReceptiveField
+    from maskloom.segcore.deep.inference.card import Card
     from maskloom.segcore.deep.inference.engines.protocol import Choice, Engine, EngineName
     from maskloom.segcore.deep.inference.files.weights import Weights
+    from maskloom.segcore.deep.inference.receptive_field.field import ReceptiveField
 
 ENGINES_OF: dict[str, tuple[EngineName, ...]] = {
     ".keras": ("tensorflow", "jax", "torch", "openvino", "onnxruntime"),

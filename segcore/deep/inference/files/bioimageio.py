@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 import yaml
 
-from maskloom.segcore.deep.inference.card import Card, Output, Scaling
+from maskloom.segcore.deep.inference.card import Card, Output
+from maskloom.segcore.deep.inference.scaling import Scaling
 from maskloom.segcore.errors import WeightsError
 
 NAMES = ("bioimageio.yaml", "rdf.yaml", "model.yaml")

@@ -25,8 +25,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from maskloom.segcore.deep.inference.card import Card, Output, ReceptiveField, Scaling
+from maskloom.segcore.deep.inference.card import Card, Output
 from maskloom.segcore.deep.inference.files.weights import Weights
+from maskloom.segcore.deep.inference.receptive_field.field import ReceptiveField
+from maskloom.segcore.deep.inference.scaling import Scaling
 from maskloom.segcore.errors import WeightsError
 from maskloom.segcore.processes import lifeline, limits
 

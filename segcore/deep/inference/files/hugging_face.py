@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import yaml
 
-from maskloom.segcore.deep.inference.card import Card, Scaling
+from maskloom.segcore.deep.inference.card import Card
 from maskloom.segcore.deep.inference.files.folders import Folder, folder_at
 from maskloom.segcore.deep.inference.runtime import import_keras
+from maskloom.segcore.deep.inference.scaling import Scaling
 from maskloom.segcore.deep.networks.segformer import Segformer
 from maskloom.segcore.errors import NotInstalled, WeightsError
 

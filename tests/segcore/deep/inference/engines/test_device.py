@@ -18,7 +18,7 @@ import pytest
 from skimage import data
 
 from maskloom.segcore.deep.inference import runtime
-from maskloom.segcore.deep.inference.card import Card, Scaling
+from maskloom.segcore.deep.inference.card import Card
 from maskloom.segcore.deep.inference.engines import device as devices
 from maskloom.segcore.deep.inference.engines import gpus, opening, selection
 from maskloom.segcore.deep.inference.engines.batches import Batched
@@ -29,6 +29,7 @@ from maskloom.segcore.deep.inference.files.examine import card_of_model
 from maskloom.segcore.deep.inference.files.keras_files import _build
 from maskloom.segcore.deep.inference.files.weights import Weights
 from maskloom.segcore.deep.inference.runtime import import_keras, keras_backend, set_threads
+from maskloom.segcore.deep.inference.scaling import Scaling
 from maskloom.segcore.deep.networks.deeplab import Deeplab
 from maskloom.segcore.deep.networks.fcn import Fcn
 from maskloom.segcore.deep.networks.unet import Unet

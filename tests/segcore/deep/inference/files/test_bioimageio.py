@@ -17,13 +17,15 @@ import numpy as np
 import pytest
 import yaml
 
-from maskloom.segcore.deep.inference.card import Card, ReceptiveField, Scaling
+from maskloom.segcore.deep.inference.card import Card
 from maskloom.segcore.deep.inference.engines.opening import open_engine
 from maskloom.segcore.deep.inference.engines.protocol import Choice
 from maskloom.segcore.deep.inference.engines.selection import select_engine
 from maskloom.segcore.deep.inference.files import bioimageio
 from maskloom.segcore.deep.inference.files import examine as examination
 from maskloom.segcore.deep.inference.files.weights import Weights
+from maskloom.segcore.deep.inference.receptive_field.field import ReceptiveField
+from maskloom.segcore.deep.inference.scaling import Scaling
 from maskloom.segcore.errors import RecipeError, WeightsError
 from maskloom.segcore.models.protocols import Exactness
 from maskloom.segcore.segmenters.network import Network

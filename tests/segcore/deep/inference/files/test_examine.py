@@ -16,10 +16,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from maskloom.segcore.deep.inference.card import Card, ReceptiveField, Scaling
+from maskloom.segcore.deep.inference.card import Card
 from maskloom.segcore.deep.inference.files import examine as examination
 from maskloom.segcore.deep.inference.files.examine import card_of_model, examine, probe_size
 from maskloom.segcore.deep.inference.files.weights import Weights
+from maskloom.segcore.deep.inference.receptive_field.field import ReceptiveField
+from maskloom.segcore.deep.inference.scaling import Scaling
 from maskloom.segcore.errors import RecipeError, WeightsError
 from maskloom.segcore.models.protocols import Exactness
 from maskloom.segcore.processes import limits
