@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 GREATEST = 1e30
 """Beyond this value, the product with a pixel may be infinite in float32."""
-_LEAST_EPS, _LARGEST_EPS = 1e-20, 0.1
+_LEAST = 1e-20
 _CHOICES = {"by": ("deviation", "range"), "bands": ("each", "together"), "of": ("image", "fit")}
 
 
@@ -100,9 +100,9 @@ class ImageScaling:
             )
         if self.by == "deviation" and tuple(self.percentiles) != (0, 100):
             raise ValueError("scaling.percentiles: belongs to `by: range`; leave it out")
-        if not (isinstance(self.eps, int | float) and _LEAST_EPS <= self.eps <= _LARGEST_EPS):
+        if not (isinstance(self.eps, int | float) and _LEAST <= self.eps < GREATEST):
             raise ValueError(
-                f"scaling.eps: expected {_LEAST_EPS:g} to {_LARGEST_EPS:g}; got {self.eps!r}"
+                f"scaling.eps: expected a number of at least {_LEAST:g}; got {self.eps!r}"
             )
         if self.clip is not None and not _ascending(self.clip, -GREATEST, GREATEST):
             raise ValueError(f"scaling.clip: expected two ascending numbers; got {self.clip!r}")
