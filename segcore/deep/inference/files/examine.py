@@ -485,13 +485,15 @@ def _examine_litert(weights: Weights, told: _Told) -> Card:
 
 
 def _litert_loops(weights: Weights) -> bool:
+    """Whether there may be a loop: its condition and its body, however deep it is inside other
+    operations, are graphs beside that of the network.
+    """
     from ai_edge_litert.interpreter import Interpreter
 
     try:
-        operators = Interpreter(model_content=weights.read())._get_ops_details()  # noqa: SLF001
+        return int(Interpreter(model_content=weights.read()).num_subgraphs()) > 1
     except (ValueError, RuntimeError):
         return False  # it cannot be loaded, which is said next
-    return any(each["op_name"] == "WHILE" for each in operators)
 
 
 def _litert_details(weights: Weights) -> tuple[dict[str, Any], dict[str, Any]]:
