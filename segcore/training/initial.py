@@ -51,6 +51,11 @@ class Initial:
                 f"initial: {name} is a {card.kind}, and the recipe trains a {kind}. Give weights "
                 "of the same kind of network."
             )
+        if card.image_scaling is not None:
+            raise RecipeError(
+                f"initial: {name} wants each image scaled by its own values, and training scales "
+                "all by the same numbers. Give other weights."
+            )
         return cls(weights, card.scaling)
 
     @property
