@@ -331,6 +331,20 @@ def gives_scores(model: Fitter | Model) -> bool:
     return bool(getattr(model, "gives_scores", isinstance(model, Scorer)))
 
 
+def finds_objects(model: Fitter | Model) -> bool:
+    """Whether a model finds objects, or a fitter ends with one that does (its attribute
+    `finds_objects`).
+    """
+    return bool(getattr(model, "finds_objects", isinstance(model, ObjectSegmenter)))
+
+
+def fits_each_image(model: Fitter | Model) -> bool:
+    """Whether a fitter is for one image at a time, whatever the recipe's `fit` says (its attribute
+    `of_each_image`).
+    """
+    return bool(getattr(model, "of_each_image", False))
+
+
 def labels_and_scores(model: Model, block: Block) -> tuple[Labels, NDArray[np.float32]]:
     """What `Model.segment` and `Scorer.scores` return for a block. Raises `TypeError` for a model
     without scores.

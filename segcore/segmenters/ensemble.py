@@ -14,25 +14,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 import numpy as np
 
 from maskloom.segcore.errors import FitError, ModelMismatch, RecipeError
 from maskloom.segcore.geometry import widest
 from maskloom.segcore.methods.naming import check_names
-from maskloom.segcore.models.composed import Composed
 from maskloom.segcore.models.protocols import (
     MODELS,
     SEGMENTERS,
     Exactness,
     Fitter,
-    ObjectSegmenter,
     Requirements,
     Scorer,
     Segmenter,
     SegmenterRecipe,
     caution_of,
+    finds_objects,
+    fits_each_image,
     gives_scores,
     requirements_of,
 )
@@ -178,6 +178,11 @@ class EnsembleFitter:
     def gives_scores(self) -> bool:
         """Whether the members will decide by scores, and all of them have probabilities."""
         return self.recipe.by != "vote" and all(map(gives_scores, self.members))
+
+    @property
+    def of_each_image(self) -> bool:
+        """Whether all members that are not ready are for one image at a time."""
+        return all(fits_each_image(each) for each in self.members if isinstance(each, Fitter))
 
     @property
     def requirements(self) -> Requirements:
@@ -354,12 +359,12 @@ def _votes(member: Member) -> bool:
 def _semantic(
     member: Fitter | Model, member_name: str, error: type[FitError | RecipeError]
 ) -> Member:
-    if isinstance(member, ObjectSegmenter | Composed):
+    if finds_objects(member):
         raise error(
             f"members: {member_name} finds objects; an ensemble needs segmenters that give every "
             "pixel a class. Leave that member out, or run it alone."
         )
-    return member
+    return cast("Member", member)
 
 
 def _names_of(member: Member) -> tuple[str, ...]:

@@ -28,10 +28,11 @@ from maskloom.segcore.models.rescaled import FARTHEST, Rescaled, pixel_sides
 from maskloom.segcore.objects.arrivals import Maps, Shown
 from maskloom.segcore.objects.borders import BorderRule
 from maskloom.segcore.objects.flow import DEFAULT_STEPS, FlowRule
-from maskloom.segcore.segmenters.network import Network, NetworkModel
+from maskloom.segcore.segmenters.network import Network, NetworkModel, scaled_by_image
 
 if TYPE_CHECKING:
     from maskloom.segcore.deep.inference.card import Card
+    from maskloom.segcore.deep.inference.image_scaling import ScalingFitter
     from maskloom.segcore.geometry import Grid
     from maskloom.segcore.models.fragments import Equivalences, Fragments, TileBoundary
     from maskloom.segcore.models.protocols import Requirements
@@ -94,11 +95,14 @@ class Instances(Network):
         if not 1 <= self.grow <= _MOST_GROWTH:
             raise ValueError(f"grow: expected 1 to {_MOST_GROWTH} pixels; got {self.grow}")
 
-    def start(self) -> InstancesModel:  # type: ignore[override]
-        """The model. Raises `WeightsError` if the file is not such a network, `RecipeError` if
-        other settings do not fit it.
+    def start(self) -> InstancesModel | ScalingFitter:  # type: ignore[override]
+        """The model, or the fitter of its scaling. Raises `WeightsError` if the file is not such a
+        network, `RecipeError` if other settings do not fit it.
         """
-        network = Network.start(self)
+        network = self.unscaled()
+        return scaled_by_image(self._model_of(network), network)
+
+    def _model_of(self, network: NetworkModel | Rescaled) -> InstancesModel:
         card = _inner_of(network).card
         if card.vectors == 0:
             return InstancesModel(network, None, self._borders(network.classes, card))

@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from maskloom.segcore.deep.inference.card import Scaling
 from maskloom.segcore.deep.inference.files.weights import Weights, file_name
 from maskloom.segcore.deep.inference.runtime import import_keras
+from maskloom.segcore.deep.inference.scaling import Scaling
 from maskloom.segcore.deep.networks.layers.applications import (
     APPLICATIONS,
     Application,

@@ -22,7 +22,8 @@ from maskloom.segcore.annotations.object_metrics import (
     ObjectCounts,
     Overlaps,
 )
-from maskloom.segcore.deep.inference.card import Card, ReceptiveField
+from maskloom.segcore.deep.inference.card import Card
+from maskloom.segcore.deep.inference.receptive_field.field import ReceptiveField
 from maskloom.segcore.errors import RecipeError
 from maskloom.segcore.figures.training import Curve, Example, shown
 from maskloom.segcore.geometry import Box

@@ -30,11 +30,13 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from maskloom.segcore.deep.inference.card import Card, ReceptiveField, Scaling
+from maskloom.segcore.deep.inference.card import Card
 from maskloom.segcore.deep.inference.engines.device import device_engine
 from maskloom.segcore.deep.inference.engines.protocol import PatchesOfImage, Precision
 from maskloom.segcore.deep.inference.files.weights import Weights
+from maskloom.segcore.deep.inference.receptive_field.field import ReceptiveField
 from maskloom.segcore.deep.inference.runtime import import_keras, set_threads
+from maskloom.segcore.deep.inference.scaling import Scaling
 from maskloom.segcore.deep.networks.unet import Unet
 
 FORMS = {

@@ -59,10 +59,10 @@ def main() -> None:
     from maskloom.flows.recipes import run as recipes
     from maskloom.flows.segment import segment
     from maskloom.flows.stages import Stages
-    from maskloom.segcore.deep.inference.card import Scaling
     from maskloom.segcore.deep.inference.engines.protocol import Choice
     from maskloom.segcore.deep.inference.files.model_cards import card_of_model
     from maskloom.segcore.deep.inference.files.weights import Weights
+    from maskloom.segcore.deep.inference.scaling import Scaling
     from maskloom.segcore.deep.networks.recipe import NETWORKS
     from maskloom.segcore.pipeline.worker import prepare_process
     from maskloom.tasks.clusters.local import LocalCluster

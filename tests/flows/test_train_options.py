@@ -28,9 +28,9 @@ from typer.testing import CliRunner
 from maskloom.flows import series
 from maskloom.flows import train as flow
 from maskloom.flows.cli import app
-from maskloom.segcore.deep.inference.card import Scaling
-from maskloom.segcore.deep.inference.files.examine import card_of_model
+from maskloom.segcore.deep.inference.files.model_cards import card_of_model
 from maskloom.segcore.deep.inference.files.weights import Weights
+from maskloom.segcore.deep.inference.scaling import Scaling
 from maskloom.segcore.deep.networks.recipe import NETWORKS
 from maskloom.segcore.errors import RecipeError, RunError, Stopped
 from maskloom.segcore.segmenters.network import NetworkModel

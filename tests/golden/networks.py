@@ -15,8 +15,10 @@ from typing import Any
 import keras
 import numpy as np
 
-from maskloom.segcore.deep.inference.card import Card, ReceptiveField, Scaling
+from maskloom.segcore.deep.inference.card import Card
 from maskloom.segcore.deep.inference.files.model_cards import card_of_model
+from maskloom.segcore.deep.inference.receptive_field.field import ReceptiveField
+from maskloom.segcore.deep.inference.scaling import Scaling
 from maskloom.segcore.deep.networks.recipe import NETWORKS
 
 CLASSES = ("low", "middle", "high")

@@ -41,8 +41,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from maskloom.segcore.deep.inference.card import AxisReach, ReceptiveField
     from maskloom.segcore.deep.inference.engines.protocol import BatchEngine, Engine
+    from maskloom.segcore.deep.inference.receptive_field.field import AxisReach, ReceptiveField
     from maskloom.segcore.geometry import Shape
     from maskloom.segcore.raster.spec import Block
 

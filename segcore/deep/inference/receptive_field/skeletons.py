@@ -26,7 +26,7 @@ from maskloom.segcore.errors import WeightsError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from maskloom.segcore.deep.inference.card import ReceptiveField
+    from maskloom.segcore.deep.inference.receptive_field.field import ReceptiveField
     from maskloom.segcore.deep.inference.receptive_field.measure import Network
 
 _CONVOLUTIONS = (

@@ -14,8 +14,10 @@ import pytest
 from PIL import Image
 
 from maskloom.flows.recipes.fingerprints import json_values
-from maskloom.segcore.deep.inference.card import Card, ReceptiveField, Scaling
+from maskloom.segcore.deep.inference.card import Card
 from maskloom.segcore.deep.inference.files.weights import Weights
+from maskloom.segcore.deep.inference.receptive_field.field import ReceptiveField
+from maskloom.segcore.deep.inference.scaling import Scaling
 from maskloom.segcore.errors import WeightsError
 from maskloom.segcore.ground.space import Metric, Space
 from maskloom.segcore.models.protocols import caution_of, caution_of_sizes

@@ -15,12 +15,14 @@ import numpy as np
 import pytest
 
 from maskloom.segcore.deep.inference import network_cache
-from maskloom.segcore.deep.inference.card import Card, ReceptiveField, Scaling
+from maskloom.segcore.deep.inference.card import Card
 from maskloom.segcore.deep.inference.engines import openvino, selection
 from maskloom.segcore.deep.inference.engines.opening import is_installed
 from maskloom.segcore.deep.inference.engines.protocol import Choice
 from maskloom.segcore.deep.inference.files.weights import Weights
+from maskloom.segcore.deep.inference.receptive_field.field import ReceptiveField
 from maskloom.segcore.deep.inference.runtime import import_keras, set_threads
+from maskloom.segcore.deep.inference.scaling import Scaling
 from maskloom.segcore.deep.networks.unet import Unet
 from maskloom.segcore.segmenters.network import Network, NetworkModel
 from maskloom.segcore.testing import segmenters as check

@@ -20,7 +20,7 @@ from golden.pictures import squares
 from skimage import data
 
 from maskloom.segcore.deep.inference import runtime
-from maskloom.segcore.deep.inference.card import Card, Scaling
+from maskloom.segcore.deep.inference.card import Card
 from maskloom.segcore.deep.inference.engines import device as devices
 from maskloom.segcore.deep.inference.engines import gpus, opening, selection
 from maskloom.segcore.deep.inference.engines.batches import Batched
@@ -31,6 +31,7 @@ from maskloom.segcore.deep.inference.files.keras_files import _build
 from maskloom.segcore.deep.inference.files.model_cards import card_of_model
 from maskloom.segcore.deep.inference.files.weights import Weights
 from maskloom.segcore.deep.inference.runtime import import_keras, keras_backend, set_threads
+from maskloom.segcore.deep.inference.scaling import ImageScaling, Scaling
 from maskloom.segcore.deep.networks.deeplab import Deeplab
 from maskloom.segcore.deep.networks.fcn import Fcn
 from maskloom.segcore.deep.networks.unet import Unet
@@ -153,6 +154,13 @@ def test_tiles_change_no_label_on_a_card(tmp_path, monkeypatch):
     assert len(np.unique(whole[valid])) > 1
     for tile in [(32, 64), (100, 60)]:
         assert np.array_equal(check.labelled(model, picture, tile)[valid], whole[valid])
+    # The same file in the same process, scaled by the image: pixels come as floats.
+    by_image = check.fitted(replace(recipe, scaling=ImageScaling("range")), [picture])
+    found = check.labelled(by_image, picture)
+    assert np.array_equal(check.labelled(by_image, picture, (100, 60))[valid], found[valid])
+    assert (found != whole)[valid].any()
+    stated = replace(recipe, scaling=by_image.scaling).start()
+    assert (check.labelled(stated, picture) == found)[valid].mean() > 0.999
 
 
 @pytest.mark.nightly

@@ -143,6 +143,10 @@ def without(name: str) -> dict[str, Any]:
     return {key: value for key, value in arrays().items() if key != name}
 
 
+def pickled(path: Path) -> None:
+    (path / "model.safetensors").rename(path / "pytorch_model.bin")
+
+
 REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     "another architecture": (
         lambda path: folder(path, {**CONFIG, "architectures": ["UperNetForSemanticSegmentation"]}),
@@ -154,6 +158,27 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     "another width": (
         lambda path: folder(path, {**CONFIG, "hidden_sizes": [8, 8, 16, 48]}),
         "different networks",
+    ),
+    "half a reduction": (
+        lambda path: folder(path, {**CONFIG, "sr_ratios": [8, 4, 2.5, 1]}),
+        "sr_ratios",
+    ),
+    "no bands": (lambda path: folder(path, {**CONFIG, "num_channels": 0}), "num_channels"),
+    "endless bands": (
+        lambda path: folder(path, {**CONFIG, "num_channels": 10**9}),
+        "different networks",
+    ),
+    "no classes": (lambda path: folder(path, {**CONFIG, "id2label": {}}), "two or more classes"),
+    "another depth": (
+        lambda path: folder(path, {**CONFIG, "depths": [2, 1, 4096, 1]}),
+        "1 blocks in stage 3",
+    ),
+    "pickled": (lambda path: pickled(folder(path)), r"pickled \(pytorch_model.bin\)"),
+    "numbers that are none": (
+        lambda path: folder(
+            path, None, {**arrays(), "decode_head.classifier.bias": np.float32([0, 1, np.nan])}
+        ),
+        "classifier.bias holds NaN",
     ),
     "a missing array": (
         lambda path: folder(path, None, without("decode_head.classifier.bias")),

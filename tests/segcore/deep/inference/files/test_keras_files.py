@@ -17,11 +17,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from maskloom.segcore.deep.inference.card import Card, ReceptiveField, Scaling, card_name
+from maskloom.segcore.deep.inference.card import Card, card_name
 from maskloom.segcore.deep.inference.files.keras_config import checked_config
 from maskloom.segcore.deep.inference.files.keras_files import check_variables, load_keras
 from maskloom.segcore.deep.inference.files.weights import Weights
+from maskloom.segcore.deep.inference.receptive_field.field import ReceptiveField
 from maskloom.segcore.deep.inference.runtime import import_keras
+from maskloom.segcore.deep.inference.scaling import Scaling
 from maskloom.segcore.deep.networks.deeplab import Deeplab
 from maskloom.segcore.deep.networks.fcn import Fcn
 from maskloom.segcore.deep.networks.mask_rcnn import MaskRcnn
