@@ -251,6 +251,14 @@ class TrainingLoop:
     def _record(self, measured: MeasuredEpoch, started: float) -> None:
         """End an epoch with these measures, and keep the network if it is the best."""
         state = self._state
+        validation = measured.record.get("validation_loss", 0.0)
+        if not np.isfinite(validation):
+            raise RunError(
+                f"The validation loss became {validation} in epoch {state.epoch + 1}: for some "
+                "validation images the network gives numbers that are not finite. Look for extreme "
+                "pixels in them, lower training.rate, set training.precision: float32, and name "
+                "another folder in `output`."
+            )
         before = sum(record["seconds"] for record in state.history)
         spent = state.seconds - before
         record = {

@@ -88,6 +88,25 @@ def uncompiled(request):
 
 @pytest.mark.filterwarnings("ignore:The structure of `inputs`:UserWarning")
 @pytest.mark.usefixtures("uncompiled")
+def test_a_network_without_numbers_for_a_validation_image_ends_the_training(folder):
+    for path in sorted((folder / "images").glob("*.png")):
+        pixels = np.asarray(Image.open(path)).astype(np.float32) / 255
+        if path.stem == "3":
+            pixels[8:16] = [[3e38, -3e38][i % 2] for i in range(pixels.shape[1])]
+        Image.fromarray(pixels).save(path.with_suffix(".tif"))
+        path.unlink()
+    training_run = made(
+        folder,
+        "training.epochs=1",
+        split={"validation": ["3"]},
+        scaling={"offset": [0.0], "factor": [1.0]},
+    )
+    with pytest.raises(RunError, match=r"validation loss became nan in epoch 1.*extreme pixels"):
+        flow.run(training_run, quiet=True)
+
+
+@pytest.mark.filterwarnings("ignore:The structure of `inputs`:UserWarning")
+@pytest.mark.usefixtures("uncompiled")
 @pytest.mark.parametrize(
     "options",
     [
