@@ -72,9 +72,9 @@ class _File(pydantic.BaseModel):
     """Names of the classes, in the order of their ids."""
     initial: str | None = None
     """Weights that training starts from, instead of random ones: a network of the same kind that
-    `maskloom train` made, or `nuclei`; or `imagenet` (or a file of keras.applications, `.h5`) for
-    the backbones that have such weights. Layers of other shapes begin at random. Default for
-    `scaling` is then that of these weights.
+    `maskloom train` or `maskloom convert` made, or `nuclei`; or `imagenet` (or a file of
+    keras.applications, `.h5`) for the backbones that have such weights. Layers of other shapes
+    begin at random. Default for `scaling` is then that of these weights.
     """
     labels: dict[str, Any] | str = "index"
     """What the values of masks mean: index, values, colours or instances."""

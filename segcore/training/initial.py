@@ -44,7 +44,7 @@ class Initial:
         if card is None or card.network is None:
             raise RecipeError(
                 f"initial: {name} has no card that says how it is built. Give a file that "
-                "`maskloom train` wrote, with the .json beside it."
+                "`maskloom train` or `maskloom convert` wrote, with the .json beside it."
             )
         if card.kind != kind:
             raise RecipeError(

@@ -168,10 +168,10 @@ class TrainingLoop:
         learn = [epoch >= first_epoch(wanted, number) for number in range(len(self._stages))]
         if self._learn == learn:
             return
+        trainer, learned = self._trainer, self._trainer.trainable_variables
         for stage, learns in zip(self._stages, learn, strict=True):
             for layer in stage:
                 layer.trainable = learns
-        trainer = self._trainer
         if not trainer.trainable_variables:
             raise RecipeError(
                 "training.unfreeze: all layers of this network start from other weights, so none "
@@ -186,7 +186,7 @@ class TrainingLoop:
             )
             trainer.optimizer.build(trainer.trainable_variables)
         if before is not None:
-            take_over(trainer.optimizer, before, trainer.trainable_variables)
+            take_over(trainer.optimizer, trainer.trainable_variables, before, learned)
         self._learn = learn
 
     def _finish_steps(self, feed: Feed, monitor: ProgressMonitor, stop: Callable[[], bool]) -> None:

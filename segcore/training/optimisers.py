@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -57,28 +58,48 @@ def first_epoch(wanted: Training, stage: int) -> int:
     return wanted.unfreeze[min(stage, len(wanted.unfreeze) - 1)] if wanted.unfreeze else 0
 
 
-def take_over(now: Any, before: Any, variables: Sequence[Any]) -> None:
-    """Give an optimiser that is built for these `variables` the state of the one before it, which
-    was built for fewer of them.
+def take_over(
+    now: Any, variables: Sequence[Any], before: Any, variables_before: Sequence[Any]
+) -> None:
+    """Give an optimiser that is built for some variables the state of the one before it, which was
+    built for fewer of them.
     """
     from keras import ops
 
-    # What held still until now is its own average.
-    values = {f"{each.path.replace('/', '_')}_average": each for each in variables}
-    values |= {each.name: each for each in before.variables}
-    for variable in now.variables:
-        if variable.name in values:
-            variable.assign(ops.convert_to_numpy(values[variable.name]))
+    known = _state(before, variables_before)
+    values = {id(variable): variable for variable in variables}
+    for (name, owner), variable in _state(now, variables).items():
+        if (name, owner) in known:
+            variable.assign(ops.convert_to_numpy(known[name, owner]))
+        elif name.endswith("_average"):
+            # What held still until now is its own average.
+            variable.assign(ops.convert_to_numpy(values[owner]))
 
 
-def _paces(wanted: Training, steps: int, stages: Sequence[Sequence[Any]]) -> dict[str, _Pace]:
-    """Paces of variables by their paths. Empty: all learn alike."""
+def _state(optimiser: Any, variables: Sequence[Any]) -> dict[tuple[str, int], Any]:
+    """Variables of an optimiser that is built for `variables`, by their names and the id of the one
+    that they are for, since layers of two models in a model may have the same name. 0: for all.
+    """
+    owners = defaultdict[str, list[int]](list)
+    for variable in variables:
+        for kind in ("average", "gradient_accumulator", "momentum", "velocity"):
+            owners[f"{variable.path.replace('/', '_')}_{kind}"].append(id(variable))
+    found = {
+        (each.name, owners[each.name].pop(0) if owners[each.name] else 0): each
+        for each in optimiser.variables
+    }
+    assert len(found) == len(optimiser.variables)
+    return found
+
+
+def _paces(wanted: Training, steps: int, stages: Sequence[Sequence[Any]]) -> dict[int, _Pace]:
+    """Paces of variables by their ids: paths may come twice. Empty: all learn alike."""
     if not wanted.unfreeze and wanted.stage_rate == 1:
         return {}
-    found: dict[str, _Pace] = {}
+    found: dict[int, _Pace] = {}
     for number, stage in enumerate(stages):
         pace = _Pace(wanted.stage_rate ** (number + 1), steps * first_epoch(wanted, number))
-        found |= {variable.path: pace for variable in stage}
+        found |= {id(variable): pace for variable in stage}
     return found
 
 
@@ -86,14 +107,14 @@ def _paced(kind: Any) -> Any:
     """A class of optimisers of keras whose variables may have paces."""
 
     class Paced(kind):  # type: ignore[misc]
-        paces: Mapping[str, _Pace]
+        paces: Mapping[int, _Pace]
 
         def _backend_update_step(
             self, grads: Sequence[Any], trainable_variables: Sequence[Any], learning_rate: Any
         ) -> None:
             groups: dict[_Pace | None, tuple[list[Any], list[Any]]] = {}
             for gradient, variable in zip(grads, trainable_variables, strict=True):
-                one = groups.setdefault(self.paces.get(variable.path), ([], []))
+                one = groups.setdefault(self.paces.get(id(variable)), ([], []))
                 one[0].append(gradient)
                 one[1].append(variable)
             for pace, (some, variables) in groups.items():

@@ -180,14 +180,16 @@ def test_stages_hold_still_and_then_learn_slowly(kind):
             ema=0.5,
         )
 
-    new, last, first = (keras.Variable(np.ones(3), name=name) for name in ("new", "last", "first"))
-    steps, averages, made = [], [], None
+    # Two of one name, as in the heads of a Mask R-CNN.
+    new, last, first = (keras.Variable(np.ones(3), name=name) for name in ("a", "a", "b"))
+    steps, averages, made, learned = [], [], None, []
     # Epochs have two steps.
     for learning in ([new], [new, last], [new, last, first]):
         before, made = made, optimiser(Recipe, 2, [[last], [first]])
         made.build(learning)
         if before is not None:
-            take_over(made, before, learning)
+            take_over(made, learning, before, learned)
+        learned = learning
         for _ in range(2):
             start = [np.array(each) for each in (new, last, first)]
             made.apply([keras.ops.ones(3)] * len(learning))
