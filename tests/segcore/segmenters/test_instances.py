@@ -93,6 +93,8 @@ def test_the_contract_of_segmenters_is_kept(weights, scaling):
     check.check_labels(recipe, PICTURE)
     check.check_values(recipe, PICTURE)
     check.check_memory(recipe, PICTURE)
+    # Three times as many resampled pixels.
+    check.check_memory(replace(recipe, pixel_size="0.5 um"), sized(0.9), slack=2**18)
 
 
 @pytest.mark.nightly
