@@ -27,7 +27,7 @@ from maskloom.segcore.errors import RunError
 from maskloom.segcore.figures.differences import draw
 from maskloom.segcore.geometry import Tile, sizes_text
 from maskloom.segcore.ground.space import AXES
-from maskloom.segcore.models.protocols import Exactness, ObjectSegmenter
+from maskloom.segcore.models.protocols import Exactness, ObjectSegmenter, requirements_of
 from maskloom.segcore.objects.seam_audit import audit_seams
 from maskloom.segcore.pipeline.in_memory import Mask, Region
 from maskloom.segcore.pipeline.worker import prepare_process
@@ -155,7 +155,7 @@ def _report(
         ),
         (
             f"segmenter {recipe.kind}: {model.exactness.value}, halo "
-            f"{sizes_text(model.requirements.halo)}{_planar(model, shape)}"
+            f"{sizes_text(requirements_of(model, region.spec).halo)}{_planar(model, shape)}"
         ),
     ]
     if model != tiled_model:

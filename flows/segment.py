@@ -25,7 +25,7 @@ from maskloom.flows.stages import Stages
 from maskloom.flows.terminal import at, count, millions
 from maskloom.segcore.errors import RunError, Stopped, StoreError, TooManyFailures
 from maskloom.segcore.figures.thumbnails import PictureSizes
-from maskloom.segcore.models.protocols import Fitter
+from maskloom.segcore.models.protocols import Fitter, fits_each_image
 from maskloom.segcore.models.selection import pending_selections
 from maskloom.segcore.pipeline.jobs import RunSettings
 from maskloom.segcore.pipeline.records import ImageResult, ImagesOfShards, Plan, Shard
@@ -85,7 +85,7 @@ def segment(
                 settings = stages.stage(
                     "choose", with_engines, settings, plan, inventory, fanout, progress
                 )
-            if recipe.fit == "collection":
+            if recipe.fit == "collection" and not fits_each_image(settings.model):
                 settings, plan = stages.stage(
                     "fit",
                     with_model,

@@ -39,6 +39,9 @@ EPSILON, KERAS_EPSILON = 1e-5, 1e-3
 """What batch normalisation adds to a variance in PyTorch, and in Keras."""
 CLASSES = ("background", "nucleus")
 PIXEL_SIZE = 0.5
+LARGEST = 100
+"""Side in pixels that 27,691 of the 27,719 nuclei do not exceed. Of the largest, 139 pixels, each
+tile of 2,048 would read a tenth more."""
 ABOUT = {
     "name": "nuclei",
     "licence": "CC0-1.0",
@@ -156,6 +159,7 @@ def card(model: Any, content: bytes, run: TrainingRun, data: Prepared) -> Card:
         "bands": [1, 2, 3],
         "shares": shares_of(CLASSES, counts.shares(everything)),
         **sizes_of(CLASSES, counts.typical_sizes(everything)),
+        "largest_object": LARGEST,
         "metrics": METRICS,
         "trained": TRAINED,
         "versions": {"maskloom": maskloom.__version__, "keras": keras.__version__},

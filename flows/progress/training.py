@@ -88,8 +88,11 @@ def introduction(setup: TrainingSetup, state: TrainingState) -> str:
 def epoch_line(record: Mapping[str, Any], epochs: int, score_name: str) -> str:
     """A line with losses, score and speed of an epoch, and the time left."""
     left = (epochs - record["epoch"]) * record["seconds"]
+    # Whatever the loss is: the two are not to be compared.
     validation = (
-        f", validation loss {record['validation_loss']:.4f}" if "validation_loss" in record else ""
+        f", validation cross-entropy {record['validation_loss']:.4f}"
+        if "validation_loss" in record
+        else ""
     )
     return (
         f"epoch {record['epoch']}/{epochs}: loss {record['loss']:.4f}{validation}, {score_name} "

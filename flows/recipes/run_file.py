@@ -21,6 +21,7 @@ from maskloom.flows.recipes.schemas import (
 from maskloom.flows.recipes.yaml_files import refuse_secrets, shown
 from maskloom.segcore import geometry
 from maskloom.segcore.errors import RecipeError
+from maskloom.segcore.geometry import DEFAULT_TILE
 from maskloom.segcore.ground.space import PixelSize
 from maskloom.segcore.models.protocols import SEGMENTERS
 from maskloom.segcore.processes.limits import Limits
@@ -29,7 +30,6 @@ from maskloom.segcore.raster.stored import GroundControl, ReadOptions
 from maskloom.segcore.statistics.protocol import STATISTICS
 from maskloom.tasks.clusters.protocol import CLUSTERS
 
-DEFAULT_TILE = 2048
 _SMALLEST_TILE, _LARGEST_TILE = 16, 16384
 
 

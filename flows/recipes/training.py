@@ -31,8 +31,8 @@ from maskloom.flows.recipes.yaml_files import (
     output_below,
     refuse_secrets,
 )
-from maskloom.segcore.deep.inference.card import Scaling
 from maskloom.segcore.deep.inference.files.weights import is_packaged
+from maskloom.segcore.deep.inference.scaling import Scaling
 from maskloom.segcore.deep.networks.recipe import NETWORKS
 from maskloom.segcore.errors import RecipeError
 from maskloom.segcore.raster.colours import hexadecimal, parse_colour

@@ -44,7 +44,31 @@ class _Pace:
     factor: float
     """Of the rate."""
     begin: int
-    """Step of the optimiser before which they hold still."""
+    """Its first step of the optimiser."""
+
+
+def first_epoch(wanted: Training, stage: int) -> int:
+    """Number of epochs for which a stage holds still; the last stage is 0.
+
+    >>> from maskloom.segcore.training.recipe import Training
+    >>> [first_epoch(Training(unfreeze=(2, 4)), stage) for stage in range(3)]
+    [2, 4, 4]
+    """
+    return wanted.unfreeze[min(stage, len(wanted.unfreeze) - 1)] if wanted.unfreeze else 0
+
+
+def take_over(now: Any, before: Any, variables: Sequence[Any]) -> None:
+    """Give an optimiser that is built for these `variables` the state of the one before it, which
+    was built for fewer of them.
+    """
+    from keras import ops
+
+    # What held still until now is its own average.
+    values = {f"{each.path.replace('/', '_')}_average": each for each in variables}
+    values |= {each.name: each for each in before.variables}
+    for variable in now.variables:
+        if variable.name in values:
+            variable.assign(ops.convert_to_numpy(values[variable.name]))
 
 
 def _paces(wanted: Training, steps: int, stages: Sequence[Sequence[Any]]) -> dict[str, _Pace]:
@@ -53,15 +77,13 @@ def _paces(wanted: Training, steps: int, stages: Sequence[Sequence[Any]]) -> dic
         return {}
     found: dict[str, _Pace] = {}
     for number, stage in enumerate(stages):
-        epochs = wanted.unfreeze[min(number, len(wanted.unfreeze) - 1)] if wanted.unfreeze else 0
-        pace = _Pace(wanted.stage_rate ** (number + 1), steps * epochs)
+        pace = _Pace(wanted.stage_rate ** (number + 1), steps * first_epoch(wanted, number))
         found |= {variable.path: pace for variable in stage}
     return found
 
 
 def _paced(kind: Any) -> Any:
     """A class of optimisers of keras whose variables may have paces."""
-    from keras import ops
 
     class Paced(kind):  # type: ignore[misc]
         paces: Mapping[str, _Pace]
@@ -77,11 +99,30 @@ def _paced(kind: Any) -> Any:
             for pace, (some, variables) in groups.items():
                 rate = learning_rate
                 if pace is not None:
-                    learns = ops.cast(self.iterations >= pace.begin, learning_rate.dtype)
-                    rate = rate * pace.factor * learns
+                    rate = rate * pace.factor * _late_correction(self, pace.begin)
                 super()._backend_update_step(some, variables, rate)
 
     return Paced
+
+
+def _late_correction(optimiser: Any, begin: int) -> Any:
+    """Factor on the rate of variables that learn from the step `begin` on. The averages of adam
+    begin at 0, which it makes up for by the number of its steps; these variables have had fewer.
+    """
+    from keras import ops
+
+    if begin == 0 or not hasattr(optimiser, "beta_1"):
+        return 1.0
+
+    def correction(steps: Any) -> Any:
+        first, second = (
+            1 - ops.power(ops.cast(beta, "float32"), steps)
+            for beta in (optimiser.beta_1, optimiser.beta_2)
+        )
+        return ops.sqrt(second) / first
+
+    step = ops.cast(optimiser.iterations + 1, "float32")
+    return correction(step - begin) / correction(step)
 
 
 def averaging(wanted: Training) -> dict[str, Any]:

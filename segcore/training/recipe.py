@@ -19,7 +19,7 @@ from maskloom.segcore.values import check_range
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from maskloom.segcore.deep.inference.card import Scaling
+    from maskloom.segcore.deep.inference.scaling import Scaling
     from maskloom.segcore.training.augmentations.protocols import Augmentation
     from maskloom.segcore.training.labels import LabelKind
 

@@ -24,7 +24,7 @@ from maskloom.segcore.training.warping import Warp
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from maskloom.segcore.deep.inference.card import Scaling
+    from maskloom.segcore.deep.inference.scaling import Scaling
     from maskloom.segcore.geometry import Shape
     from maskloom.segcore.processes.shared_memory import SharedMemory
     from maskloom.segcore.training.augmentations.protocols import Augmentation

@@ -26,7 +26,8 @@ from maskloom.segcore.training.setup import MeasuredEpoch, OnProgress, TrainingS
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from maskloom.segcore.deep.inference.card import AxisReach, Card
+    from maskloom.segcore.deep.inference.card import Card
+    from maskloom.segcore.deep.inference.receptive_field.field import AxisReach
     from maskloom.segcore.geometry import Shape
     from maskloom.segcore.training.recipe import TrainingRecipe
 

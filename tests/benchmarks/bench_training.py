@@ -22,6 +22,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import cv2
+
 AUGMENTATION = [
     "flip",
     "rotate90",
@@ -102,6 +104,7 @@ def main() -> None:
             seconds = time.perf_counter() - started
             print(f"check of {len(sources[0])} images, {what} start: {seconds:.2f} s", flush=True)
         setup = prepared.setup
+        cv2.setNumThreads(1)
         for name, augmentation in (("none", ()), ("all", setup.recipe.augmentation)):
             options = SamplingOptions(setup.patch_shape, batch, 0.5, 0, augmentation)
             sampler = Sampler(

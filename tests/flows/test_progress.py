@@ -169,10 +169,12 @@ def test_a_bar_starts_at_the_state_of_the_training() -> None:
         assert (task.completed, task.total) == (6, 12)
         assert task.fields["detail"] == "7/40 windows"
         progress.epoch(EPOCH)
+        progress.epoch({**EPOCH, "epoch": 3, "validation_loss": 0.25})
     shown = console.file.getvalue()
     assert "Training unet on 3 images, measuring on 1: 3 epochs of 4 steps of 2 patches" in shown
     assert "continuing after epoch 1, step 1" in shown
     assert "epoch 2/3: loss 0.5000, mean IoU 0.7500, 8.0 patches/s, 60 s left" in shown
+    assert "epoch 3/3: loss 0.5000, validation cross-entropy 0.2500, mean IoU" in shown
 
 
 def test_quiet_shows_notices_only(capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import cv2
 import keras
@@ -14,12 +15,12 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from detections_support import BlobFinder, write_weights
-from skimage import draw
+from skimage import draw, filters
 from tests_support import assert_same_results, read_masks, read_table
 
-from maskloom.segcore.deep.inference.card import Scaling
 from maskloom.segcore.deep.inference.files.model_cards import card_of_model
 from maskloom.segcore.deep.inference.files.weights import Weights
+from maskloom.segcore.deep.inference.scaling import Scaling
 from maskloom.segcore.deep.networks.recipe import NETWORKS
 from maskloom.segcore.segmenters import mask_rcnn
 
@@ -47,13 +48,15 @@ def weights(tmp_path_factory) -> str:
 # By day tests/flows/test_train_volumes.py does it with another U-Net, and the golden runs without
 # workers.
 @pytest.mark.nightly
-def test_tiles_and_workers_change_no_pixel(collection, maskloom, weights, two_workers):
+@pytest.mark.parametrize("scaling", [None, {"by": "range", "percentiles": [1, 99]}])
+def test_tiles_and_workers_change_no_pixel(collection, maskloom, weights, two_workers, scaling):
     segmenter = {
         "kind": "unet",
         "weights": weights,
         "patch": 128,
         "precision": "float32",
         "engine": "tensorflow",
+        **({} if scaling is None else {"scaling": scaling}),
     }
     recipe = collection.recipe(segmenter=segmenter, inputs=["images/p*.*"])
     workers = ["tiling.tile=64", f"cluster={two_workers}"]
@@ -81,15 +84,19 @@ def test_tiles_and_workers_change_no_pixel(collection, maskloom, weights, two_wo
 
 
 def test_the_choice_of_a_run_is_recorded_and_kept(collection, maskloom, weights):
-    recipe = collection.recipe(
-        segmenter={"kind": "unet", "weights": weights, "patch": 128}, inputs=["images/p*.png"]
-    )
+    segmenter = {"kind": "unet", "weights": weights, "patch": 128}
+    # Of each image, although `fit` is the collection.
+    segmenter["scaling"] = {"by": "deviation", "bands": "together"}
+    recipe = collection.recipe(segmenter=segmenter, inputs=["images/p*.png"])
     assert maskloom("run", recipe, *QUIET).exit_code == 0
     (path,) = collection.output.glob("runs/*/choices.json")
     ((_, choice),) = json.loads(path.read_text()).items()
     for row in read_table(collection.output, "images"):
         said = json.loads(row["segmenter"])
         assert (said["engine"], said["precision"]) == (choice["engine"], choice["precision"])
+        pixels = cv2.imread(str(collection.folder / "images" / Path(row["uri"]).name))
+        np.testing.assert_allclose(said["scaling"]["offset"], [pixels.mean()], rtol=1e-12)
+    assert not list(collection.output.glob("runs/*/model.json"))
     assert "Nothing to do" in maskloom("run", recipe, *QUIET).output
 
 
@@ -133,7 +140,7 @@ def test_the_nuclei_weights_find_bright_blobs(maskloom, tmp_path):
     assert read_table(tmp_path / "out", "images")[0]["warning"] is None
 
 
-def discs(path, shape, side: int, radius: int) -> int:
+def discs(path, shape, side: int, radius: int, blur: float = 0) -> int:
     """A made-up picture in the manner of fluorescence with round nuclei, `side` pixels apart; their
     number.
     """
@@ -148,7 +155,8 @@ def discs(path, shape, side: int, radius: int) -> int:
     for centre in centres:
         truth[draw.disk(centre, radius + 0.5, shape=shape)] = True
     noise = np.random.default_rng(0).normal(0, 4, shape)
-    glow = np.clip(8 + 90 * truth + noise, 0, 255).astype(np.uint8)
+    bright = filters.gaussian(truth.astype(float), blur)
+    glow = np.clip(8 + 90 * bright + noise, 0, 255).astype(np.uint8)
     Image.fromarray(np.repeat(glow[..., None], 3, axis=2)).save(path)
     return len(centres)
 
@@ -158,12 +166,18 @@ def test_nuclei_that_touch_are_counted_and_unusual_ones_give_a_warning(maskloom,
     (tmp_path / "cells").mkdir()
     touching = discs(tmp_path / "cells" / "touching.png", (200, 240), 21, 10)
     tiny = discs(tmp_path / "cells" / "tiny.png", (120, 150), 14, 2)
+    large = discs(tmp_path / "cells" / "large.png", (160, 320), 160, 48, 2)
     output, common = tmp_path / "out", ("-p", "weights=nuclei", "--set", "cluster=serial", *QUIET)
     result = maskloom("segment", tmp_path / "cells", "-o", output, "-s", "instances", *common)
     assert result.exit_code == 0, result.output
     rows = read_table(output, "objects")
     counts = Counter(row["image_id"] for row in rows)
-    assert counts == {"touching": touching, "tiny": tiny}
+    assert counts == {"touching": touching, "tiny": tiny, "large": large}
+    area = len(draw.disk((0, 0), 48.5)[0])
+    # All of their pixels arrive in the middle: with too few steps, edges are frayed.
+    assert all(
+        abs(row["pixel_count"] - area) < 0.05 * area for row in rows if row["image_id"] == "large"
+    )
     median = np.median([row["pixel_count"] for row in rows if row["image_id"] == "tiny"])
     warnings = {row["image_id"]: row["warning"] for row in read_table(output, "images")}
     told = (

@@ -407,3 +407,12 @@ def test_a_store_without_its_package_names_the_extra(uri, extra, monkeypatch):
         make(inputs=uri)
     with pytest.raises(RecipeError, match=r"Did you mean https://\?"):
         make(inputs="htps://h/a.tif")
+
+
+def test_an_ensemble_is_not_fitted_to_images_and_collection_at_once():
+    network = {"kind": "unet", "weights": "nuclei", "scaling": {"by": "deviation"}}
+    members = [network, {"kind": "threshold", "method": "otsu"}]
+    with pytest.raises(RecipeError, match="fit: the values of each image scale it"):
+        make(segmenter=members)
+    assert make(segmenter=members, fit="image").fit == "image"
+    assert make(segmenter=[network, network]).fit == "collection"

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,13 +15,15 @@ import numpy as np
 import pytest
 from skimage import data
 
-from maskloom.segcore.deep.inference.card import Card, ReceptiveField, Scaling
+from maskloom.segcore.deep.inference.card import Card
 from maskloom.segcore.deep.inference.files.model_cards import card_of_model
 from maskloom.segcore.deep.inference.files.weights import Weights
+from maskloom.segcore.deep.inference.receptive_field.field import ReceptiveField
+from maskloom.segcore.deep.inference.scaling import ImageScaling, Scaling
 from maskloom.segcore.deep.networks.recipe import NETWORKS
 from maskloom.segcore.errors import ModelMismatch, RecipeError, WeightsError
 from maskloom.segcore.ground.space import Metric, Space
-from maskloom.segcore.models.protocols import gives_scores
+from maskloom.segcore.models.protocols import finds_objects, fits_each_image, gives_scores
 from maskloom.segcore.models.rescaled import Rescaled
 from maskloom.segcore.models.selection import pending_selections, with_selections
 from maskloom.segcore.pipeline.in_memory import segment_source, with_selection
@@ -229,6 +232,23 @@ def ids_of_brightness(path) -> str:
     return str(path)
 
 
+def test_models_around_a_network_wait_for_the_scaling_of_their_image(unet):
+    network = Unet(unet, scaling=ImageScaling("deviation"), **EXACTLY)
+    levels = Threshold(method="multi-otsu", levels=3, classes=CLASSES)
+    parts = ConnectedParts(network, parts=("land",))
+    assert finds_objects(parts.start())
+    for recipe in (parts, Ensemble((network, network))):
+        assert fits_each_image(recipe.start())
+        check.check_tiling(recipe, PICTURE, (60, 50))
+    # One member is fitted to what `fit` says, so that this decides.
+    assert not fits_each_image(Ensemble((network, levels), by="vote").start())
+    mean = PHOTO.reshape(-1, 3).mean(axis=0)
+    model = check.fitted(network, [PICTURE])
+    np.testing.assert_allclose(model.provenance()["scaling"]["offset"], mean)
+    stated = replace(network, scaling=model.scaling).start()
+    assert np.array_equal(check.labelled(stated, PICTURE), check.labelled(model, PICTURE))
+
+
 def test_class_ids_of_windows_are_not_averaged(tmp_path):
     model = Network(
         ids_of_brightness(tmp_path / "ids.keras"), engine="tensorflow", precision="float32"
@@ -410,6 +430,17 @@ def test_a_card_of_other_weights_is_refused(unet, tmp_path):
     (tmp_path / "other.json").write_text(json.dumps(record))
     with pytest.raises(WeightsError, match="belongs to other weights"):
         Unet(str(tmp_path / "other.keras")).start()
+    (tmp_path / "other.json").unlink()
+    for suffix, told in (
+        (".pt", "torch.onnx"),
+        (".safetensors", "maskloom convert"),
+        (".h5", "trust"),
+    ):
+        (tmp_path / f"other{suffix}").write_bytes(b"not these")
+        with pytest.raises(
+            WeightsError, match=rf"expected a .keras, .onnx.* got \{suffix}.*{told}"
+        ):
+            Network(str(tmp_path / f"other{suffix}")).start()
     (tmp_path / "other.json").write_text("[]")
     with pytest.raises(WeightsError, match="is not the card"):
         Unet(str(tmp_path / "other.keras")).start()
@@ -455,8 +486,19 @@ def test_images_that_do_not_suit_are_refused(unet):
     grey = check.Picture(PHOTO[..., :1], PICTURE.valid)
     with pytest.raises(ModelMismatch, match=r"has 1 band.*\[1, 1, 1\]"):
         model.select(grey.spec)
-    with pytest.raises(ModelMismatch, match="pixels of uint16"):
-        model.select(check.Picture(PHOTO.astype(np.uint16), PICTURE.valid, "rgb").spec)
+    deep = check.Picture(PHOTO.astype(np.uint16), PICTURE.valid, "rgb").spec
+    centred = replace(model, card=replace(model.card, scaling=Scaling((127.5,), (1 / 255,))))
+    with pytest.raises(
+        ModelMismatch, match=r"pixels of uint16.* 4095 for example (\{.*\});"
+    ) as info:
+        centred.select(deep)
+    # The example maps black and white to what they were in training.
+    told = re.search(r"offset: \[(.+)\], factor: \[(.+)\]\}", str(info.value))
+    assert told is not None
+    example = Scaling((float(told[1]),), (float(told[2]),))
+    assert example.apply(np.array([0, 4095])) == pytest.approx([-0.5, 0.5], rel=1e-5)
+    with pytest.raises(ModelMismatch, match=r"pixels of float32.*\(value - offset\) \* factor"):
+        model.select(check.Picture(PHOTO.astype(np.float32), PICTURE.valid, "rgb").spec)
     shown = Unet(unet, bands=(1, 1, 1), **EXACTLY).start()
     three = check.Picture(np.repeat(PHOTO[..., :1], 3, axis=2), PICTURE.valid, "rgb")
     assert np.array_equal(

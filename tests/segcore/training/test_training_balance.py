@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from maskloom.segcore.deep.inference.card import Scaling
+from maskloom.segcore.deep.inference.scaling import Scaling
 from maskloom.segcore.errors import RecipeError
 from maskloom.segcore.formats import describe
 from maskloom.segcore.training.balance import chosen, class_rates, require_drawable, weighted

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from maskloom.segcore.deep.inference.card import Scaling
+from maskloom.segcore.deep.inference.scaling import Scaling
 from maskloom.segcore.errors import ImageError
 from maskloom.segcore.raster.spec import FORMATS
 from maskloom.segcore.training.augmentations.protocols import AUGMENTATIONS

@@ -12,7 +12,7 @@ from PIL import Image
 from scipy import ndimage
 from tests_support import write_tiff
 
-from maskloom.segcore.deep.inference.card import Scaling
+from maskloom.segcore.deep.inference.scaling import Scaling
 from maskloom.segcore.geometry import Box
 from maskloom.segcore.raster.spec import FORMATS
 from maskloom.segcore.training.augmentations.geometry import Elastic, Flip, Rotate, Rotate90, Scale

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy import ndimage
 
 from maskloom.segcore.annotations.places import Turn
-from maskloom.segcore.deep.inference.card import Scaling
+from maskloom.segcore.deep.inference.scaling import Scaling
 from maskloom.segcore.errors import RecipeError
 from maskloom.segcore.geometry import Box
 from maskloom.segcore.ground.space import Frame, Space

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from maskloom.segcore.deep.inference.card import Card, Output, ReceptiveField, Scaling
+from maskloom.segcore.deep.inference.card import Card, Output
 from maskloom.segcore.deep.inference.files.model_cards import (
     MOST_LABELS,
     card_of_model,
@@ -21,6 +21,8 @@ from maskloom.segcore.deep.inference.files.model_cards import (
     scaling_to,
 )
 from maskloom.segcore.deep.inference.files.weights import Weights
+from maskloom.segcore.deep.inference.receptive_field.field import ReceptiveField
+from maskloom.segcore.deep.inference.scaling import Scaling
 from maskloom.segcore.errors import WeightsError
 
 if TYPE_CHECKING:
@@ -207,13 +209,15 @@ def _examine_litert(weights: Weights, request: Request) -> Card:
 
 
 def _litert_loops(weights: Weights) -> bool:
+    """Whether there may be a loop: its condition and its body, however deep it is inside other
+    operations, are graphs beside that of the network.
+    """
     from ai_edge_litert.interpreter import Interpreter
 
     try:
-        operators = Interpreter(model_content=weights.read())._get_ops_details()  # noqa: SLF001
+        return int(Interpreter(model_content=weights.read()).num_subgraphs()) > 1
     except (ValueError, RuntimeError):
         return False  # it cannot be loaded, which is said next
-    return any(each["op_name"] == "WHILE" for each in operators)
 
 
 def _litert_details(weights: Weights) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from maskloom.segcore.deep.inference.files.keras_config import checked_config, import_layers
+from maskloom.segcore.deep.inference.files.misfit import misfit
 from maskloom.segcore.deep.inference.runtime import import_keras, import_tensorflow
 from maskloom.segcore.deep.networks.recipe import NETWORKS
 from maskloom.segcore.deep.networks.vectors import build_with_vectors
@@ -49,6 +50,19 @@ hardly compress.
 _SPARE_NUMBERS = 1 << 22
 """Numbers that a network may create beyond the stored weights."""
 _MOST_ENTRIES, _MOST_LEVELS = 200_000, 64
+_EXPORT = "Weights of PyTorch are arrays without their network: export it with torch.onnx.export."
+_CONVERT = "Convert the folder of a SegFormer with `maskloom convert`; export others to ONNX."
+_SAVE = (
+    "HDF5 files can run arbitrary code. Save the network again with model.save('name.keras'); or, "
+    "if you trust the maker of the file, set trust: true."
+)
+_OTHERWISE = "Give the file that holds the trained network."
+_REMEDIES = {
+    **dict.fromkeys((".pt", ".pth", ".ckpt", ".bin"), _EXPORT),
+    ".safetensors": _CONVERT,
+    **dict.fromkeys((".h5", ".hdf5"), _SAVE),
+}
+"""What to do with weights of a kind that is not read."""
 _MAGIC_ZIP, _MAGIC_HDF5 = b"PK\x03\x04", b"\x89HDF\r\n\x1a\n"
 
 
@@ -66,9 +80,8 @@ def load_keras(weights: Weights) -> Any:
             return _trusted(content, suffix)
     if weights.suffix != ".keras":
         raise WeightsError(
-            f"{where}: expected a .keras file; got {weights.suffix or 'no suffix'}. Other kinds of "
-            "files can run arbitrary code. Save the network again with model.save('name.keras'); "
-            "or, if you trust the maker of an .h5 file, set trust: true."
+            f"{where}: expected a .keras, .onnx or .tflite file, or the folder of a model; got "
+            f"{weights.suffix or 'no suffix'}. {_REMEDIES.get(weights.suffix, _OTHERWISE)}"
         )
     if content.startswith(_MAGIC_HDF5):
         raise WeightsError(
@@ -86,9 +99,16 @@ def load_keras(weights: Weights) -> Any:
     if card is None or card.network is None:
         build = partial(_from_description, checked_config(config, where))
     else:
-        build = partial(_from_recipe, card, card.network)
+        build = partial(_from_recipe, card, card.network, len(card.classes))
     with _load_errors(where):
         model = _build(build, stored, where)
+        if card is not None and card.network is not None:
+            others = partial(_from_recipe, card, card.network)
+            reason = misfit(
+                card, variables, model, lambda n: _build(partial(others, n), stored, where)
+            )
+            if reason is not None:
+                raise WeightsError(f"{where}: {reason}")
         with _temporary_file(variables, ".weights.h5") as path, warnings.catch_warnings():
             # keras leaves random weights in layers without stored arrays, and warns.
             warnings.simplefilter("error", UserWarning)
@@ -132,12 +152,12 @@ def _trusted(content: bytes, suffix: str) -> Any:
         return import_keras().saving.load_model(path, compile=False, safe_mode=False)
 
 
-def _from_recipe(card: Card, network: Mapping[str, Any]) -> Any:
+def _from_recipe(card: Card, network: Mapping[str, Any], classes: int) -> Any:
     """Build a network trained by maskloom from its recipe, ignoring the file's description."""
     recipe = NETWORKS[card.kind](**network)
     if card.vectors:
-        return build_with_vectors(recipe, card.channels, len(card.classes), card.vectors)
-    return recipe.build(card.channels, len(card.classes))
+        return build_with_vectors(recipe, card.channels, classes, card.vectors)
+    return recipe.build(card.channels, classes)
 
 
 def _from_description(description: dict[str, Any]) -> Any:

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from maskloom.segcore.deep.inference.card import Card, Output, ReceptiveField, Scaling
+from maskloom.segcore.deep.inference.card import Card, Output
+from maskloom.segcore.deep.inference.receptive_field.field import ReceptiveField
+from maskloom.segcore.deep.inference.scaling import Scaling
 from maskloom.segcore.errors import WeightsError
 
 if TYPE_CHECKING:

@@ -96,7 +96,8 @@ class Weights:
             raise WeightsError(
                 f"{where} belongs to other weights than {self.location}: it says "
                 f"{card.sha256[:12]}..., the file is {self.sha256[:12]}.... "
-                "Put the two files of one training side by side, or remove the card."
+                "Copy the weights again if they may be incomplete, put the two files of one "
+                "training side by side, or remove the card of a file that was changed on purpose."
             )
         description = None if packaged is not None else self._description()
         if description is not None:

@@ -14,8 +14,10 @@ import pytest
 from PIL import Image
 
 from maskloom.flows.recipes.fingerprints import json_values
-from maskloom.segcore.deep.inference.card import Card, ReceptiveField, Scaling
+from maskloom.segcore.deep.inference.card import Card
 from maskloom.segcore.deep.inference.files.weights import Weights
+from maskloom.segcore.deep.inference.receptive_field.field import ReceptiveField
+from maskloom.segcore.deep.inference.scaling import Scaling
 from maskloom.segcore.errors import WeightsError
 from maskloom.segcore.ground.space import Metric, Space
 from maskloom.segcore.models.protocols import caution_of, caution_of_sizes
@@ -95,6 +97,37 @@ def test_a_share_that_training_never_saw_is_told(
     renamed = ("ground", "nucleus", "membrane")
     told = loaded.caution("a.keras", renamed, dict(zip(renamed, seen.values(), strict=False)))
     assert (told is None) == (not named and seen["background"] < 0.91)
+
+
+@pytest.mark.parametrize("images", [6, 20])
+def test_few_images_of_training_give_few_false_warnings(images: int) -> None:
+    """Networks of so many images, each asked about others of the same kind. Of these 2 in images +
+    1 lie outside the range itself.
+    """
+    random = np.random.default_rng(images)
+    told = plain = 0
+    for _ in range(500):
+        seen, other = random.lognormal(-3, 0.5, images), random.lognormal(-3, 0.5)
+        loaded = card({"cell": [seen.min(), seen.max()]})
+        plain += loaded.caution("a.keras", loaded.classes, {"cell": other}) is not None
+        loaded = replace(loaded, about={**loaded.about, "data": {"training_images": images}})
+        told += loaded.caution("a.keras", loaded.classes, {"cell": other}) is not None
+        # What is far outside is told.
+        for far in (0.0, seen.min() / 2.1, seen.max() * 2.1):
+            assert loaded.caution("a.keras", loaded.classes, {"cell": far}) is not None
+    assert told <= 0.5 * plain
+    assert plain == pytest.approx(500 * 2 / (images + 1), rel=0.5)
+
+
+@pytest.mark.parametrize("images", [None, "many", 0, 1, 2])
+@pytest.mark.parametrize("seen", [[0.0, 0.0], [0.1, 0.1], [0.0, 1.0]])
+def test_warnings_with_unusual_cards(images: Any, seen: list[float]) -> None:
+    known = card({"cell": seen})
+    loaded = replace(known, about={**known.about, "data": {"training_images": images}})
+    slack = 2 if isinstance(images, int) else 1
+    for share in (0.0, 0.04, 0.06, 0.15, 0.21, 1.0):
+        told = loaded.caution("a.keras", loaded.classes, {"cell": share}) is not None
+        assert told == (not seen[0] / slack <= share <= seen[1] * slack)
 
 
 @pytest.mark.parametrize(
@@ -244,3 +277,27 @@ def test_colours_of_a_card_are_kept_and_decide_no_label() -> None:
         content = json.dumps({**json.loads(plain.dump()), "colours": wrong}).encode()
         with pytest.raises(WeightsError, match=said):
             Card.load(content, "cells.json")
+
+
+@pytest.mark.parametrize(
+    "scaling",
+    [
+        Scaling(),
+        Scaling((103.939, 116.779, 123.68), (1.0, 1.0, 1.0)),
+        Scaling((123.675, 116.28, 103.53), (1 / 58.395, 1 / 57.12, 1 / 57.375)),
+        Scaling((7.5,), (0.1, 0.2, 0.3)),
+    ],
+)
+@pytest.mark.parametrize("shape", [(3,), (5, 3), (4, 6, 3), (2, 4, 6, 3), (0, 6, 3), (4, 0, 3)])
+def test_scaling_is_that_of_each_pixel_to_the_last_bit(scaling, shape):
+    pixels = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    expected = pixels.astype(np.float32) - np.array(scaling.offset, np.float32)
+    expected *= np.array(scaling.factor, np.float32)
+    for given in (pixels, pixels.astype(np.float64), pixels.astype(np.float32)):
+        found = scaling.apply(given)
+        assert found.dtype == np.float32
+        assert np.array_equal(found, expected)
+        assert not np.shares_memory(found, given)
+    if pixels.ndim > 2:
+        turned = pixels.swapaxes(-2, -3)
+        assert np.array_equal(scaling.apply(turned), expected.swapaxes(-2, -3))
