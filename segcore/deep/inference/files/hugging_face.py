@@ -204,7 +204,7 @@ def _check_sizes(
     before a network of these sizes is made. `ends` are the numbers of bands and classes.
     """
     top, head = "segformer.encoder", "decode_head"
-    shapes = {
+    shapes: dict[str, tuple[int, ...]] = {
         f"{head}.linear_fuse.weight": (recipe.decoder, 4 * recipe.decoder, 1, 1),
         f"{head}.classifier.weight": (ends[1], recipe.decoder, 1, 1),
     }
