@@ -90,16 +90,8 @@ def _examine_onnx(weights: Weights, request: Request) -> Card:
     else:
         field = measure_fixed_size(network, signature.channels, signature.fixed)
     _end_limit()
-    ends = {node.op_type for node in model.graph.node if model.graph.output[0].name in node.output}
-    last: Output | None = (
-        "sigmoid"
-        if "Sigmoid" in ends
-        else "logits"
-        if ends & {"Conv", "ConvTranspose", "Add"}
-        else None
-    )
     size = probe_size(field, signature.dimensions)
-    output, scores, about = output_of(network, size, signature.channels, last)
+    output, scores, about = output_of(network, size, signature.channels, _implied_output(model))
     if before is not None:
         output = "labels"
     maps = maps_of(model, signature, size)
@@ -116,6 +108,14 @@ def _examine_onnx(weights: Weights, request: Request) -> Card:
         bytes_per_pixel=memory_per_pixel(None if maps is None else peak_bytes(*maps), size),
         about=about,
     )
+
+
+def _implied_output(model: Any) -> Output | None:
+    """The kind of output that the last operator of an ONNX model implies, if any."""
+    ends = {node.op_type for node in model.graph.node if model.graph.output[0].name in node.output}
+    if "Sigmoid" in ends:
+        return "sigmoid"
+    return "logits" if ends & {"Conv", "ConvTranspose", "Add"} else None
 
 
 def _limit_loops(model: Any, loop_seconds: float) -> None:
