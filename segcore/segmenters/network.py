@@ -39,7 +39,7 @@ from maskloom.segcore.deep.inference.engines.protocol import (
 )
 from maskloom.segcore.deep.inference.files.weights import Weights, WeightsLocation, file_name
 from maskloom.segcore.deep.inference.flips import (
-    FlippedEngine,
+    Flipped,
     Flips,
     orientations,
     probabilities,
@@ -521,10 +521,16 @@ class NetworkModel:
     def segment(self, block: Block) -> Labels:
         """Return the class with the greatest score for every pixel of the core."""
         labels, core = self._without_labels(block)
-        batches = self._batch_engine
-        if batches is not None and isinstance(self.layout, Patching) and self.gives_scores:
+        engine, layout = self._engine, self.layout
+        # An engine of batches chooses the classes too, unless scores are averaged first.
+        if (
+            isinstance(engine, BatchEngine)
+            and isinstance(layout, Patching)
+            and self.gives_scores
+            and len(self._orientations) == 1
+        ):
             seen = self._without_gaps(block, as_stored=True)
-            for place, found in patches.core_batches(seen, self.layout, batches, "labels"):
+            for place, found in patches.core_scores(seen, layout, engine.labels):
                 core[place] = found
             return Labels(labels)
         for place, scores in self._scored_regions(block):
@@ -677,30 +683,21 @@ class NetworkModel:
         self, block: Block
     ) -> Iterator[tuple[tuple[slice, ...], NDArray[np.float32]]]:
         """Yield slices of the core and the network's output for them."""
-        from maskloom.segcore.deep.inference.engines.opening import open_engine
-
-        engine: Engine = open_engine(self.weights, self.card, self.running)
-        batches, layout = self._batch_engine, self.layout
-        if batches is not None and isinstance(layout, Patching):
-            seen = self._without_gaps(block, as_stored=True)
-            return patches.core_batches(seen, layout, batches, "scores")
+        engine, layout, card = self._engine, self.layout, self.card
+        scales = isinstance(engine, BatchEngine)
+        run = engine.scores if scales else patches.one_by_one(engine, card.scaling.apply)
         if len(self._orientations) > 1:
-            card = self.card
-            engine = FlippedEngine(engine, card.output, self.flips, card.dimensions, card.vectors)
-        seen, prepare = self._without_gaps(block), self.card.scaling.apply
+            run = Flipped(run, card.output, self.flips, card.dimensions, card.vectors)
+        seen = self._without_gaps(block, as_stored=scales)
         if isinstance(layout, Windowing):
-            return windows.core_scores(seen, layout, prepare, engine)
-        return patches.core_scores(seen, layout, prepare, engine)
+            return windows.core_scores(seen, layout, run)
+        return patches.core_scores(seen, layout, run)
 
     @property
-    def _batch_engine(self) -> BatchEngine | None:
-        """The engine, if it runs patches in batches; none for means over flips."""
+    def _engine(self) -> Engine:
         from maskloom.segcore.deep.inference.engines.opening import open_engine
 
-        if len(self._orientations) > 1:
-            return None
-        engine = open_engine(self.weights, self.card, self.running)
-        return engine if isinstance(engine, BatchEngine) else None
+        return open_engine(self.weights, self.card, self.running)
 
     @property
     def _orientations(self) -> list[tuple[int, ...]]:

@@ -20,21 +20,28 @@ these windows.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import pairwise, product
+from itertools import chain, pairwise, product
+from math import prod
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from maskloom.segcore.deep.inference.patches import round_up, scores_of, sides_of
+from maskloom.segcore.deep.inference.engines.protocol import PatchesOfImage
+from maskloom.segcore.deep.inference.patches import (
+    cut,
+    require_sizes,
+    round_up,
+    sides_of,
+)
 from maskloom.segcore.geometry import Box, by_axis, per_axis
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
-    from maskloom.segcore.deep.inference.engines.protocol import Engine
-    from maskloom.segcore.deep.inference.patches import Prepare, ScoredRegion
+    from maskloom.segcore.deep.inference.engines.protocol import Run
+    from maskloom.segcore.deep.inference.patches import ScoredRegion
     from maskloom.segcore.deep.inference.receptive_field.field import ReceptiveField
     from maskloom.segcore.geometry import Shape
     from maskloom.segcore.raster.spec import Block
@@ -111,6 +118,11 @@ class Windowing:
         ]
         return max(halos) if self.dimensions == _IMAGE else by_axis(halos)
 
+    def of_image(self, shape: Shape) -> PatchesOfImage:
+        """The windows of a whole image."""
+        along = [self.windows(axis, size) for axis, size in enumerate(shape)]
+        return PatchesOfImage(tuple(each[0].length for each in along), prod(map(len, along)))
+
     def windows(self, axis: int, size: int) -> list[BlendedWindow]:
         """Return all windows along an axis of an image of `size` pixels.
 
@@ -147,9 +159,7 @@ class Windowing:
         return windows
 
 
-def core_scores(
-    block: Block, windowing: Windowing, prepare: Prepare, engine: Engine
-) -> Iterator[ScoredRegion]:
+def core_scores(block: Block, windowing: Windowing, run: Run) -> Iterator[ScoredRegion]:
     """Yield the blended scores of a tile's core in horizontal strips, from the top; those of a
     volume in slabs, from its first plane.
 
@@ -167,20 +177,24 @@ def core_scores(
         for axis in range(len(shape))
     )
     valid = block.tile.trim(block.valid)
+    wanted = [
+        [
+            window
+            for window in product([row], *across)
+            if valid[(_whole(window) & core).relative_to(core).slices].any()
+        ]
+        for row in rows
+    ]
+    answers = _in_order(block, windowing, run, chain.from_iterable(wanted))
     band = np.zeros((0, *core.shape[1:], 0), np.float32)
     for i, row in enumerate(rows):
         top, bottom = max(row.start, core.start[0]), min(row.stop, core.stop[0])
-        for columns in product(*across):
-            window = (row, *columns)
-            whole = Box(tuple(w.start for w in window), tuple(w.stop for w in window))
-            place = (whole & core).relative_to(core).slices
-            if not valid[place].any():
-                continue
-            first, lengths = tuple(w.first for w in window), tuple(w.length for w in window)
-            scores = scores_of(block, first, lengths, windowing.receptive_field, prepare, engine)
+        for window in wanted[i]:
+            scores, whole = next(answers), _whole(window)
             band = _extended(band, bottom - top, scores.shape[-1])
             inner = (whole & core).relative_to(whole).slices
             weights = [w.weights[part] for w, part in zip(window, inner, strict=True)]
+            place = (whole & core).relative_to(core).slices
             _add(scores[inner], weights, band[:, *place[1:]])
         band = _extended(band, bottom - top, band.shape[-1])
         done = max(top, min(rows[i + 1].start, bottom)) if i + 1 < len(rows) else bottom
@@ -191,6 +205,36 @@ def core_scores(
                 band[: done - top],
             )
         band = band[done - top :]
+
+
+def _whole(window: Sequence[BlendedWindow]) -> Box:
+    """The pixels of a window."""
+    return Box(tuple(along.start for along in window), tuple(along.stop for along in window))
+
+
+def _in_order(
+    block: Block, windowing: Windowing, run: Run, wanted: Iterable[Sequence[BlendedWindow]]
+) -> Iterator[NDArray[np.float32]]:
+    """The scores of windows in their order, in which they are added."""
+
+    def patches() -> Iterator[tuple[tuple[int, Shape], NDArray[np.generic]]]:
+        for number, window in enumerate(wanted):
+            lengths = tuple(along.length for along in window)
+            yield (number, lengths), cut(block, tuple(along.first for along in window), lengths)
+
+    early: dict[int, NDArray[np.float32]] = {}
+    due = 0
+    for (number, lengths), found in run(patches(), windowing.of_image(block.spec.shape)):
+        require_sizes(found.shape[: len(lengths)], windowing.receptive_field, lengths)
+        if number != due:
+            # A copy, since an answer is valid until the next one.
+            early[number] = found.copy()
+            continue
+        yield found
+        due += 1
+        while due in early:
+            yield early.pop(due)
+            due += 1
 
 
 def _add(

@@ -17,11 +17,15 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from maskloom.segcore.deep.inference.engines.protocol import Key, PatchesOfImage
+
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+
     from numpy.typing import NDArray
 
     from maskloom.segcore.deep.inference.card import Output
-    from maskloom.segcore.deep.inference.engines.protocol import Engine
+    from maskloom.segcore.deep.inference.engines.protocol import Run
 
 Flips = Literal["none", "horizontal", "both", "all"]
 """horizontal: left and right. both: also top and bottom. all: of a volume also along z."""
@@ -47,15 +51,16 @@ def orientations(flips: Flips, dimensions: int) -> list[tuple[int, ...]]:
 
 
 @dataclass(frozen=True, slots=True)
-class FlippedEngine:
-    """An engine that gives the mean answer to all orientations of a patch.
+class Flipped:
+    """A `Run` that gives the mean answer to all orientations of a patch.
 
     Logits come out as probabilities.
     """
 
-    engine: Engine
+    run: Run
+    """Gives the answer to one."""
     output: Output
-    """Of the engine."""
+    """Of `run`."""
     flips: Flips
     dimensions: int = 2
     """2 for images, 3 for volumes."""
@@ -64,21 +69,35 @@ class FlippedEngine:
     axis is flipped.
     """
 
-    def __call__(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Run scaled patches (patch, y, x, band) to the output (patch, y, x, k)."""
+    def __call__(
+        self, patches: Iterable[tuple[Key, NDArray[np.generic]]], of: PatchesOfImage
+    ) -> Iterator[tuple[Key, NDArray[np.float32]]]:
+        """The output (y, x, k) of each patch with its key."""
         sets = orientations(self.flips, self.dimensions)
-        total: NDArray[np.float32] | None = None
-        # One after another, always in this order: float32 sums depend on it.
-        for axes in sets:
-            answer = np.flip(self._probable(self.engine(np.flip(batch, axes))), axes)
-            if self.vectors:
-                answer = answer * self._signs(axes, answer.shape[-1])
-            # A copy, since an answer is valid until the next one.
-            total = np.array(answer) if total is None else np.add(total, answer, out=total)
-        assert total is not None
-        # A power of two, so this rounds nothing.
-        total *= np.float32(1 / len(sets))
-        return total
+        keys: dict[int, Key] = {}
+
+        def turned() -> Iterator[tuple[tuple[int, int], NDArray[np.generic]]]:
+            for number, (key, patch) in enumerate(patches):
+                keys[number] = key
+                for orientation, axes in enumerate(sets):
+                    yield (number, orientation), np.flip(patch, axes)
+
+        answers: dict[int, dict[int, NDArray[np.float32]]] = {}
+        every = PatchesOfImage(of.sizes, of.count * len(sets))
+        for (number, orientation), answer in self.run(turned(), every):
+            known = answers.setdefault(number, {})
+            known[orientation] = self._turned_back(answer, sets[orientation])
+            if len(known) == len(sets):
+                yield keys.pop(number), _mean(answers.pop(number))
+
+    def _turned_back(
+        self, answer: NDArray[np.float32], axes: tuple[int, ...]
+    ) -> NDArray[np.float32]:
+        """A copy of an answer, since it is valid until the next one, as one to the patch itself."""
+        found = np.flip(self._probable(answer), axes)
+        if self.vectors:
+            return found * self._signs(axes, found.shape[-1])
+        return np.array(found)
 
     def _probable(self, answer: NDArray[np.float32]) -> NDArray[np.float32]:
         """The answer with probabilities in place of logits."""
@@ -92,6 +111,16 @@ class FlippedEngine:
         for axis in axes:
             signs[channels - self.vectors + _AXES["all"].index(axis)] = -1
         return signs
+
+
+def _mean(answers: Mapping[int, NDArray[np.float32]]) -> NDArray[np.float32]:
+    """The mean of answers, always summed in one order: float32 sums depend on it."""
+    total = answers[0]
+    for number in range(1, len(answers)):
+        total += answers[number]
+    # A power of two, so this rounds nothing.
+    total *= np.float32(1 / len(answers))
+    return total
 
 
 def probabilities(logits: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -28,26 +28,26 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import product
 from math import prod
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from maskloom.segcore.deep.inference.engines.protocol import PatchesOfImage
+from maskloom.segcore.deep.inference.engines.protocol import Key, PatchesOfImage
 from maskloom.segcore.errors import WeightsError
 from maskloom.segcore.geometry import Tiling, per_axis, sizes_text
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
-    from maskloom.segcore.deep.inference.engines.protocol import BatchEngine, Engine
+    from maskloom.segcore.deep.inference.engines.protocol import Engine, Run
     from maskloom.segcore.deep.inference.receptive_field.field import AxisReach, ReceptiveField
     from maskloom.segcore.geometry import Shape
     from maskloom.segcore.raster.spec import Block
 
     Prepare = Callable[[NDArray[np.generic]], NDArray[np.float32]]
-    ScoredRegion = tuple[tuple[slice, ...], NDArray[np.float32]]
+    ScoredRegion = tuple[tuple[slice, ...], NDArray[Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,40 +156,37 @@ class Patching:
         return Span(start, stop, square - lead, length, square - lead + reach.margin)
 
 
-def core_scores(
-    block: Block, patching: Patching, prepare: Prepare, engine: Engine
-) -> Iterator[ScoredRegion]:
-    """Yield the scores of a tile's core, square by square in row order.
-
-    Each item holds slices in the core and scores (y, x, k), or (z, y, x, k) of volumes, which are
-    valid until the next item. `prepare` turns pixels (y, x, band) into network input. Squares
-    without valid pixels are left out. Raises `WeightsError` if the size of the output does not
-    match the card.
+def one_by_one(engine: Engine, prepare: Prepare) -> Run:
+    """Run patch after patch, in their order. `prepare` turns pixels (y, x, band) into the input of
+    the network.
     """
-    for place, square, first, lengths in _squares(block, patching):
-        scores = scores_of(block, first, lengths, patching.receptive_field, prepare, engine)
-        yield place, scores[_slices(square, tuple(span.output for span in square))]
+
+    def run(
+        patches: Iterable[tuple[Key, NDArray[np.generic]]],
+        of: PatchesOfImage,  # noqa: ARG001 - batches depend on it, and here are none
+    ) -> Iterator[tuple[Key, NDArray[Any]]]:
+        for key, patch in patches:
+            yield key, engine(prepare(patch)[None])[0]
+
+    return run
 
 
-def core_batches(
-    block: Block, patching: Patching, engine: BatchEngine, gives: Literal["labels", "scores"]
-) -> Iterator[tuple[tuple[slice, ...], NDArray[Any]]]:
-    """Yield the labels (y, x) or scores (y, x, k) of a tile's core, square by square in any order,
-    by an engine that runs patches in batches and scales their pixels itself.
+def core_scores(block: Block, patching: Patching, run: Run) -> Iterator[ScoredRegion]:
+    """Yield the scores of a tile's core, square by square in the order of `run`.
 
-    As `core_scores` otherwise.
+    Each item holds slices in the core and what `run` gives for them: scores (y, x, k), of volumes
+    (z, y, x, k), or labels; they are valid until the next item. Squares without valid pixels are
+    left out. Raises `WeightsError` if the size of the output does not match the card.
     """
-    field = patching.receptive_field
+    field, axes = patching.receptive_field, len(block.spec.shape)
 
     def patches() -> Iterator[tuple[tuple[Any, Any, Shape], NDArray[np.generic]]]:
         for place, square, first, lengths in _squares(block, patching):
             inner = _slices(square, tuple(span.output for span in square))
             yield (place, inner, lengths), cut(block, first, lengths)
 
-    run = engine.labels if gives == "labels" else engine.scores
-    axes = len(block.spec.shape)
     for (place, inner, lengths), found in run(patches(), patching.of_image(block.spec.shape)):
-        _require_sizes(found.shape[:axes], field, lengths)
+        require_sizes(found.shape[:axes], field, lengths)
         yield place, found[inner]
 
 
@@ -214,25 +211,7 @@ def _squares(
             yield place, square, first, lengths
 
 
-def scores_of(
-    block: Block,
-    first: Shape,
-    lengths: Shape,
-    field: ReceptiveField,
-    prepare: Prepare,
-    engine: Engine,
-) -> NDArray[np.float32]:
-    """Run the engine on one patch and return its output (y, x, k), or (z, y, x, k).
-
-    The patch starts at the pixel `first` of the image and has these lengths.
-    """
-    output = engine(prepare(cut(block, first, lengths))[None])
-    _require_sizes(output.shape[1:-1], field, lengths)
-    scores: NDArray[np.float32] = output[0]
-    return scores
-
-
-def _require_sizes(sizes: Shape, field: ReceptiveField, lengths: Shape) -> None:
+def require_sizes(sizes: Shape, field: ReceptiveField, lengths: Shape) -> None:
     """Raise `WeightsError` unless an output of these sizes is that of a patch of these lengths."""
     expected = field.output_sizes(lengths)
     if sizes != expected:

@@ -38,6 +38,18 @@ class PatchesOfImage:
     count: int
 
 
+class Run(Protocol):
+    """Runs the patches of an image, (y, x, band) or (z, y, x, band), as they are in the file."""
+
+    def __call__(
+        self, patches: Iterable[tuple[Key, NDArray[np.generic]]], of: PatchesOfImage
+    ) -> Iterator[tuple[Key, NDArray[Any]]]:
+        """The output (y, x, k), or labels (y, x), of each patch with its key, in any order. An
+        array is valid until the next is taken.
+        """
+        ...
+
+
 @runtime_checkable
 class BatchEngine(Engine, Protocol):
     """An engine that runs patches in batches, and scales pixels and chooses labels itself.

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from maskloom.segcore.deep.inference.blended_windows import Windowing, core_scores
+from maskloom.segcore.deep.inference.patches import one_by_one
 from maskloom.segcore.deep.inference.receptive_field.field import ReceptiveField
 from maskloom.segcore.geometry import Grid, Tile
 from maskloom.segcore.raster.spec import Block
@@ -51,7 +52,9 @@ def scored(
     shape = image.valid.shape
     scores, times = np.full((*shape, 2), np.nan, np.float32), np.zeros(shape, int)
     for each in Grid(shape, tile, windowing.halo):
-        for place, part in core_scores(block_of(image, each), windowing, floats, network):
+        for place, part in core_scores(
+            block_of(image, each), windowing, one_by_one(network, floats)
+        ):
             scores[each.core.slices][place] = part
             times[each.core.slices][place] += 1
     assert (times == 1).all()
@@ -156,7 +159,10 @@ def test_too_small_a_halo_is_seen() -> None:
     image, windowing = picture(100, 100), Windowing(ReceptiveField(None), 32)
     tile = Grid((100, 100), (16, 16), 8)[8]
     (narrow,) = [
-        part for _, part in core_scores(block_of(image, tile), windowing, floats, whole_window(0))
+        part
+        for _, part in core_scores(
+            block_of(image, tile), windowing, one_by_one(whole_window(0), floats)
+        )
     ]
     assert not np.array_equal(
         narrow, scored(image, (16, 16), windowing, whole_window(0))[tile.core.slices]
@@ -177,7 +183,7 @@ def test_windows_without_a_valid_pixel_are_not_computed() -> None:
         picture(128, 128), (1000, 1000), Windowing(ReceptiveField(None), 32), whole_window(0)
     )
     for place, part in core_scores(
-        block_of(image, tile), Windowing(ReceptiveField(None), 32), floats, counting
+        block_of(image, tile), Windowing(ReceptiveField(None), 32), one_by_one(counting, floats)
     ):
         assert np.array_equal(part[image.valid[place]], all_valid[place][image.valid[place]])
     assert len(calls) == 3 * 4

@@ -4,7 +4,7 @@ whole image.
 
 from __future__ import annotations
 
-from itertools import product
+from itertools import islice, product
 from typing import Any
 
 import numpy as np
@@ -15,8 +15,9 @@ from scipy import ndimage, special
 
 from maskloom.segcore.deep.inference import blended_windows
 from maskloom.segcore.deep.inference.blended_windows import Windowing
-from maskloom.segcore.deep.inference.flips import FlippedEngine, orientations
-from maskloom.segcore.deep.inference.patches import Patching, core_scores, mirrored
+from maskloom.segcore.deep.inference.engines.protocol import PatchesOfImage
+from maskloom.segcore.deep.inference.flips import Flipped, orientations
+from maskloom.segcore.deep.inference.patches import Patching, core_scores, mirrored, one_by_one
 from maskloom.segcore.deep.inference.receptive_field.field import ReceptiveField
 from maskloom.segcore.geometry import Grid
 from maskloom.segcore.raster.spec import Block
@@ -54,16 +55,34 @@ def lopsided(stride: int) -> Any:
     return run
 
 
-def tiled(image: Picture, tile: Any, layout: Any, engine: Any) -> np.ndarray:
+def flipped(network: Any, *how: Any, **more: Any) -> Flipped:
+    return Flipped(one_by_one(network, floats), *how, **more)
+
+
+def in_batches(network: Any, size: int = 5) -> Any:
+    """Run patches as devices do: some at once, whose answers come in another order."""
+
+    def run(patches: Any, _of: Any) -> Any:
+        for some in batched(patches, size):
+            yield from [(key, network(floats(patch)[None])[0]) for key, patch in some][::-1]
+
+    return run
+
+
+def batched(values: Any, size: int) -> Any:
+    remaining = iter(values)
+    while some := list(islice(remaining, size)):
+        yield some
+
+
+def tiled(image: Picture, tile: Any, layout: Any, run: Any) -> np.ndarray:
     """Scores of the image, put together from those of its tiles."""
-    run = blended_windows.core_scores if isinstance(layout, Windowing) else core_scores
+    of_core = blended_windows.core_scores if isinstance(layout, Windowing) else core_scores
     parts: list[Any] = []
     for each in Grid(image.valid.shape, tile, layout.halo):
         read = each.read.slices
         block = Block(each, image.pixels[read], image.valid[read], image.spec)
-        parts += [
-            (each, place, np.array(part)) for place, part in run(block, layout, floats, engine)
-        ]
+        parts += [(each, place, np.array(part)) for place, part in of_core(block, layout, run)]
     scores = np.full((*image.valid.shape, parts[0][2].shape[-1]), np.nan, np.float32)
     for each, place, part in parts:
         scores[each.core.slices][place] = part
@@ -95,9 +114,7 @@ def test_tiles_give_the_mean_of_the_flips_of_the_whole_image(
     columns = mirrored(np.arange(width + -width % stride), width)
     whole = of_whole(floats(image.pixels[rows][:, columns]), network)[:height, :width]
     patching = Patching(ReceptiveField(2 + stride - 1, stride), side)
-    assert np.array_equal(
-        tiled(image, tile, patching, FlippedEngine(network, "scores", "both")), whole
-    )
+    assert np.array_equal(tiled(image, tile, patching, flipped(network, "scores", "both")), whole)
 
 
 @pytest.mark.parametrize(
@@ -121,11 +138,14 @@ def test_no_tiling_changes_the_mean(layout: Any) -> None:
         rest = [(0, 0), *((0, n - n // 4 * 4) for n in batch.shape[1:3]), (0, 0)]
         return np.pad(scores, rest)[:, inner, inner]
 
-    engine = FlippedEngine(network, "scores", "both")
-    whole = tiled(image, (1000, 1000), layout, engine)
-    assert not np.array_equal(whole, tiled(image, (1000, 1000), layout, network))
+    alone, run = one_by_one(network, floats), flipped(network, "scores", "both")
+    whole, once = (tiled(image, (1000, 1000), layout, each) for each in (run, alone))
+    assert not np.array_equal(whole, once)
     for tile in [(16, 16), (32, 8), (7, 50)]:
-        assert np.array_equal(tiled(image, tile, layout, engine), whole)
+        assert np.array_equal(tiled(image, tile, layout, run), whole)
+    batches = in_batches(network)
+    assert np.array_equal(tiled(image, (61, 23), layout, batches), once)
+    assert np.array_equal(tiled(image, (61, 23), layout, Flipped(batches, "scores", "both")), whole)
 
 
 def test_volumes_are_flipped_along_all_axes() -> None:
@@ -140,9 +160,9 @@ def test_volumes_are_flipped_along_all_axes() -> None:
         for z, y, x in product((1, -1), repeat=3)
     ]
     layout = Patching(ReceptiveField(1), (4, 8, 16), 3)
-    engine = FlippedEngine(network, "scores", "all", 3)
+    run = flipped(network, "scores", "all", 3)
     for tile in [(7, 21, 18), (3, 8, 10)]:
-        assert np.array_equal(tiled(image, tile, layout, engine), np.mean(answers, axis=0))
+        assert np.array_equal(tiled(image, tile, layout, run), np.mean(answers, axis=0))
 
 
 def test_probabilities_are_averaged_not_logits() -> None:
@@ -157,8 +177,9 @@ def test_probabilities_are_averaged_not_logits() -> None:
             alone = logits.shape[-1] == 1
             return special.expit(logits) if alone else special.softmax(logits, axis=-1)
 
-        found = FlippedEngine(network, "logits", "both")(patch)
-        np.testing.assert_allclose(found[0], of_whole(patch[0], probable), rtol=1e-5)
+        run = flipped(network, "logits", "both")
+        ((_, found),) = run([(0, patch[0])], PatchesOfImage((6, 8), 1))
+        np.testing.assert_allclose(found, of_whole(patch[0], probable), rtol=1e-5)
 
 
 def test_vectors_turn_with_their_axes() -> None:
@@ -172,8 +193,9 @@ def test_vectors_turn_with_their_axes() -> None:
 
     patch = floats(picture(9, 7).pixels)[None]
     for flips in ("horizontal", "both"):
-        found = FlippedEngine(slopes, "scores", flips, vectors=2)(patch)
-        assert np.array_equal(found, slopes(patch))
+        run = flipped(slopes, "scores", flips, vectors=2)
+        ((_, found),) = run([(0, patch[0])], PatchesOfImage((9, 7), 1))
+        assert np.array_equal(found, slopes(patch)[0])
 
 
 def test_orientations_are_all_subsets_of_the_axes() -> None:

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from maskloom.segcore.deep.inference.patches import Patching, core_scores, cut, mirrored
+from maskloom.segcore.deep.inference.patches import Patching, core_scores, cut, mirrored, one_by_one
 from maskloom.segcore.deep.inference.receptive_field.field import ReceptiveField
 from maskloom.segcore.errors import WeightsError
 from maskloom.segcore.geometry import Box, Grid, Tile
@@ -46,7 +46,9 @@ def scored(
     shape = image.valid.shape
     scores, times = None, np.zeros(shape, int)
     for each in Grid(shape, tile, patching.halo):
-        for place, part in core_scores(block_of(image, each), patching, floats, network):
+        for place, part in core_scores(
+            block_of(image, each), patching, one_by_one(network, floats)
+        ):
             scores = (
                 np.full((*shape, part.shape[-1]), np.nan, np.float32) if scores is None else scores
             )
@@ -232,7 +234,7 @@ def test_squares_without_a_valid_pixel_are_not_computed() -> None:
     places = [
         place
         for place, _ in core_scores(
-            block_of(image, tile), Patching(ReceptiveField(0), 16), floats, blur(0)
+            block_of(image, tile), Patching(ReceptiveField(0), 16), one_by_one(blur(0), floats)
         )
     ]
     assert places == [
@@ -259,7 +261,9 @@ def test_output_of_another_size_than_the_card_says_is_refused() -> None:
     with pytest.raises(WeightsError, match="40 x 40 pixels for a patch of 40 x 40"):
         list(
             core_scores(
-                block, Patching(ReceptiveField(2)), floats, lambda batch: batch[:, ::2, ::2]
+                block,
+                Patching(ReceptiveField(2)),
+                one_by_one(lambda batch: batch[:, ::2, ::2], floats),
             )
         )
 

@@ -147,6 +147,18 @@ def on_a_card(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(opening, "_loaded", {})
 
 
+def started(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The patches of each batch from now on."""
+    sizes, start = [], KerasDevice.start
+
+    def counting(self, gives, pixels, extents):
+        sizes.append(len(pixels))
+        return start(self, gives, pixels, extents)
+
+    monkeypatch.setattr(KerasDevice, "start", counting)
+    return sizes
+
+
 def test_tiles_change_no_label_on_a_card(tmp_path, monkeypatch):
     recipe, picture = on_photo(tmp_path, monkeypatch)
     model, valid = recipe.start(), picture.valid
@@ -154,6 +166,12 @@ def test_tiles_change_no_label_on_a_card(tmp_path, monkeypatch):
     assert len(np.unique(whole[valid])) > 1
     for tile in [(32, 64), (100, 60)]:
         assert np.array_equal(check.labelled(model, picture, tile)[valid], whole[valid])
+    for changes in ({"flips": "both"}, {"windows": "blended", "patch": 64}):
+        other, batches = replace(recipe, **changes).start(), started(monkeypatch)
+        found = check.labelled(other, picture)
+        assert max(batches) > 1
+        assert np.array_equal(check.labelled(other, picture, (100, 60))[valid], found[valid])
+        assert (found != whole)[valid].any()
     # The same file in the same process, scaled by the image: pixels come as floats.
     by_image = check.fitted(replace(recipe, scaling=ImageScaling("range")), [picture])
     found = check.labelled(by_image, picture)

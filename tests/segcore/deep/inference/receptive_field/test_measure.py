@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from maskloom.segcore.deep.inference.patches import Patching, core_scores
+from maskloom.segcore.deep.inference.patches import Patching, core_scores, one_by_one
 from maskloom.segcore.deep.inference.receptive_field.field import ReceptiveField
 from maskloom.segcore.deep.inference.receptive_field.measure import measure, verified
 from maskloom.segcore.errors import WeightsError
@@ -168,7 +168,7 @@ def scored(image: Picture, tile: int, field: ReceptiveField, network: Any, side:
             each, image.pixels[each.read.slices], image.valid[each.read.slices], image.spec
         )
         for place, part in core_scores(
-            block, patching, lambda pixels: pixels.astype(np.float32) / 255, network
+            block, patching, one_by_one(network, lambda pixels: pixels.astype(np.float32) / 255)
         ):
             scores[each.core.slices][place] = part
     return scores
