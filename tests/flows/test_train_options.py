@@ -32,7 +32,7 @@ from maskloom.segcore.deep.inference.card import Scaling
 from maskloom.segcore.deep.inference.files.examine import card_of_model
 from maskloom.segcore.deep.inference.files.weights import Weights
 from maskloom.segcore.deep.networks.recipe import NETWORKS
-from maskloom.segcore.errors import RecipeError, RunError, Stopped
+from maskloom.segcore.errors import RunError, Stopped
 from maskloom.segcore.storage.store import Store
 from maskloom.segcore.training import semantic
 from maskloom.segcore.training.log import write_curves
