@@ -171,9 +171,7 @@ def test_a_training_with_options_ends_the_same_after_interruptions(folder, optio
 def test_a_training_in_which_nothing_would_learn_is_refused(folder):
     write_start(folder, 2)
     options = (*STAGES, "network.normalisation=batch", "training.patch=32")
-    with pytest.raises(
-        RecipeError, match=r"none would learn before epoch 2\. Leave `unfreeze` out"
-    ):
+    with pytest.raises(ValueError, match=r"none would learn before epoch 2\. Leave `unfreeze` out"):
         train(prepared(made(folder, *options)), Watch(), never)
 
 
