@@ -6,6 +6,10 @@ measured on the validation images, and a checkpoint is written: weights, optimis
 Because the patches of a step are drawn by (seed, epoch, step), a training that is stopped anywhere
 and started again ends with the same weights as one that never was.
 
+A training that starts from other weights may let stages of them wait (`unfreeze`): until their
+epoch their layers are not trained, so that steps go back no further than needed, and the optimiser
+knows nothing of them. Then a new one takes over the state of the one before.
+
 Under mixed precision the network computes in bfloat16 and keeps its weights in float32; the same
 network is saved in float32.
 """

@@ -191,9 +191,7 @@ def test_a_training_with_options_ends_the_same_after_interruptions(folder, optio
 def test_a_training_in_which_nothing_would_learn_is_refused(folder):
     write_start(folder, 2)
     options = (*STAGES, "network.normalisation=batch", "training.patch=32")
-    with pytest.raises(
-        RecipeError, match=r"none would learn before epoch 2\. Leave `unfreeze` out"
-    ):
+    with pytest.raises(ValueError, match=r"none would learn before epoch 2\. Leave `unfreeze` out"):
         train(prepared(made(folder, *options)), Watch(), never)
 
 
@@ -379,7 +377,6 @@ def test_the_table_has_all_trials_and_the_last_line_the_best(folder, monkeypatch
 )  # fmt: skip
 def test_wrong_sweeps_are_refused_before_any_training(tmp_path, sweeps, message):
     from maskloom.flows.recipes import sweeps as recipes
-    from maskloom.segcore.errors import RecipeError
 
     path = Path(write_recipe(tmp_path))
     with pytest.raises(RecipeError, match=message):
