@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from maskloom.segcore.raster.spec import FORMATS
 from maskloom.segcore.training import dataset as datasets
-from maskloom.segcore.training.class_counts import count_classes
+from maskloom.segcore.training.class_counts import ClassCounts, count_classes, require_labelled
 from maskloom.segcore.training.dataset import Dataset
 from maskloom.segcore.training.labels import Index, Instances
 from maskloom.segcore.training.pairs import Pair
@@ -39,3 +40,10 @@ def test_the_typical_size_of_objects_is_their_median_whatever_the_strips(tmp_pat
 def test_masks_of_classes_tell_no_size(tmp_path):
     masks = [np.eye(9, dtype=np.uint8)]
     assert counts(tmp_path, Index(), masks).typical_sizes([0]) == {}
+
+
+@pytest.mark.parametrize(("training", "warned"), [([0, 1], True), ([1], False)])
+def test_a_score_on_images_of_training_gives_a_warning(training, warned):
+    counts = ClassCounts((np.ones((1, 1, 2), np.int64),) * 2)
+    warnings = require_labelled(counts, training, [0], ("soil", "weed"))
+    assert any("split.validation" in each for each in warnings) == warned
