@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from maskloom.flows.inventory import take_inventory
-from maskloom.flows.progress import ItemProgress, display
+from maskloom.flows.progress.displays import display
+from maskloom.flows.progress.run import ItemProgress
 from maskloom.flows.recipes.run import RunRecipe
 from maskloom.flows.recipes.run_file import effective_tile
 from maskloom.flows.stopping import BreakOff, stoppable
@@ -26,7 +27,7 @@ from maskloom.segcore.errors import RunError
 from maskloom.segcore.figures.differences import draw
 from maskloom.segcore.geometry import Tile, sizes_text
 from maskloom.segcore.ground.space import AXES
-from maskloom.segcore.models.protocols import Exactness, ObjectSegmenter
+from maskloom.segcore.models.protocols import Exactness, ObjectSegmenter, requirements_of
 from maskloom.segcore.objects.seam_audit import audit_seams
 from maskloom.segcore.pipeline.in_memory import Mask, Region
 from maskloom.segcore.pipeline.worker import prepare_process
@@ -34,8 +35,8 @@ from maskloom.segcore.storage.filesystems import configure
 from maskloom.segcore.storage.store import Store
 from maskloom.tasks.batching import require_tiling
 from maskloom.tasks.clusters.serial import SerialCluster
+from maskloom.tasks.describe import describe_sources
 from maskloom.tasks.memory import require_memory
-from maskloom.tasks.plan import describe_sources
 from maskloom.tasks.regions import RegionJob, segment_regions, select_engines_on
 
 if TYPE_CHECKING:
@@ -48,7 +49,6 @@ if TYPE_CHECKING:
     from maskloom.tasks.fanout.protocol import Fanout
     from maskloom.tasks.regions import SegmentedRegion
 
-DEFAULT_PIXELS = 2_000_000
 RECORD = "runs/audit/audit.json"
 RECORDED_BESIDE = "runs/head.json"
 _TILES_ACROSS = 3
@@ -155,7 +155,7 @@ def _report(
         ),
         (
             f"segmenter {recipe.kind}: {model.exactness.value}, halo "
-            f"{sizes_text(model.requirements.halo)}{_planar(model, shape)}"
+            f"{sizes_text(requirements_of(model, region.spec).halo)}{_planar(model, shape)}"
         ),
     ]
     if model != tiled_model:

@@ -11,10 +11,8 @@ Tables are written when all pairs are done, `pairs` last: a folder without it is
 
 from __future__ import annotations
 
-import contextlib
 import threading
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
@@ -24,13 +22,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from maskloom.flows.progress import ItemProgress, display
+from maskloom.flows.change_results import Changes
+from maskloom.flows.mask_errors import mask_errors_for_users
+from maskloom.flows.progress.displays import display
+from maskloom.flows.progress.run import ItemProgress
 from maskloom.flows.signals import stop_on_signals
 from maskloom.flows.terminal import count
 from maskloom.segcore.change.compare import ChangeOptions
 from maskloom.segcore.change.joint import UNKNOWN
 from maskloom.segcore.change.tables import SCHEMAS
-from maskloom.segcore.errors import ImageError, RecipeError, StoreError, Unavailable
+from maskloom.segcore.errors import RecipeError
 from maskloom.segcore.figures.change import Row, class_colours, draw, object_colours
 from maskloom.segcore.ground.amounts import amount
 from maskloom.segcore.masks import names_beside
@@ -38,22 +39,8 @@ from maskloom.segcore.pipeline.worker import prepare_process
 from maskloom.segcore.raster.classes import ClassTable
 from maskloom.segcore.storage.records import read_table
 from maskloom.segcore.storage.store import Store
-from maskloom.tasks.change import (
-    By,
-    Classes,
-    ComparedPair,
-    Pair,
-    Paired,
-    PairFailure,
-    by_date,
-    by_id,
-    by_place,
-    compare_pairs,
-    images_of,
-    jobs,
-    legend_of,
-    view_pairs,
-)
+from maskloom.tasks.change import Classes, compare_pairs, jobs, legend_of, view_pairs
+from maskloom.tasks.change_pairs import By, Pair, Paired, by_date, by_id, by_place, images_of
 from maskloom.tasks.clusters import machine
 from maskloom.tasks.clusters.local import LocalCluster
 from maskloom.tasks.clusters.serial import SerialCluster
@@ -61,15 +48,13 @@ from maskloom.tasks.output import Output
 
 if TYPE_CHECKING:
     from maskloom.segcore.change.legend import Legend
-    from maskloom.segcore.change.spread import Spread
     from maskloom.tasks.clusters.protocol import Cluster
 
 FOLDER = "change"
 """Folder of the results below the later output."""
-_PICTURED, _SHOWN, _MOST_LINES = 3, 5, 30
+_PICTURED, _SHOWN = 3, 5
 _PIXELS_IN_PROCESS = 50_000_000
 """Worker processes take seconds to start, so they are worth it only above this number."""
-_HECTARE = 1e4
 _PAIRS_TABLE = "tables/pairs/pairs.parquet"
 
 
@@ -94,178 +79,6 @@ class ChangeRequest:
     """
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Changes:
-    """The results, and where they are."""
-
-    legend: Legend
-    pairs: tuple[Pair, ...]
-    results: Mapping[int, ComparedPair | PairFailure]
-    folder: str
-    notes: tuple[str, ...] = ()
-    spread: str | None = None
-    days: float | None = None
-    dated: bool = False
-    """Whether the pairs are those of one output by date, which share images."""
-
-    @property
-    def compared(self) -> dict[int, ComparedPair]:
-        """The pairs that were compared, by number."""
-        return {i: each for i, each in self.results.items() if isinstance(each, ComparedPair)}
-
-    @property
-    def failed(self) -> dict[int, str]:
-        """Why the other pairs were not, by number."""
-        problems = {i: pair.problem for i, pair in enumerate(self.pairs) if pair.problem}
-        broken = {
-            i: each.reason for i, each in self.results.items() if isinstance(each, PairFailure)
-        }
-        return dict(sorted((problems | broken).items()))
-
-    @property
-    def table(self) -> str:
-        """Gain, loss and net change of each class where both have data, as text."""
-        unit, sums = self._sums
-        heads: tuple[str, ...] = ("class", "before", "after", "gain", "loss", "net")
-        rows: list[tuple[str, ...]] = []
-        for i, name in enumerate(self.legend.classes.names):
-            before, after, same = sums[i].sum(), sums[:, i].sum(), sums[i, i]
-            net = after - before
-            sign = "+" if net > 0 else "-" if net < 0 else ""
-            sizes = (before, after, after - same, before - same)
-            rows.append(
-                (name, *(amount(float(n), unit) for n in sizes), sign + amount(abs(net), unit))
-            )
-        if self.dated:
-            # An image is the later one of a pair and the earlier one of the next.
-            heads, rows = (heads[0], *heads[3:]), [(row[0], *row[3:]) for row in rows]
-        return _aligned(heads, rows)
-
-    @property
-    def spread_table(self) -> str:
-        """The spread of a pair by direction, or of each of several pairs; empty without one."""
-        rows = [
-            (
-                pair.name,
-                each.sector,
-                f"{each.area / _HECTARE:,.2f}",
-                _number(_per_day(each.area / _HECTARE, days), 2),
-                _number(each.greatest, 0),
-                _number(_per_day(each.greatest, days), 0),
-                _number(_per_day(each.mean, days), 0),
-            )
-            for pair, days, each in self._spreads()
-            if len(self.compared) == 1 or each.sector == "all"
-        ][:_MOST_LINES]
-        heads = ("pair", "to", "ha", "ha/day", "max m", "max m/day", "mean m/day")
-        return _aligned(heads, rows) if rows else ""
-
-    @property
-    def summary(self) -> str:
-        """The main figures in one line."""
-        unit, sums = self._sums
-        changed, total = sums.sum() - np.trace(sums), sums.sum()
-        share = f" ({changed / total:.1%})" if total else ""
-        text = f"{count(len(self.compared), 'pair')}: {amount(float(changed), unit)}{share} changed"
-        events = Counter[str]()
-        for each in self.compared.values():
-            events.update(each.events or {})
-        said = ", ".join(f"{number} {event}" for event, number in sorted(events.items()))
-        return f"{text}; objects: {said}" if said else text
-
-    @property
-    def _sums(self) -> tuple[str, np.ndarray[Any, np.dtype[np.float64]]]:
-        """The unit, and areas by class before and after; in pixels if units differ."""
-        number = len(self.legend.classes.names)
-        sums = np.zeros((number, number))
-        changes = [each.change for each in self.compared.values()]
-        units = {each.unit for each in changes}
-        for each in changes:
-            known = (each.before >= 0) & (each.after >= 0)
-            sizes = each.areas if len(units) == 1 else each.pixels
-            np.add.at(sums, (each.before[known], each.after[known]), sizes[known])
-        return units.pop() if len(units) == 1 else "px", sums
-
-    def _spreads(self) -> Iterator[tuple[Pair, float | None, Spread]]:
-        for i, each in self.compared.items():
-            for spread in each.change.spread:
-                yield self.pairs[i], self.days_of(self.pairs[i]), spread
-
-    def days_of(self, pair: Pair) -> float | None:
-        """Days between both images of a pair. None: they are not known."""
-        return pair.days if self.days is None else self.days
-
-    def rows(self) -> dict[str, list[dict[str, Any]]]:
-        """The rows of the tables but `objects`, which workers write."""
-        names = (*self.legend.classes.names, None)
-        found: dict[str, list[dict[str, Any]]] = {"pairs": [], "change": [], "spread": []}
-        failed = self.failed
-        for i, pair in enumerate(self.pairs):
-            result, run = self.results.get(i), pair.after.run_id if pair.after else None
-            head = {"run_id": run, "pair": pair.name}
-            change = result.change if isinstance(result, ComparedPair) else None
-            found["pairs"].append(
-                {
-                    **head,
-                    "image_a": pair.before.image_id,
-                    "image_b": pair.after.image_id if pair.after else None,
-                    "run_id_a": pair.before.run_id,
-                    "status": "failed" if change is None else "ok",
-                    "error": failed.get(i),
-                    "acquired_a": pair.before.acquired,
-                    "acquired_b": pair.after.acquired if pair.after else None,
-                    "days": self.days_of(pair),
-                    "warped": change and change.warped,
-                    "mask_uri": change and change.mask,
-                    "changed_area": change and change.changed,
-                    "area_unit": change and change.unit,
-                }
-            )
-            if change is None:
-                continue
-            for a, b, pixels, area in zip(
-                *(each.tolist() for each in (change.before, change.after)),
-                change.pixels.tolist(),
-                change.areas.tolist(),
-                strict=True,
-            ):
-                found["change"].append(
-                    {
-                        **head,
-                        "from_class": names[a],
-                        "to_class": names[b],
-                        "pixel_count": pixels,
-                        "area": area,
-                        "area_unit": change.unit,
-                    }
-                )
-            found["spread"] += [
-                {**head, "class_name": self.spread, **_spread_row(each, self.days_of(pair))}
-                for each in change.spread
-            ]
-        return found
-
-
-def _spread_row(each: Spread, days: float | None) -> dict[str, Any]:
-    return {
-        "sector": each.sector,
-        "pixel_count": each.pixels,
-        "area": each.area,
-        "area_unit": "m2",
-        "days": days,
-        "hectares_per_day": _per_day(each.area / _HECTARE, days),
-        "max_advance_m": each.greatest,
-        "mean_advance_m": each.mean,
-        "max_metres_per_day": _per_day(each.greatest, days),
-        "mean_metres_per_day": _per_day(each.mean, days),
-        "front_length_m": each.front,
-    }
-
-
-def _per_day(amount: float | None, days: float | None) -> float | None:
-    return None if amount is None or days is None or days <= 0 else amount / days
-
-
 def change(
     before: str, after: str | None, request: ChangeRequest, *, quiet: bool = True
 ) -> Changes:
@@ -278,7 +91,7 @@ def change(
     store = Store(outputs[1].store.uri(FOLDER) if request.out is None else request.out)
     if store.names("tables/images", ".parquet") or store.exists("tables/areas"):
         raise RecipeError(f"-o {store.root}: this is the output of a run. Choose another folder.")
-    with _errors_for_users():
+    with mask_errors_for_users():
         paired = _paired(outputs, request, dated=after is None)
     classes = Classes.read(outputs[0]), Classes.read(outputs[1])
     legend = legend_of(*classes)
@@ -289,7 +102,7 @@ def change(
     former = _begin(store)
     stop = threading.Event()
     cluster = request.cluster or _cluster(list(known.values()))
-    with _errors_for_users(), ExitStack() as stack:
+    with mask_errors_for_users(), ExitStack() as stack:
         stack.enter_context(stop_on_signals(stop))
         prepare = partial(prepare_process, threads=cluster.worker_threads)
         fanout = stack.enter_context(cluster.opened(prepare, stop))
@@ -366,17 +179,6 @@ def _cluster(pairs: Sequence[Pair]) -> Cluster:
     if workers == 1 or pixels <= _PIXELS_IN_PROCESS:
         return SerialCluster()
     return LocalCluster(workers)
-
-
-@contextlib.contextmanager
-def _errors_for_users() -> Iterator[None]:
-    """A mask that cannot be read is wrong usage, a store that fails is not."""
-    try:
-        yield
-    except Unavailable as error:
-        raise StoreError(f"{error}. Check the store, then run the same command again.") from error
-    except ImageError as error:
-        raise RecipeError(str(error)) from error
 
 
 def _begin(store: Store) -> set[str]:
@@ -479,17 +281,3 @@ def _picture(found: Changes, views: Sequence[tuple[int, Any]]) -> bytes:
     # Objects have colours of their own.
     numbered = any(each.numbered for _, each in views)
     return draw((title, found.summary), rows, (changes,) if numbered else (legend.classes, changes))
-
-
-def _aligned(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Text with aligned columns, numbers at the right."""
-    wide = [max(len(row[i]) for row in (heads, *rows)) for i in range(len(heads))]
-    padded = []
-    for first, *cells in (heads, *rows):
-        numbers = [cell.rjust(n) for cell, n in zip(cells, wide[1:], strict=True)]
-        padded.append("  ".join([first.ljust(wide[0]), *numbers]))
-    return "\n".join(padded)
-
-
-def _number(value: float | None, digits: int) -> str:
-    return "-" if value is None else f"{value:,.{digits}f}"

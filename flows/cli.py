@@ -13,9 +13,10 @@ from typing import Annotated, NoReturn
 import typer
 
 import maskloom
+from maskloom.flows.commands.accuracy import evaluate, sample
 from maskloom.flows.commands.alerts import alerts
 from maskloom.flows.commands.checks import doctor
-from maskloom.flows.commands.comparisons import audit, change, compare, evaluate, sample
+from maskloom.flows.commands.comparisons import audit, change, compare
 from maskloom.flows.commands.conversion import convert
 from maskloom.flows.commands.export import export
 from maskloom.flows.commands.messages import DONE

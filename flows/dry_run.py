@@ -19,8 +19,9 @@ from maskloom.segcore.storage.filesystems import configure
 from maskloom.tasks.clusters.local import LocalCluster
 from maskloom.tasks.clusters.protocol import Cluster
 from maskloom.tasks.clusters.serial import SerialCluster
+from maskloom.tasks.describe import describe_sources
 from maskloom.tasks.memory import peak_bytes, suitable
-from maskloom.tasks.plan import describe_sources, in_order_of_files, make_shards
+from maskloom.tasks.plan import in_order_of_files, make_shards
 
 _FEW = 5_000
 """Inputs whose headers this process reads in the seconds that workers need to start."""

@@ -21,9 +21,11 @@ from maskloom.tasks.commits.ledger import Committed, Ledger, RowsByFile
 from maskloom.tasks.commits.presence import process_folder
 from maskloom.tasks.discovery.discover import discover, passed_over_advice, passed_over_note
 from maskloom.tasks.discovery.series import ReadHeaders, SeriesHeaders
+from maskloom.tasks.last_run import LastRun, read_head
 from maskloom.tasks.memory import WORKER_MEMORY, with_retries
-from maskloom.tasks.plan import LastRun, identify, pending, read_head, read_plan, replaced_by_series
-from maskloom.tasks.publish import heal
+from maskloom.tasks.plan import identify, pending, replaced_by_series
+from maskloom.tasks.plan_file import read_plan
+from maskloom.tasks.table_files import heal
 
 log = logging.getLogger("maskloom.run")
 

@@ -15,11 +15,13 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from maskloom.flows.inventory import Inventory, Sharing, inventory_to_write, notes
-from maskloom.flows.progress import ItemProgress, Quiet, RunProgress, display
+from maskloom.flows.outcome import Outcome
+from maskloom.flows.progress.displays import Quiet, display
+from maskloom.flows.progress.run import ItemProgress, RunProgress
 from maskloom.flows.recipes.run import RunRecipe
 from maskloom.flows.report.write import NAME as REPORT
 from maskloom.flows.report.write import try_to_write, write_of_stopped
-from maskloom.flows.segment import Outcome, segment
+from maskloom.flows.segment import segment
 from maskloom.flows.signals import stop_on_signals
 from maskloom.flows.stages import Orchestrator, Plain, Stages, Watched
 from maskloom.flows.stopping import Stoppable
@@ -41,6 +43,8 @@ from maskloom.tasks.zones import outside, prepare
 log = logging.getLogger("maskloom.run")
 
 _INPUTS_NAMED = 3
+_SMALL_FILE = 4 * 2**20
+"""Bytes of a file that is taken for a single tile before its header is read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +135,7 @@ def run(
             stop = workers.listen()
             # The Prefect server and the cluster take seconds; both start in the background.
             stack.enter_context(orchestrator)
-            fanout = workers.fanout()
+            fanout = workers.fanout(_jobs_at_first(inventory))
 
             def body(stages: Stages) -> RunResult:
                 progress = RunProgress(stages.shown_by(shown))
@@ -213,6 +217,15 @@ def _inventory(recipe: RunRecipe, sharing: Sharing, workers: _Workers, shown: Qu
     return inventory
 
 
+def _jobs_at_first(inventory: Inventory) -> int | None:
+    """Jobs at the beginning of a run, so that a single picture does not start all workers of a
+    large machine. None: unknown.
+    """
+    if inventory.interrupted or any(source.is_folder for source in inventory.pending):
+        return None
+    return sum(1 + source.size // _SMALL_FILE for source in inventory.pending)
+
+
 class _Workers:
     """The workers of a run. They start when first needed: a run without work needs none."""
 
@@ -245,15 +258,15 @@ class _Workers:
             self._hears = True
             self._stack.enter_context(stop_on_signals(self._stop, self._answer, self._break_off))
 
-    def fanout(self) -> Fanout:
-        """The fan-out to the workers, until the stack closes."""
+    def fanout(self, jobs: int | None = None) -> Fanout:
+        """The fan-out to the workers, until the stack closes. `jobs`: how many come at first."""
         if self._fanout is None:
             cluster = _cluster(self._recipe)
             prepare = partial(
                 prepare_process, self._recipe.storage, cluster.worker_threads, self._recipe.limits
             )
             self.listen()
-            fanout = self._stack.enter_context(cluster.opened(prepare, self._stop))
+            fanout = self._stack.enter_context(cluster.opened(prepare, self._stop, jobs))
             self._fanout = self._stoppable.works_on(fanout)
         return self._fanout
 

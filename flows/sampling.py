@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from maskloom.flows.progress import ItemProgress, display
+from maskloom.flows.progress.displays import display
+from maskloom.flows.progress.run import ItemProgress
 from maskloom.segcore.errors import ImageError, RecipeError
 from maskloom.segcore.evaluation.estimation import allocated, planned_size
 from maskloom.segcore.figures.sample import draw_sample

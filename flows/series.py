@@ -4,6 +4,7 @@
     <output>/sweep.csv        one row for each training, and of folds their mean and spread;
     <output>/sweep.parquet    `folds.csv` and `folds.parquet` without a sweep
     <output>/sweep.png        the curves of all trainings
+    <output>/report.html      both, as a page that leads to those of the trainings
 
 The trainings follow each other in one process. Table and picture are written after each of them;
 the same command continues the one that was interrupted and passes over those that are finished.
@@ -24,6 +25,7 @@ import pyarrow.parquet as pq
 from maskloom.flows import train
 from maskloom.flows.recipes.sweeps import Trial
 from maskloom.flows.report.measures import WHOLE_IMAGES
+from maskloom.flows.report.series import MEAN, SPREAD
 from maskloom.flows.stopping import BreakOff
 from maskloom.flows.terminal import told
 from maskloom.segcore.errors import MaskloomError, RecipeError, RunError, Stopped, StoreError
@@ -37,8 +39,6 @@ HISTORY = "training_history.json"
 _MOST_CURVES = 12
 _MEASURES = ("iou", "dice", "ap50")
 """Measures of classes that are in the table."""
-MEAN, SPREAD = "mean", "spread"
-"""In the column `fold`: the mean of the folds, and their standard deviation."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from maskloom.flows.progress import Quiet
+    from maskloom.flows.progress.displays import Quiet
 
 T = TypeVar("T")
 Item = TypeVar("Item")

@@ -16,7 +16,7 @@ from maskloom.tasks.fanout.protocol import GRACE_SECONDS
 if TYPE_CHECKING:
     import threading
 
-    from maskloom.flows.progress import Quiet
+    from maskloom.flows.progress.displays import Quiet
     from maskloom.tasks.fanout.protocol import Fanout
 
 BreakOff = Callable[[], object]

@@ -8,10 +8,11 @@ import threading
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from maskloom.flows.progress import TrainingProgress, display
+from maskloom.flows.progress.displays import display
+from maskloom.flows.progress.training import TrainingProgress
 from maskloom.flows.recipes.training import TrainingRun
 from maskloom.flows.stopping import BreakOff, stoppable
-from maskloom.flows.validation import FOLDER, segmenter_of, validate
+from maskloom.flows.validation import FOLDER, border_of, segmenter_of, validate
 from maskloom.segcore import formats
 from maskloom.segcore.deep.inference.runtime import import_keras
 from maskloom.segcore.errors import ImageError, RecipeError
@@ -97,13 +98,12 @@ def groups(training: TrainingRun) -> dict[str, str] | None:
 def usage(training: TrainingRun, result: TrainingResult) -> str:
     """A command line that uses the model. One that learned a border makes objects by it."""
     recipe = training.recipe
-    border = getattr(recipe.labels, "border", None)
-    kind = segmenter_of(recipe) if border is None else "instances"
+    border = border_of(recipe)
     options = "" if border is None else f" -p {shlex.quote(f'border={border}')}"
     if recipe.bands is not None:
         options += f" -p bands='{list(recipe.bands)}'"
     weights = shlex.quote(f"weights={result.model}")
-    return f"maskloom segment IMAGE... -o OUTPUT -s {kind} -p {weights}{options}"
+    return f"maskloom segment IMAGE... -o OUTPUT -s {segmenter_of(recipe)} -p {weights}{options}"
 
 
 def metrics(recipe: TrainingRecipe) -> Mapping[str, Any]:

@@ -13,18 +13,22 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from maskloom.flows.evaluation.evaluate import evaluate
 from maskloom.flows.evaluation.options import REST, EvaluationRequest, PolygonOptions
 from maskloom.flows.recipes import run as run_recipes
-from maskloom.flows.report.measures import WHOLE_IMAGES
+from maskloom.flows.report.measures import AP_BY_IMAGE, WHOLE_IMAGES
 from maskloom.flows.run import RunOptions
 from maskloom.flows.run import run as run_flow
 from maskloom.flows.terminal import told
+from maskloom.segcore.annotations.metrics import mean_of_known
 from maskloom.segcore.annotations.pairing import NameSuffixes
 from maskloom.segcore.deep.inference.card import Card
 from maskloom.segcore.errors import ImageError, MaskloomError, Stopped
@@ -49,9 +53,9 @@ log = logging.getLogger(__name__)
 
 def segmenter_of(recipe: TrainingRecipe) -> str:
     """The segmenter that runs the network. Networks of maskloom have segmenters of the same name;
-    `network` runs those of plug-ins that bring none, `instances` those with vectors.
+    `network` runs those of plug-ins that bring none, `instances` those with vectors or a border.
     """
-    if is_flow(recipe.labels):
+    if is_flow(recipe.labels) or border_of(recipe) is not None:
         return "instances"
     return recipe.kind if recipe.kind in SEGMENTERS else "network"
 
@@ -68,10 +72,11 @@ def validate(
     name = f"{recipe.name}.json"
     card = Card.load(store.read(name), name)
     metrics: dict[str, Any] = dict(card.about.get("metrics", {}))
-    if WHOLE_IMAGES in metrics or _has_border(recipe):
+    if WHOLE_IMAGES in metrics:
         return None
     try:
-        found = _measured(training, pairs, card.sha256, quiet, break_off)
+        with _warnings_as_notes(quiet):
+            found = _measured(training, pairs, card.sha256, quiet, break_off)
     except Stopped:
         raise
     except (MaskloomError, ImageError) as error:
@@ -85,9 +90,30 @@ def validate(
     return measures
 
 
-def _has_border(recipe: TrainingRecipe) -> bool:
-    """Whether a class is not in the masks, so that they cannot be compared as they are."""
-    return getattr(recipe.labels, "border", None) is not None
+def border_of(recipe: TrainingRecipe) -> str | None:
+    """The class around objects, which is not in the masks. None: there is no such class."""
+    border: str | None = getattr(recipe.labels, "border", None)
+    return border
+
+
+@contextmanager
+def _warnings_as_notes(wanted: bool) -> Iterator[None]:
+    """What the run of the block warns of is only for a log file: of images that look unlike those
+    of training, for example, where the measures say how well they are segmented.
+    """
+
+    def demote(record: logging.LogRecord) -> bool:
+        if record.levelno == logging.WARNING:
+            record.levelno, record.levelname = logging.INFO, logging.getLevelName(logging.INFO)
+        return True
+
+    run_log = logging.getLogger("maskloom.run")
+    if wanted:
+        run_log.addFilter(demote)
+    try:
+        yield
+    finally:
+        run_log.removeFilter(demote)
 
 
 def _measured(
@@ -101,15 +127,19 @@ def _measured(
     recipe = training.recipe
     # A folder for each network: nothing is removed if a training goes on for more epochs.
     output = f"{recipe.output}/{FOLDER}/{sha256[:8]}"
-    segmenter = {
+    segmenter: dict[str, Any] = {
         "kind": segmenter_of(recipe),
         "weights": Store(recipe.output).uri(f"{recipe.name}.keras"),
     }
+    if border_of(recipe) is not None:
+        segmenter["border"] = border_of(recipe)
+    if recipe.bands:
+        segmenter["bands"] = list(recipe.bands)
     document = {
         "name": f"{recipe.name}-validation"[:60],
         "inputs": sorted({split_part(pair.image.location)[0] for pair in pairs}),
         "output": output,
-        "segmenter": segmenter | ({"bands": list(recipe.bands)} if recipe.bands else {}),
+        "segmenter": segmenter,
         "cluster": "serial",
         "storage": {key: dict(value) for key, value in training.storage.items()},
     }
@@ -168,9 +198,13 @@ def _summary(found: Evaluation) -> dict[str, Any]:
     rows = found.result.rows()
     whole = next(row for row in rows["images"] if row["image_id"] is None)
     classes = [row for row in rows["classes"] if row["image_id"] is None]
+    # Of all objects together above; papers on nuclei give the mean over images.
+    of_images = [row["ap_dsb2018_50"] for row in rows["means"] if "ap_dsb2018_50" in row]
+    by_image = {AP_BY_IMAGE: _rounded(mean_of_known(np.array(of_images)))} if of_images else {}
     return {
         "images": len(found.result.scores),
         **{name: _rounded(whole[name]) for name in _MEASURES if whole.get(name) is not None},
+        **by_image,
         "classes": {
             row["class_name"]: {name: _rounded(row[name]) for name in _OF_CLASSES}
             for row in classes

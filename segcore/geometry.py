@@ -21,6 +21,8 @@ Affine = tuple[float, float, float, float, float, float]
 corners.
 """
 
+DEFAULT_TILE = 2048
+"""Side of the tiles of a recipe that sets none, in pixels."""
 _IMAGE_AXES = 2
 _CUBE_STEP = 16
 """Sides of cubes are multiples of this."""

@@ -1,5 +1,5 @@
-"""What frozen dataclasses need where a run has a million of them: quick pickling, and quick tests
-of whether they follow a protocol.
+"""What frozen dataclasses need: checks of their numbers and, where a run has a million of them,
+quick pickling and quick tests of whether they follow a protocol.
 """
 
 from __future__ import annotations
@@ -10,6 +10,12 @@ from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 T = TypeVar("T", bound=type)
+
+
+def check_range(name: str, value: float, least: float, most: float) -> None:
+    """Raise `ValueError`, which names the field, unless `least` <= value <= `most`."""
+    if not least <= value <= most:
+        raise ValueError(f"{name}: expected {least} to {most}; got {value}")
 
 
 def pickled_by_fields(cls: T) -> T:

@@ -35,7 +35,7 @@ from maskloom.segcore.storage.store import STAGING, Listed, Store
 from maskloom.segcore.storage.uploads import Upload, abort, unfinished_uploads
 from maskloom.tasks.commits.log import IMAGES, incomplete_folder
 from maskloom.tasks.commits.presence import PROCESSES, processes, sweep
-from maskloom.tasks.plan import read_head
+from maskloom.tasks.last_run import read_head
 
 IDLE_HOURS = 24.0
 

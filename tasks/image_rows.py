@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from maskloom.segcore.pipeline.records import ImageResult, Plan
     from maskloom.segcore.raster.spec import RasterSpec
 
+SCORES_COLUMNS = ("scores_uri", "scores_sha256")
+"""Columns that tables of earlier versions lack."""
 IMAGES_SCHEMA = pa.schema(
     [
         ("run_id", pa.string()),

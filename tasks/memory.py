@@ -9,7 +9,7 @@ import numpy as np
 
 from maskloom.segcore.errors import OutOfMemory, RecipeError
 from maskloom.segcore.geometry import sizes_text
-from maskloom.segcore.models.protocols import Fitter
+from maskloom.segcore.models.protocols import Fitter, requirements_of
 from maskloom.segcore.pipeline.jobs import RunSettings
 from maskloom.segcore.pipeline.records import Failure, PlannedImage
 from maskloom.segcore.raster.spec import RasterSpec
@@ -38,7 +38,7 @@ def peak_bytes(settings: RunSettings, images: Iterable[PlannedImage]) -> int:
     """
     peaks = (
         _tile_bytes(settings, image.spec) + _whole_bytes(settings, image.spec)
-        for image, is_first in _firsts(images)
+        for image, is_first in _firsts(settings, images)
         if image.spec is not None and is_first
     )
     return WORKER_BYTES + settings.model.requirements.process_bytes + max(peaks, default=0)
@@ -61,11 +61,13 @@ def require_memory(
             "`cluster`), set a smaller `patch`, or use a smaller network."
         )
     for image in images:
-        needed = 0 if image.spec is None else always + _tile_bytes(settings, image.spec)
+        if image.spec is None:
+            continue
+        needed = always + _tile_bytes(settings, image.spec)
         if needed > available:
             raise RecipeError(
                 f"tiling.tile: a tile of {settings.tiling} pixels with the segmenter's halo of "
-                f"{sizes_text(settings.model.requirements.halo)} needs about "
+                f"{sizes_text(requirements_of(settings.model, image.spec).halo)} needs about "
                 f"{needed / 1e9:.1f} GB on {image.source.uri}; a "
                 f"worker has {available / 1e9:.1f} GB. "
                 "Use a smaller tile or fewer workers, or a segmenter with a smaller halo (radius, "
@@ -79,7 +81,7 @@ def suitable(
     """The images, one after the other. Raises `RecipeError` at the first that the tiling does not
     suit, or one of whose tiles needs more memory than a worker has.
     """
-    for image, is_first in _firsts(images):
+    for image, is_first in _firsts(settings, images):
         if is_first:
             batching.require_tiling(settings, [image])
             if image.failure is None:
@@ -87,14 +89,23 @@ def suitable(
         yield image
 
 
-def _firsts(images: Iterable[PlannedImage]) -> Iterator[tuple[PlannedImage, bool]]:
+def _firsts(
+    settings: RunSettings, images: Iterable[PlannedImage]
+) -> Iterator[tuple[PlannedImage, bool]]:
     """The images, and whether each is the first of its kind: those of a kind need the same
     memory.
     """
     seen = set()
     for image in images:
         spec = image.spec
-        kind = spec and (spec.shape, spec.chunks, spec.channels, spec.dtype, image.failure is None)
+        kind = spec and (
+            spec.shape,
+            spec.chunks,
+            spec.channels,
+            spec.dtype,
+            requirements_of(settings.model, spec),
+            image.failure is None,
+        )
         yield image, kind not in seen
         seen.add(kind)
 
@@ -175,7 +186,7 @@ def _tile_bytes(settings: RunSettings, spec: RasterSpec) -> int:
     read = np.minimum(spec.shape, np.array(grid.tile) + 2 * np.array(grid.margin))
     core = np.minimum(spec.shape, grid.tile)
     return (
-        int(np.prod(read)) * settings.model.requirements.bytes_per_pixel
+        int(np.prod(read)) * requirements_of(settings.model, spec).bytes_per_pixel
         + int(np.prod(core)) * _ID_BYTES * settings.joins
         + int(np.prod(read)) * _SCORE_BYTES * _classes(settings) * settings.scores
     )

@@ -22,8 +22,7 @@ import pyarrow.parquet as pq
 
 from maskloom.segcore.pipeline.records import ImageResult
 from maskloom.segcore.raster.spec import RasterSpec
-from maskloom.segcore.statistics.objects.geoparquet import nulls
-from maskloom.segcore.statistics.objects.table import geo_metadata, schema
+from maskloom.segcore.statistics.objects.geoparquet import geo_metadata, nulls, schema
 from maskloom.segcore.storage.parquet import extending, extends
 from maskloom.segcore.storage.records import record_errors
 from maskloom.segcore.storage.store import Store

@@ -26,7 +26,7 @@ from maskloom.segcore.storage.parquet import Condition, matching_rows
 from maskloom.segcore.storage.records import read_json, read_table, record_errors
 from maskloom.segcore.storage.store import Store
 from maskloom.tasks.clean import read_unfinished, require_output, runs_without_manifest
-from maskloom.tasks.plan import PlanFile
+from maskloom.tasks.plan_file import PlanFile
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

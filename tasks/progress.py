@@ -1,4 +1,4 @@
-"""The progress that stages report while they work. `flows.progress` shows it."""
+"""The progress that stages report while they work. `flows.progress.run` shows it."""
 
 from __future__ import annotations
 

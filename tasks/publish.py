@@ -14,7 +14,6 @@ grows at its end (`segcore.storage.parquet`), so that readers never notice.
 from __future__ import annotations
 
 import hashlib
-import io
 import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence, Set
@@ -24,7 +23,6 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from maskloom.segcore.errors import RunError
 from maskloom.segcore.masks import names_beside
@@ -34,14 +32,15 @@ from maskloom.segcore.raster.spec import RasterSpec
 from maskloom.segcore.raster.stored import split_part
 from maskloom.segcore.statistics.objects.options import Objects
 from maskloom.segcore.statistics.protocol import Statistic
-from maskloom.segcore.storage.parquet import extending, extends, row_groups
-from maskloom.segcore.storage.records import parse_table, read_table
+from maskloom.segcore.storage.parquet import row_groups
+from maskloom.segcore.storage.records import read_table
 from maskloom.segcore.storage.store import Store
 from maskloom.tasks.commits.ledger import Committed, Ledger
 from maskloom.tasks.commits.log import IMAGES, Draft
 from maskloom.tasks.image_rows import IMAGES_SCHEMA, image_row
-from maskloom.tasks.object_files import KEYS, ROW_GROUP, ObjectFile
+from maskloom.tasks.object_files import KEYS, ObjectFile
 from maskloom.tasks.plan import SHARD_IMAGES
+from maskloom.tasks.table_files import table_schema, write_rows
 
 PICTURES = "tables/pictures"
 PICTURES_SCHEMA = pa.schema(
@@ -281,7 +280,7 @@ class Tables:
                     for result in members
                     for row in result.rows.get(name, [])
                 ]
-                _write(
+                write_rows(
                     self.store,
                     draft,
                     f"tables/{statistic.table}/{file}",
@@ -293,7 +292,13 @@ class Tables:
             image_rows = pa.Table.from_pylist(
                 [image_row(self.plan, result) for result in members], schema=IMAGES_SCHEMA
             )
-            _write(self.store, draft, f"{IMAGES}/{file}", image_rows, ids)
+            write_rows(self.store, draft, f"{IMAGES}/{file}", image_rows, ids)
+        self._name_files(draft, results, list(former.values()))
+
+    def _name_files(
+        self, draft: Draft, results: Sequence[ImageResult], former: Sequence[Committed]
+    ) -> None:
+        """Name the files that the draft moves into place, and those that it removes."""
         draft.files = {name: staged for result in results for name, staged in result.staged.items()}
         draft.folders = frozenset(
             name
@@ -301,7 +306,7 @@ class Tables:
             for name in (result.mask, result.scores)
             if name is not None and name not in result.staged
         )
-        outdated = (*former.values(), *self._outdated(results))
+        outdated = (*former, *self._outdated(results))
         draft.removed = frozenset(
             name
             for row in outdated
@@ -390,7 +395,7 @@ class Tables:
         # Without pictures in this recipe, those of an earlier one are removed.
         if rows or self.store.exists(name):
             table = pa.Table.from_pylist(rows, schema=PICTURES_SCHEMA)
-            _write(self.store, draft, name, table, replaced)
+            write_rows(self.store, draft, name, table, replaced)
 
     def _keyed(self, result: ImageResult, row: Mapping[str, Any]) -> dict[str, Any]:
         return {
@@ -401,72 +406,8 @@ class Tables:
         }
 
 
-def heal(ledger: Ledger, folder: str) -> int:
-    """Remove superseded rows (`Ledger.superseded`) in one commit. Returns the number of files that
-    had such rows. `folder`: the folder of this process.
-    """
-    store = ledger.store
-    while superseded := ledger.superseded:
-        with ledger.log.draft("heal", folder) as draft:
-            for file, image_ids in superseded.items():
-                for name in store.names("tables", f"/{file}"):
-                    if not name.startswith(f"{IMAGES}/"):
-                        _write(store, draft, name, read_table(store, name).slice(0, 0), image_ids)
-                _write(store, draft, f"{IMAGES}/{file}", IMAGES_SCHEMA.empty_table(), image_ids)
-            claimed = ledger.log.claim(draft)
-        ledger.refresh()
-        ledger.find_superseded()
-        if claimed:
-            return len(superseded)
-    return 0
-
-
-def _write(
-    store: Store, draft: Draft, name: str, rows: pa.Table, replaced: Set[str] | None
-) -> None:
-    """Add a table file to the draft: its present rows, except those of the images in `replaced`
-    (None: all images), and then `rows`.
-    """
-    try:
-        content = store.read(name)
-    except FileNotFoundError:
-        table = rows
-    else:
-        old = parse_table(store, name, content)
-        gone = (
-            old["image_id"].unique()
-            if replaced is None
-            else pa.array(sorted(replaced), pa.string())
-        )
-        kept = old.filter(pc.invert(pc.is_in(old["image_id"], value_set=gone)))
-        present = io.BytesIO(content)
-        if len(kept) == len(old) and extends(present, rows.schema):
-            with draft.table(name) as out, extending(present, out, rows.schema) as writer:
-                if len(rows):
-                    writer.write_table(rows, row_group_size=ROW_GROUP)
-            return
-        # A later version of maskloom may have added columns or widened their types.
-        table = (
-            pa.concat_tables([kept, rows], promote_options="permissive")
-            .select(rows.schema.names)
-            .cast(rows.schema)
-        )
-    with draft.table(name) as out:
-        pq.write_table(
-            table.replace_schema_metadata(rows.schema.metadata),
-            out,
-            compression="zstd",
-            row_group_size=ROW_GROUP,
-        )
-
-
 def _version_now(source: Source) -> str | None:
     try:
         return version_now(source)
     except FileNotFoundError:
         return None
-
-
-def table_schema(statistic: Statistic) -> pa.Schema:
-    """The full schema of a statistic's table."""
-    return pa.schema([*KEYS, *statistic.schema], metadata={"maskloom_schema": "1"})

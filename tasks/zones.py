@@ -48,7 +48,7 @@ class Prepared:
     """What was found while zones were prepared."""
 
     zones: int
-    mended: int
+    repaired: int
     """Invalid polygons that were made valid."""
     empty: int
     """Features without an area, which are left out."""
@@ -57,8 +57,8 @@ class Prepared:
     def notes(self) -> list[str]:
         """Lines for users."""
         found = []
-        if self.mended:
-            found.append(f"zones: {self.mended} of {self.zones} polygons are invalid; repaired")
+        if self.repaired:
+            found.append(f"zones: {self.repaired} of {self.zones} polygons are invalid; repaired")
         if self.empty:
             found.append(f"zones: {self.empty} of {self.zones} features have no area; left out")
         return found
@@ -112,7 +112,7 @@ def prepare(zones: Zones, wanted: ZonesFile, store: Store) -> Prepared | None:
         with path.open("rb") as source, store.writing(name) as out:
             while chunk := source.read(_CHUNK):
                 out.write(chunk)
-    return Prepared(batches.kept, batches.mended, batches.empty)
+    return Prepared(batches.kept, batches.repaired, batches.empty)
 
 
 def outside(zones: Zones, store: Store) -> tuple[int, int]:
@@ -137,7 +137,7 @@ class _Batches:
 
         self.zones, self.wanted = zones, wanted
         self.degrees = CRS.from_user_input(zones.crs).is_geographic
-        self.kept = self.mended = self.empty = 0
+        self.kept = self.repaired = self.empty = 0
         self.schema = pa.schema(
             [
                 pa.field(NUMBER, pa.int64()),
@@ -175,7 +175,7 @@ class _Batches:
                 shape = _unrolled(shape)
             if shape is not None and not shape.is_valid:
                 shape = _areas(shapely.make_valid(shape))
-                self.mended += 1
+                self.repaired += 1
             found.append(shape if shape is not None and shape.area else None)
         return found
 

@@ -12,7 +12,9 @@ from typing import Any
 import numpy as np
 from scipy import ndimage
 
-from maskloom.segcore.deep.inference.card import Card, ReceptiveField, Scaling
+from maskloom.segcore.deep.inference.card import Card
+from maskloom.segcore.deep.inference.receptive_field.field import ReceptiveField
+from maskloom.segcore.deep.inference.scaling import Scaling
 from maskloom.segcore.deep.networks.mask_rcnn.detections import Detections
 
 

@@ -13,14 +13,9 @@ from maskloom.segcore.ground.space import Space
 from maskloom.segcore.models.fragments import TileBoundary
 from maskloom.segcore.objects.faces import Faces
 from maskloom.segcore.raster.spec import RasterSpec
-from maskloom.segcore.statistics.objects.table import (
-    BandSums,
-    Measures,
-    TileObjects,
-    finish,
-    measure,
-    observe_bands,
-)
+from maskloom.segcore.statistics.objects.bands import BandSums, observe_bands
+from maskloom.segcore.statistics.objects.measures import Measures
+from maskloom.segcore.statistics.objects.table import TileObjects, finish, measure
 from maskloom.segcore.storage.packing import pack, unpack
 
 

@@ -9,7 +9,8 @@ import yaml
 from PIL import Image
 
 from maskloom.flows import train as flow
-from maskloom.flows.progress import Quiet, TrainingProgress
+from maskloom.flows.progress.displays import Quiet
+from maskloom.flows.progress.training import TrainingProgress
 from maskloom.flows.recipes import training as training_recipes
 from maskloom.segcore.training import semantic
 from maskloom.segcore.training.run import prepare

@@ -6,7 +6,7 @@ ARRAYS hold a U-Net of depth n with batch normalisation: `down.K.0` and `down.K.
 convolutions of level K (0 uppermost, n the bottom), `down.K.1` and `down.K.4` their normalisations,
 `up.K` the transposed convolution to level K, `join.K` the convolutions after it, which see
 [upsampled, skip], and `head` the last convolution, to the log-odds of the foreground, x and y. The
-card tells of the images of deploy/training/nuclei.yaml.
+card describes the images of deploy/training/nuclei.yaml.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import maskloom
 from maskloom.flows.recipes.training import TrainingRun, load
 from maskloom.flows.train import sources
 from maskloom.segcore.deep.inference.card import Card
-from maskloom.segcore.deep.inference.files.examine import card_of_model
+from maskloom.segcore.deep.inference.files.model_cards import card_of_model
 from maskloom.segcore.deep.inference.runtime import import_keras
 from maskloom.segcore.deep.networks.unet import Unet
 from maskloom.segcore.deep.networks.vectors import build_with_vectors

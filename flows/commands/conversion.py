@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Annotated
 
 import typer
@@ -32,6 +33,7 @@ def convert(model: Model, output: Target) -> None:
     from maskloom.segcore.deep.inference.card import card_name
     from maskloom.segcore.deep.inference.files.hugging_face import convert as converted
     from maskloom.segcore.errors import RecipeError
+    from maskloom.segcore.storage.canonical import canonical
     from maskloom.segcore.storage.store import Store
 
     with errors_as_messages():
@@ -47,6 +49,7 @@ def convert(model: Model, output: Target) -> None:
         # The card first: weights without a card are examined like foreign ones.
         store.publish(card, result.card.dump())
         store.publish(name, result.content)
+        store.tidy()
         for note in result.notes:
             typer.echo(line(note), err=True)
         classes = result.card.classes
@@ -58,3 +61,8 @@ def convert(model: Model, output: Target) -> None:
             )
         )
         typer.echo(f"  maskloom segment IMAGE... -o OUTPUT -s network -p weights={output}")
+        network = {"kind": result.card.kind, **(result.card.network or {})}
+        keys = {"network": json.loads(canonical(network)), "initial": target}
+        typer.echo("Or train it further, with these keys in a training recipe:")
+        for key, value in keys.items():
+            typer.echo(f"  {key}: {json.dumps(value)}")

@@ -15,7 +15,7 @@ from maskloom.segcore.storage.addresses import redacted
 
 if TYPE_CHECKING:
     from maskloom.tasks.commits.presence import Process
-    from maskloom.tasks.inspect import Status
+    from maskloom.tasks.status import Status
 
 _SILENT_SECONDS = 300.0
 """Age of the last sign of life from which a process is taken for dead: five of them are missing."""
@@ -41,7 +41,7 @@ def status(output: Output, as_json: AsJson = False) -> None:
     """Show what is done, failed and left in an output, and which runs are at work on it, on any
     machine.
     """
-    from maskloom.tasks.inspect import status as read_status
+    from maskloom.tasks.status import status as read_status
 
     with errors_as_messages():
         found = read_status(location_of(output))
@@ -127,7 +127,7 @@ def verify(output: Output) -> None:
     """Check that an output is as it was written. Compares digests of masks, tables and records, and
     checks the sums in the tables. Exit code 1 if something is wrong.
     """
-    from maskloom.tasks.inspect import verify as find_faults
+    from maskloom.tasks.verify import verify as find_faults
 
     with errors_as_messages():
         faults = list(find_faults(location_of(output)))

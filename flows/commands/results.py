@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from maskloom.flows.commands.messages import SOME_FAILED
+from maskloom.flows.importing import collector_off
 from maskloom.flows.signals import end_process
 from maskloom.flows.terminal import count, duration, failure, line, recordable
 from maskloom.segcore.storage.addresses import redacted
@@ -15,22 +16,29 @@ from maskloom.segcore.storage.addresses import redacted
 if TYPE_CHECKING:
     from maskloom.flows.commands.options import RunFlags
     from maskloom.flows.inventory import Inventory
+    from maskloom.flows.orchestration.server import EmbeddedServer
+    from maskloom.flows.outcome import ClassRow, Outcome
     from maskloom.flows.recipes.run import RunRecipe
     from maskloom.flows.run import RunResult
-    from maskloom.flows.segment import ClassRow, Outcome
 
 _CLASSES_SHOWN = 12
 _FAILURES_SHOWN = 5
 
 
-def run_and_print(recipe: RunRecipe, flags: RunFlags, source: str | Mapping[str, Any]) -> None:
+def run_and_print(
+    recipe: RunRecipe,
+    flags: RunFlags,
+    source: str | Mapping[str, Any],
+    server: EmbeddedServer | None,
+) -> None:
     """Run a recipe and print the result. `source`: the recipe as Prefect's record shows it, a path
-    or the document.
+    or the document. `server`: the one that records it, if it was started already.
     """
-    from maskloom.flows.commands.log_file import log_result
-    from maskloom.flows.orchestration.prefect import Prefect
-    from maskloom.flows.run import RunOptions, run
-    from maskloom.flows.stages import Plain
+    with collector_off():
+        from maskloom.flows.commands.log_file import log_result
+        from maskloom.flows.orchestration.prefect import Prefect
+        from maskloom.flows.run import RunOptions, run
+        from maskloom.flows.stages import Plain
 
     parameters = {
         "recipe": recordable(source),
@@ -41,7 +49,7 @@ def run_and_print(recipe: RunRecipe, flags: RunFlags, source: str | Mapping[str,
     options = RunOptions(
         flags.quiet, flags.keep_other_recipes, flags.sole_writer, break_off=end_process
     )
-    orchestrator = Plain() if flags.no_prefect else Prefect(parameters)
+    orchestrator = Plain() if flags.no_prefect else Prefect(parameters, server)
     result = run(recipe, options, orchestrator, lambda note: typer.echo(note, err=True))
     log_result(result)
     print_result(result)

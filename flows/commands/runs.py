@@ -18,6 +18,7 @@ from maskloom.flows.commands.options import (
     takes_flags,
 )
 from maskloom.flows.commands.results import run_and_print
+from maskloom.flows.importing import collector_off
 from maskloom.flows.terminal import line
 from maskloom.segcore.errors import RecipeError
 
@@ -71,11 +72,17 @@ def run(recipe: RecipePath, *, flags: RunFlags) -> None:
     with errors_as_messages():
         first_line(f"Reading {recipe}", flags.quiet)
         from maskloom.flows.commands.log_file import written_to
-        from maskloom.flows.recipes import run as recipes
+        from maskloom.flows.orchestration.server import started_early
 
-        with written_to(flags.log_file, f"run {recipe}"):
+        with (
+            started_early(not flags.no_prefect) as server,
+            written_to(flags.log_file, f"run {recipe}"),
+        ):
+            with collector_off():
+                from maskloom.flows.recipes import run as recipes
+
             loaded = recipes.load(recipe, flags.changes or [])
-            run_and_print(loaded, flags, str(recipe.resolve()))
+            run_and_print(loaded, flags, str(recipe.resolve()), server)
 
 
 @takes_flags(RunFlags)
@@ -92,9 +99,15 @@ def segment(
     with errors_as_messages():
         first_line(f"Reading {', '.join(_abbreviated(inputs, 3))}", flags.quiet)
         from maskloom.flows.commands.log_file import written_to
-        from maskloom.flows.recipes import run as recipes
+        from maskloom.flows.orchestration.server import started_early
 
-        with written_to(flags.log_file, f"segment -o {output} -s {kind}"):
+        with (
+            started_early(not flags.no_prefect) as server,
+            written_to(flags.log_file, f"segment -o {output} -s {kind}"),
+        ):
+            with collector_off():
+                from maskloom.flows.recipes import run as recipes
+
             document = {
                 "name": "segment",
                 "inputs": inputs,
@@ -103,9 +116,8 @@ def segment(
                 "fit": fit,
             }
             loaded = recipes.make(document, Path.cwd(), flags.changes or [])
-            run_and_print(
-                loaded, flags, {**document, "inputs": _abbreviated(inputs, _INPUTS_RECORDED)}
-            )
+            shown = {**document, "inputs": _abbreviated(inputs, _INPUTS_RECORDED)}
+            run_and_print(loaded, flags, shown, server)
 
 
 def plan(recipe: RecipePath, changes: Changes = None) -> None:

@@ -63,7 +63,8 @@ def init(
     """
     with errors_as_messages():
         first_line(f"Looking at {', '.join(paths[:3])}", quiet)
-        from maskloom.flows.progress import ItemProgress, display
+        from maskloom.flows.progress.displays import display
+        from maskloom.flows.progress.run import ItemProgress
         from maskloom.flows.starting.suggest import suggest
 
         with display(quiet) as shown:

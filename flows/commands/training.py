@@ -116,6 +116,9 @@ def _train_series(trials: Sequence[Trial], quiet: bool) -> None:
             f"{series.failed} of {len(series.trained)} trainings failed; the table says why."
         )
     typer.echo(f"{flow.summary(series)}.")
+    report = try_to_write(series.output, write_of_training)
+    if report is not None:
+        typer.echo(f"Report: {line(report)}")
     best = series.best.trained[0]
     if len(series.best.trained) == 1 and best.result is not None:
         typer.echo(f"Use it:\n  {usage(best.trial.run, best.result)}")

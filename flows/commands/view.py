@@ -70,5 +70,5 @@ def _view(location: str, image_id: str | None, port: int, *, open_browser: bool)
         try:
             serve(gallery, token, at, started)
         except KeyboardInterrupt:
-            # The usual end. Whoever asks for the page again gets a new address.
+            # The usual end. The next call has another address.
             typer.echo("The page is closed.", err=True)

@@ -7,7 +7,6 @@ picture.
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,7 +18,9 @@ from typing import TYPE_CHECKING
 
 from maskloom.flows.evaluation.options import EvaluationRequest, find_truths
 from maskloom.flows.evaluation.report import Comparison, Evaluation, draw_picture, notes
-from maskloom.flows.progress import ItemProgress, display
+from maskloom.flows.mask_errors import mask_errors_for_users
+from maskloom.flows.progress.displays import display
+from maskloom.flows.progress.run import ItemProgress
 from maskloom.flows.stopping import BreakOff, stoppable
 from maskloom.flows.terminal import count
 from maskloom.segcore import formats
@@ -27,7 +28,7 @@ from maskloom.segcore.annotations.label_mapping import VOID
 from maskloom.segcore.annotations.masks import holds_object_ids
 from maskloom.segcore.annotations.pairing import MaskPairs, pair
 from maskloom.segcore.annotations.polygons.collect import Collected, LabelledGrid, collect
-from maskloom.segcore.errors import ImageError, RecipeError, StoreError, Unavailable
+from maskloom.segcore.errors import RecipeError, StoreError
 from maskloom.segcore.evaluation.run_tables import Output, RunMask
 from maskloom.segcore.evaluation.scoring import EvaluatedImage, EvaluationOptions, Score
 from maskloom.segcore.evaluation.tables import Result
@@ -44,7 +45,7 @@ from maskloom.tasks.discovery.discover import discover
 from maskloom.tasks.discovery.series import SeriesHeaders
 from maskloom.tasks.discovery.vectors import are_vectors, find_vectors
 from maskloom.tasks.evaluate import ImageFailure, score_images, view_images
-from maskloom.tasks.inspect import status
+from maskloom.tasks.status import status
 
 if TYPE_CHECKING:
     from maskloom.segcore.annotations.polygons.masks import PolygonMask
@@ -117,7 +118,7 @@ def evaluate(
 def _polygons(output: Output, request: EvaluationRequest) -> Collected:
     """The polygons of the run's images. The headers of the masks say where these are."""
     files = find_vectors(request.truth, "--truth")
-    with _errors_for_users(), ThreadPoolExecutor(_AT_ONCE, "headers") as pool:
+    with mask_errors_for_users(), ThreadPoolExecutor(_AT_ONCE, "headers") as pool:
         specs = pool.map(
             lambda mask: formats.describe(output.store.uri(mask.mask_uri)), output.masks
         )
@@ -151,7 +152,7 @@ def _compare(
     masks = [mask for mask in output.masks if mask.uri in pairs.truth_of]
     cluster = request.cluster or _cluster(output, len(masks))
     stop = threading.Event()
-    with _errors_for_users(), ExitStack() as stack:
+    with mask_errors_for_users(), ExitStack() as stack:
         first = formats.describe(output.store.uri(masks[0].mask_uri))
         options = request.job_options(output, holds_object_ids(first), polygons=bool(polygons))
         shown_by = stack.enter_context(display(quiet))
@@ -196,19 +197,6 @@ def _require_valid(failures: Sequence[ImageFailure], *, all_failed: bool) -> Non
         more = len(wrong) - _FAILURES_SHOWN
         listed = "\n".join(wrong[:_FAILURES_SHOWN])
         raise RecipeError(f"{listed}\n... and {more} more images." if more > 0 else listed)
-
-
-@contextlib.contextmanager
-def _errors_for_users() -> Iterator[None]:
-    """Errors of reading masks as errors with an exit code for users: a mask that cannot be read is
-    wrong usage, a store that fails is not.
-    """
-    try:
-        yield
-    except Unavailable as error:
-        raise StoreError(f"{error}. Check the store, then run the same command again.") from error
-    except ImageError as error:
-        raise RecipeError(str(error)) from error
 
 
 def _images(

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from prefect.client.schemas.schedules import CronSchedule, IntervalSchedule
     from prefect.events.schemas.automations import AutomationCore
 
-    from maskloom.flows.recipes.run_file import Schedule
+    from maskloom.flows.recipes.schedule import Schedule
 
 log = logging.getLogger("maskloom.run")
 

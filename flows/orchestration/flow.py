@@ -25,7 +25,7 @@ from prefect.states import Cancelled, Completed, Failed
 
 from maskloom.flows.orchestration.endurance import endure, take_over
 from maskloom.flows.orchestration.record import RunRecord
-from maskloom.flows.progress import Both
+from maskloom.flows.progress.displays import Both
 from maskloom.flows.recipes import run as recipes
 from maskloom.flows.run import RunOptions, RunResult, run
 from maskloom.flows.stages import Stages, Watched
@@ -36,7 +36,7 @@ from maskloom.tasks.fanout.protocol import stopped
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from maskloom.flows.progress import Quiet
+    from maskloom.flows.progress.displays import Quiet
 
 T = TypeVar("T")
 

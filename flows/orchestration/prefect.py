@@ -8,14 +8,14 @@ exit, so a flow ends only when the server has the end of all task runs.
 from __future__ import annotations
 
 import logging
-import os
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from maskloom.flows.orchestration.server import EmbeddedServer, import_prefect
+from maskloom.flows.importing import collector_off
+from maskloom.flows.orchestration.server import EmbeddedServer, configured_server, import_prefect
 from maskloom.flows.signals import Handlers
 
 if TYPE_CHECKING:
@@ -40,14 +40,14 @@ _FINAL_STATES = ["COMPLETED", "FAILED", "CRASHED", "CANCELLED"]
 class Prefect:
     """Runs a flow, and records its stages as task runs of one flow run."""
 
-    def __init__(self, parameters: Mapping[str, Any]) -> None:
-        """`parameters` of `run_recipe` that the record shows: JSON values without secrets."""
+    def __init__(self, parameters: Mapping[str, Any], server: EmbeddedServer | None = None) -> None:
+        """`parameters` of `run_recipe` that the record shows: JSON values without secrets.
+        `server`: one that was started early, for this run.
+        """
         self.flow_run_id: UUID | None = None
         """The flow run, once it has begun."""
-        self.run_url: str | None = None
-        """Its page. None if the server has no pages."""
         self._parameters = dict(parameters)
-        self._server: EmbeddedServer | None = None
+        self._server = server
         self._api: Future[str] | None = None
 
     def start(self) -> None:
@@ -55,8 +55,9 @@ class Prefect:
         if self._api is not None:
             return
         # To ask a child process takes a second; the environment has the last word in any case.
-        configured = os.environ.get("PREFECT_API_URL")
-        self._server = None if configured else EmbeddedServer()
+        configured = configured_server()
+        if configured is None and self._server is None:
+            self._server = EmbeddedServer()
         address = partial(str, configured) if self._server is None else self._server.url
         pool = ThreadPoolExecutor(1, "prefect")
         self._api = pool.submit(self._import_and_wait, address)
@@ -65,8 +66,9 @@ class Prefect:
     @staticmethod
     def _import_and_wait(address: Callable[[], str]) -> str:
         """Import Prefect and the flow, which takes seconds. Returns the address of the server."""
-        import_prefect()
-        import maskloom.flows.orchestration.flow  # noqa: F401 - only to have it imported
+        with collector_off():
+            import_prefect()
+            import maskloom.flows.orchestration.flow  # noqa: F401 - only to have it imported
 
         return address()
 
@@ -110,15 +112,13 @@ class Prefect:
         return self._server is not None and self._server.serves
 
     def _note_run(self) -> None:
-        """Keep the id and page of the flow run around this call."""
+        """Keep the id of the flow run around this call."""
         from prefect.context import FlowRunContext
-        from prefect.utilities.urls import url_for
 
         context = FlowRunContext.get()
         assert context is not None
         assert context.flow_run is not None
         self.flow_run_id = context.flow_run.id
-        self.run_url = None if self._embedded else url_for("flow-run", self.flow_run_id)
 
     @contextmanager
     def _recording(self, url: str, ended: Sequence[str]) -> Iterator[None]:

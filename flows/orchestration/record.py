@@ -24,7 +24,7 @@ from prefect.logging.handlers import APILogHandler
 from prefect.states import Cancelled
 
 from maskloom.flows.orchestration.settings import changed_settings
-from maskloom.flows.progress import Position, Quiet
+from maskloom.flows.progress.displays import Position, Quiet
 from maskloom.flows.signals import last_act
 from maskloom.flows.terminal import EscapingFormatter, count, escaped, line
 from maskloom.segcore.errors import MaskloomError

@@ -13,23 +13,25 @@ statistics are off.
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import select
 import socket
+import sqlite3
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
 
 from maskloom.segcore.errors import RunError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     import uvicorn
 
@@ -129,6 +131,25 @@ class EmbeddedServer:
         self._errors.close()
 
 
+@contextmanager
+def started_early(wanted: bool) -> Iterator[EmbeddedServer | None]:
+    """A server for the run that the block may make, which starts while the recipe is read. It ends
+    with the block. None: no server is wanted, or another one is configured.
+    """
+    server = EmbeddedServer() if wanted and configured_server() is None else None
+    try:
+        yield server
+    finally:
+        if server is not None:
+            # If no run has used it, it may still be creating its database; nothing waits for that.
+            threading.Thread(target=server.close, daemon=True).start()
+
+
+def configured_server() -> str | None:
+    """The address of the API that the environment names, if it names one."""
+    return os.environ.get("PREFECT_API_URL") or None
+
+
 def import_prefect() -> None:
     """Import Prefect without the changes that it makes to the logging of the whole process."""
     # Read only at import: no usage statistics.
@@ -156,6 +177,9 @@ def import_prefect() -> None:
 def main(descriptor: int) -> None:
     """Serve at the inherited socket until the parent is gone."""
     os.environ.update(_SETTINGS)
+    # Imports make much and drop almost nothing, and the collector would go through it again and
+    # again: an eighth of the start.
+    gc.disable()
     ending = _Ending()
     threading.Thread(target=ending.follow_parent, daemon=True).start()
     from prefect.settings import get_current_settings
@@ -164,8 +188,8 @@ def main(descriptor: int) -> None:
     if settings.api.url:
         _report(f"configured {settings.api.url}")
         return
-    with _exclusive(settings.home), ending.postponed:
-        _migrate()
+    with _exclusive(settings.home) as known, ending.postponed:
+        _migrate(known)
     import uvicorn
     from prefect.server.api.server import create_app
 
@@ -174,6 +198,8 @@ def main(descriptor: int) -> None:
     ending.server = uvicorn.Server(
         uvicorn.Config(create_app(ephemeral=True), log_level="error", lifespan="on")
     )
+    gc.freeze()
+    gc.enable()
     announcing = threading.Thread(
         target=_announce, args=(ending.server, f"serving http://{host}:{port}/api"), daemon=True
     )
@@ -205,21 +231,50 @@ class _Ending:
 
 
 @contextmanager
-def _exclusive(home: Path) -> Iterator[None]:
-    """Exclude other maskloom processes with the same Prefect home from migrating the database."""
+def _exclusive(home: Path) -> Iterator[IO[str]]:
+    """Exclude other maskloom processes with the same Prefect home from migrating the database.
+    Yields the file that says which database was migrated last.
+    """
     import fcntl
 
     home.mkdir(parents=True, exist_ok=True)
-    with (home / "maskloom.lock").open("w") as lock:
+    with (home / "maskloom.lock").open("a+") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+        yield lock
 
 
-def _migrate() -> None:
-    """Create the database or bring it up to date."""
+def _migrate(known: IO[str]) -> None:
+    """Create the database or bring it up to date, unless this version of Prefect did so before: its
+    migrations take most of a second to load.
+    """
     from prefect.server.database import provide_database_interface
 
-    asyncio.run(provide_database_interface().create_db())
+    database = provide_database_interface()
+    url = database.database_config.connection_url
+    known.seek(0)
+    if known.read() == _state(url) != "":
+        return
+    asyncio.run(database.create_db())
+    known.truncate(0)
+    known.write(_state(url))
+
+
+def _state(url: str) -> str:
+    """The version of Prefect, the file of a SQLite database and its revision; empty for others."""
+    from prefect import __version__
+    from sqlalchemy.engine import make_url
+
+    found = make_url(url)
+    if found.get_backend_name() != "sqlite" or not found.database:
+        return ""
+    if not Path(found.database).is_file():
+        return ""
+    try:
+        with closing(sqlite3.connect(found.database)) as connection:
+            revisions = connection.execute("SELECT version_num FROM alembic_version").fetchall()
+    except sqlite3.Error:
+        return ""
+    return f"{__version__} {found.database} {sorted(revisions)}"
 
 
 def _announce(server: uvicorn.Server, line: str) -> None:

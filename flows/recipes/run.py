@@ -11,7 +11,8 @@ import maskloom
 from maskloom.flows.alerting.delivery import Channel
 from maskloom.flows.alerting.rules import Rule
 from maskloom.flows.recipes.fingerprints import json_values
-from maskloom.flows.recipes.run_file import AlertOptions, ReportOptions, RunFile, Schedule, checked
+from maskloom.flows.recipes.run_file import AlertOptions, ReportOptions, RunFile, checked
+from maskloom.flows.recipes.schedule import Schedule
 from maskloom.flows.recipes.schemas import (
     build,
     did_you_mean,
@@ -28,13 +29,13 @@ from maskloom.segcore.errors import RecipeError, StoreError
 from maskloom.segcore.features.named import check_features, names_of_sensor
 from maskloom.segcore.features.sensors import SENSORS
 from maskloom.segcore.formulas import FormulaError
-from maskloom.segcore.models.composed import Composed
 from maskloom.segcore.models.protocols import (
     SEGMENTERS,
     Fitter,
     Model,
-    ObjectSegmenter,
     SegmenterRecipe,
+    finds_objects,
+    fits_each_image,
     gives_scores,
 )
 from maskloom.segcore.models.stated_colours import reference_colours, stated_colours
@@ -232,6 +233,7 @@ def make(
     _refuse_unknown_format(recipe)
     _refuse_unknown_masks(recipe)
     _refuse_missing_scores(recipe)
+    _refuse_mixed_fits(recipe)
     _refuse_unknown_classes(recipe)
     _refuse_unknown_coloured(recipe)
     _refuse_unknown_features(recipe.options)
@@ -294,7 +296,7 @@ def _wanted_tables(
     named: list[str | dict[str, Any]] | str | dict[str, Any] | None, segmenter: Fitter | Model
 ) -> list[str | dict[str, Any]]:
     if named is None:
-        return ["objects"] if isinstance(segmenter, ObjectSegmenter | Composed) else []
+        return ["objects"] if finds_objects(segmenter) else []
     return named if isinstance(named, list) else [named]
 
 
@@ -304,6 +306,17 @@ def _refuse_unknown_format(recipe: RunRecipe) -> None:
         raise RecipeError(
             f"format: unknown format {name!r}.{did_you_mean(name, FORMATS)} "
             f"Known formats: {', '.join(FORMATS)}."
+        )
+
+
+def _refuse_mixed_fits(recipe: RunRecipe) -> None:
+    segmenter = recipe.segmenter
+    if recipe.fit == "image" or fits_each_image(segmenter):
+        return
+    if any(map(fits_each_image, getattr(segmenter, "members", ()))):
+        raise RecipeError(
+            "fit: the values of each image scale it for one member of the ensemble, and another "
+            "is fitted to the collection. Set `fit: image`, or leave one of them out."
         )
 
 

@@ -11,7 +11,9 @@ import ast
 import dataclasses
 import datetime as dt
 import difflib
+import functools
 import inspect
+import operator
 import re
 import textwrap
 import typing
@@ -142,11 +144,19 @@ def _inner(kind: type, name: str, value: Any, path: str, folder: Path | None) ->
 def _sections(kind: type) -> dict[str, list[str]]:
     """The fields of a dataclass that are sections of their own, with their keys."""
     return {
-        name: [field.name for field in dataclasses.fields(section)]
+        name: [field.name for section in sections for field in dataclasses.fields(section)]
         for name, hint in typing.get_type_hints(kind).items()
+        if (sections := _dataclasses_of(hint))
+    }
+
+
+def _dataclasses_of(hint: Any) -> list[type]:
+    """The dataclasses that a field may hold."""
+    return [
+        section
         for section in (hint, *typing.get_args(hint))
         if dataclasses.is_dataclass(section) and isinstance(section, type)
-    }
+    ]
 
 
 def _path_marker(hint: Any) -> RelativeToRecipe | None:
@@ -167,12 +177,34 @@ def _checked_type(hint: Any) -> Any:
         return section
     if SegmenterRecipe in typing.get_args(hint):
         return list[section]
+    if len(_dataclasses_of(hint)) > 1:
+        return _one_of(_dataclasses_of(hint)) | None
     members = {hint, *typing.get_args(hint)}
     return (
         hint
         if bool in members or not members & {int, float}
         else Annotated[hint, NUMBER if float in members else WHOLE_NUMBER]
     )
+
+
+def _one_of(sections: list[type]) -> Any:
+    """A section that is one of several dataclasses: that with most of its keys, so that messages
+    are about that one alone.
+    """
+
+    def closest(value: Any) -> str:
+        if not isinstance(value, Mapping):
+            return type(value).__name__ if type(value) in sections else sections[0].__name__
+        shared = {
+            section: sum(field.name in value for field in dataclasses.fields(section))
+            for section in sections
+        }
+        return max(sections, key=shared.__getitem__).__name__
+
+    tagged: Any = functools.reduce(
+        operator.or_, (Annotated[each, pydantic.Tag(each.__name__)] for each in sections)
+    )
+    return Annotated[tagged, pydantic.Discriminator(closest)]
 
 
 def _no_truth_value(expected: Literal["int_type", "float_type"], value: Any) -> Any:

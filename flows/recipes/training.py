@@ -31,15 +31,18 @@ from maskloom.flows.recipes.yaml_files import (
     output_below,
     refuse_secrets,
 )
-from maskloom.segcore.deep.inference.card import Scaling
 from maskloom.segcore.deep.inference.files.weights import is_packaged
+from maskloom.segcore.deep.inference.scaling import Scaling
 from maskloom.segcore.deep.networks.recipe import NETWORKS
 from maskloom.segcore.errors import RecipeError
 from maskloom.segcore.raster.colours import hexadecimal, parse_colour
-from maskloom.segcore.training.augment import AUGMENTATIONS, DEFAULT, Augmentation
+from maskloom.segcore.training.augmentations.geometry import DEFAULT
+from maskloom.segcore.training.augmentations.protocols import AUGMENTATIONS, Augmentation
 from maskloom.segcore.training.imagenet import IMAGENET
 from maskloom.segcore.training.labels import LABELS, Colours, LabelKind
-from maskloom.segcore.training.recipe import LOSSES, Split, Training, TrainingRecipe
+from maskloom.segcore.training.loss_terms import LOSSES
+from maskloom.segcore.training.recipe import Training, TrainingRecipe
+from maskloom.segcore.training.split import Split
 
 _REGISTRIES = (NETWORKS, LABELS, LOSSES, AUGMENTATIONS)
 
@@ -69,9 +72,9 @@ class _File(pydantic.BaseModel):
     """Names of the classes, in the order of their ids."""
     initial: str | None = None
     """Weights that training starts from, instead of random ones: a network of the same kind that
-    `maskloom train` made, or `nuclei`; or `imagenet` (or a file of keras.applications, `.h5`) for
-    the backbones that have such weights. Layers of other shapes begin at random. Default for
-    `scaling` is then that of these weights.
+    `maskloom train` or `maskloom convert` made, or `nuclei`; or `imagenet` (or a file of
+    keras.applications, `.h5`) for the backbones that have such weights. Layers of other shapes
+    begin at random. Default for `scaling` is then that of these weights.
     """
     labels: dict[str, Any] | str = "index"
     """What the values of masks mean: index, values, colours or instances."""

@@ -14,19 +14,23 @@ _MOST_PICTURE_BYTES = 12_000_000
 _MEASURES = ("iou", "dice", "precision", "recall", "boundary_f")
 WHOLE_IMAGES = "whole_images"
 """Key of the measures on whole images, in the metrics of a network's card."""
+AP_BY_IMAGE = "ap_dsb2018_50_by_image"
+"""Key of the mean over images of AP@0.5; the other is that of all objects together."""
 _SHOWN = {
     "mean_iou": "mean IoU",
     "mean_dice": "mean Dice",
     "mean_boundary_f": "mean boundary F",
     "pq": "PQ",
     "ap_dsb2018_50": "AP@0.5",
+    AP_BY_IMAGE: "mean AP@0.5 of images",
 }
 
 
 def on_whole_images(metrics: Mapping[str, Any]) -> str:
     """The measures of a trained network on whole images in words; empty if its card has none."""
     measures = metrics.get(WHOLE_IMAGES, {})
-    shown = [f"{text} {measures[key]:.4f}" for key, text in _SHOWN.items() if key in measures]
+    known = {key: value for key, value in measures.items() if value is not None}
+    shown = [f"{text} {known[key]:.4f}" for key, text in _SHOWN.items() if key in known]
     if not shown:
         return ""
     return f"On {count(measures['images'], 'whole image')}: {', '.join(shown)}."

@@ -73,7 +73,7 @@ class RunSubject:
 
     @property
     def command(self) -> str:
-        """The command that repeats that run, and goes on with it. Empty: unknown."""
+        """The command that repeats that run, or continues it. Empty: unknown."""
         if not self.written:
             return ""
         changes = "".join(f" --set {shlex.quote(each)}" for each in self.written.get("changes", ()))

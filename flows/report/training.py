@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import posixpath
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -53,6 +54,16 @@ def training_page(store: Store) -> bytes:
     colours: Mapping[str, str] = card.get("colours") or {}
     classes = ClassTable.recorded(training.names, map(colours.get, training.names))
     return document(_head(training), classes, SECTIONS, training, "base.html")
+
+
+def use_of(store: Store, folder: str = "") -> str:
+    """The command that uses the network of a training in a folder of a store. Raises `RecipeError`
+    if its card is missing, `DamagedRecord`.
+    """
+    card, name = _card(store, folder)
+    network = store.uri(posixpath.join(folder, f"{name}.keras"))
+    kind = card.get("kind", "network")
+    return f"maskloom segment IMAGES -o OUTPUT -s {kind} -p weights={network}"
 
 
 def _head(training: _Training) -> Head:
@@ -130,8 +141,7 @@ def _repeat(training: _Training) -> dict[str, Any]:
     about, card = training.about, training.card
     network = training.store.uri(f"{training.name}.keras")
     return {
-        "use": f"maskloom segment IMAGES -o OUTPUT -s {card.get('kind', 'network')} "
-        f"-p weights={network}",
+        "use": use_of(training.store),
         "recipe": yaml.safe_dump(about.get("recipe", {}), sort_keys=False, allow_unicode=True),
         "provenance": [
             ("network", network),
@@ -153,13 +163,14 @@ SECTIONS: tuple[Section[_Training], ...] = (
 """In their order on the page."""
 
 
-def _card(store: Store) -> tuple[dict[str, Any], str]:
+def _card(store: Store, folder: str = "") -> tuple[dict[str, Any], str]:
     """The card of the network in a folder, and its name."""
-    for name in store.names("", ".keras"):
-        stem = name.removesuffix(".keras")
-        if "/" not in name and store.exists(f"{stem}.json"):
-            return read_json(store, f"{stem}.json", dict), stem
-    raise RecipeError(f"{store.root} has no network with its card. Train it again.")
+    for name in store.names(folder, ".keras"):
+        place, stem = posixpath.split(name.removesuffix(".keras"))
+        card = posixpath.join(folder, f"{stem}.json")
+        if place == folder and store.exists(card):
+            return read_json(store, card, dict), stem
+    raise RecipeError(f"{store.uri(folder)} has no network with its card. Train it again.")
 
 
 def _column(epochs: Sequence[Mapping[str, Any]], name: str) -> list[float | None]:

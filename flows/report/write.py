@@ -11,14 +11,15 @@ from maskloom.flows.report.collect import collect
 from maskloom.flows.report.evaluation import evaluation_page, is_evaluation
 from maskloom.flows.report.notable import find
 from maskloom.flows.report.page import page
+from maskloom.flows.report.series import is_series, series_page
 from maskloom.flows.report.subject import Ending, RunSubject
 from maskloom.flows.report.training import is_training, training_page
 from maskloom.flows.terminal import recordable, told
 from maskloom.segcore.errors import MaskloomError, RecipeError, StoreError
 from maskloom.segcore.storage.store import STAGING, Store
 from maskloom.tasks.clean import require_output
-from maskloom.tasks.inspect import status
 from maskloom.tasks.output import Output
+from maskloom.tasks.status import status
 
 log = logging.getLogger("maskloom.run")
 
@@ -29,13 +30,15 @@ EVALUATION = "evaluation/"
 
 def write_reports(location: str) -> list[str]:
     """Write the reports of an output: of its masks and their evaluation, of an evaluation in a
-    folder of its own, or of a training; return their locations.
+    folder of its own, of a training, or of a series of trainings; return their locations.
 
     Raises `RecipeError` if there is none of these, `DamagedRecord` and `StoreError`.
     """
     store = Store(location)
     if is_training(store):
         return [_published(store, NAME, training_page(store))]
+    if is_series(store):
+        return [_published(store, NAME, series_page(store))]
     if is_evaluation(store):
         return [_published(store, NAME, evaluation_page(store))]
     found = [write_report(location)]
@@ -45,9 +48,12 @@ def write_reports(location: str) -> list[str]:
 
 
 def write_of_training(location: str) -> str:
-    """Write the report of a training that has just ended. Raises as `write_reports`."""
+    """Write the report of a training, or a series of them, that has just ended. Raises as
+    `write_reports`.
+    """
     store = Store(location)
-    written = _published(store, NAME, training_page(store))
+    content = training_page(store) if is_training(store) else series_page(store)
+    written = _published(store, NAME, content)
     # The training is alone in its folder, and leaves it tidy.
     store.remove(STAGING)
     return written

@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from maskloom.flows.recipes.run_file import DEFAULT_TILE
 from maskloom.flows.starting.looking import Family, Seen, zeros_of
 from maskloom.flows.terminal import pixels
+from maskloom.segcore.geometry import DEFAULT_TILE
 
 if TYPE_CHECKING:
     from maskloom.segcore.raster.source import Source

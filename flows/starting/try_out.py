@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from maskloom.flows.compare import header_of, size_text
-from maskloom.flows.progress import ItemProgress, display
+from maskloom.flows.progress.displays import display
+from maskloom.flows.progress.run import ItemProgress
 from maskloom.flows.recipes import run as recipes
 from maskloom.flows.recipes.run_file import RunFile
 from maskloom.flows.recipes.schemas import did_you_mean
@@ -28,7 +29,7 @@ from maskloom.segcore.figures.comparison import Cell, draw, label_cell, photo, p
 from maskloom.segcore.figures.scale_bars import pixel_length
 from maskloom.segcore.formats import open_image
 from maskloom.segcore.geometry import Box, Tile
-from maskloom.segcore.models.protocols import Fitter, ObjectSegmenter
+from maskloom.segcore.models.protocols import Fitter, ObjectSegmenter, fits_each_image
 from maskloom.segcore.pipeline.in_memory import Region, fit_to, segment_source
 from maskloom.segcore.pipeline.reading import placed
 from maskloom.segcore.pipeline.worker import prepare_process
@@ -115,11 +116,12 @@ def try_out(request: TryRequest, picture: Path, *, quiet: bool = True) -> list[s
             f"Cannot write {picture}: {error.strerror}. Check that its folder exists and can be "
             "written."
         ) from error
-    whole = box.shape == spec.shape and first.fit == "image"
+    alone = first.fit == "image" or fits_each_image(first.segmenter)
+    whole = box.shape == spec.shape and alone
     if isinstance(first.segmenter, Fitter) and not whole:
         notes.append(
             "Fitted to this part alone: a run fits to "
-            + ("each whole image" if first.fit == "image" else "all pixels of all images")
+            + ("each whole image" if alone else "all pixels of all images")
             + ", and may find other values."
         )
     return [f"{name}: {_part_text(spec, box)}", *lines, *notes]

@@ -20,7 +20,7 @@ _MOST_VERTICES = 20_000
 
 
 def class_by_object(output: Output, image_id: str) -> NDArray[np.int32]:
-    """The class of each object by its id; -1 where the table has none."""
+    """(largest id + 1,): the class of each object by its id; -1 where the table has none."""
     table = output.objects_of(image_id, ("object_id", "class_id"))
     if not len(table):
         return np.full(1, -1, np.int32)

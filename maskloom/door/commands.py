@@ -4,25 +4,17 @@ from __future__ import annotations
 
 import json
 import os
-import sys
-import threading
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import cached_property
-from importlib import import_module
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from maskloom.door import outputs
+from maskloom.door.comparisons import Changes, Evaluation
+from maskloom.door.host import import_whole, main_hidden
 from maskloom.segcore.errors import RecipeError
 
 if TYPE_CHECKING:
-    import pandas as pd
-
-    from maskloom.flows.change import Changes as Compared
-    from maskloom.flows.evaluation.report import Evaluation as Evaluated
     from maskloom.segcore.training.run import TrainingResult
 
 Recipe = str | os.PathLike[str] | Mapping[str, Any]
@@ -77,8 +69,8 @@ def run(
         shown = dict(recipe) if isinstance(recipe, Mapping) else str(Path(recipe).resolve())
         orchestrator = Prefect({"recipe": recordable(shown), "changes": recordable(wanted)})
     if not isinstance(loaded.cluster, SerialCluster):
-        _import_whole("distributed")
-    with _main_hidden():
+        import_whole("distributed")
+    with main_hidden():
         result = run_flow(loaded, RunOptions(quiet=quiet), orchestrator)
     output = outputs.open(loaded.output)
     if result.some_failed:
@@ -148,84 +140,8 @@ def evaluate(  # noqa: PLR0913  the options of the command
         out=None if out is None else _absolute(os.fspath(out)),
         cluster=None if workers is None else cluster_of(workers),
     )
-    with _main_hidden():
+    with main_hidden():
         return Evaluation(flow.evaluate(_absolute(location), request, quiet=quiet))
-
-
-@dataclass(frozen=True, eq=False)
-class Evaluation:
-    """The masks of an output compared with truth masks. Rows without an `image_id` are those of all
-    images together.
-    """
-
-    _found: Evaluated
-
-    @cached_property
-    def classes(self) -> pd.DataFrame:
-        """Measures of every class: IoU, Dice, precision, recall, boundary F."""
-        return self._table("classes")
-
-    @cached_property
-    def images(self) -> pd.DataFrame:
-        """Measures of every image."""
-        return self._table("images")
-
-    @cached_property
-    def confusion(self) -> pd.DataFrame:
-        """Pixels by class of truth and mask."""
-        return self._table("confusion")
-
-    @cached_property
-    def objects(self) -> pd.DataFrame:
-        """Objects matched, false and missed, by class and threshold."""
-        return self._table("objects")
-
-    @cached_property
-    def areas(self) -> pd.DataFrame:
-        """Mapped and error-adjusted area of every class."""
-        return self._table("areas")
-
-    @property
-    def summary(self) -> str:
-        """The main figures in one line."""
-        return self._found.summary
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """What was left out, and what limits the results."""
-        return self._found.notes
-
-    @property
-    def folder(self) -> str:
-        """Where tables and picture are."""
-        return self._found.folder
-
-    def __repr__(self) -> str:
-        return f"<Evaluation of {self.summary}>\n{self._found.table}"
-
-    def _repr_html_(self) -> str:
-        from maskloom.door.pictures import block, paragraph, table
-
-        columns = ["iou", "dice", "precision", "recall", "boundary_f"]
-        rows = self.classes[self.classes["image_id"].isna()]
-        cells = [
-            (row["class_name"], *("–" if row[c] != row[c] else f"{row[c]:.3f}" for c in columns))
-            for row in rows.to_dict("records")
-        ]
-        head = ("class", "IoU", "Dice", "precision", "recall", "boundary F")
-        notes = "".join(map(paragraph, (self.summary, *self.notes)))
-        return block(f"<div>{table(head, cells)}{notes}</div>")
-
-    def _table(self, name: str) -> pd.DataFrame:
-        import pandas as pd
-
-        from maskloom.segcore.evaluation.tables import SCHEMAS
-
-        return pd.DataFrame(self._rows[name], columns=SCHEMAS[name].names)
-
-    @cached_property
-    def _rows(self) -> dict[str, list[dict[str, Any]]]:
-        return self._found.result.rows()
 
 
 def change(  # noqa: PLR0913  the options of the command
@@ -265,59 +181,8 @@ def change(  # noqa: PLR0913  the options of the command
         out=None if out is None else _absolute(os.fspath(out)),
         cluster=None if workers is None else cluster_of(workers),
     )
-    with _main_hidden():
+    with main_hidden():
         return Changes(flow.change(first, last, request, quiet=quiet))
-
-
-@dataclass(frozen=True, eq=False)
-class Changes:
-    """What changed, as tables; their columns are in docs/change.md."""
-
-    _found: Compared
-
-    @cached_property
-    def pairs(self) -> pd.DataFrame:
-        """The pairs of images."""
-        return self._table("pairs")
-
-    @cached_property
-    def transitions(self) -> pd.DataFrame:
-        """Pixels and area by pair, class before and class after."""
-        return self._table("change")
-
-    @cached_property
-    def spread(self) -> pd.DataFrame:
-        """The spread of a class by pair and direction; empty unless asked for."""
-        return self._table("spread")
-
-    @property
-    def summary(self) -> str:
-        """The main figures in one line."""
-        return self._found.summary
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """What was left out, and what limits the results."""
-        return self._found.notes
-
-    @property
-    def folder(self) -> str:
-        """Where tables, masks and picture are; what became of objects is in `tables/objects`."""
-        return self._found.folder
-
-    def __repr__(self) -> str:
-        return f"<Changes in {self.summary}>\n{self._found.table}"
-
-    def _table(self, name: str) -> pd.DataFrame:
-        import pandas as pd
-
-        from maskloom.segcore.change.tables import SCHEMAS
-
-        return pd.DataFrame(self._rows[name], columns=SCHEMAS[name].names)
-
-    @cached_property
-    def _rows(self) -> dict[str, list[dict[str, Any]]]:
-        return self._found.rows()
 
 
 def _loaded(recipe: Recipe, changes: Sequence[str], load: Any, make: Any) -> Any:
@@ -360,51 +225,3 @@ def _of_workers(workers: int | None) -> dict[str, Any]:
 def _absolute(location: str) -> str:
     plain = "://" not in location
     return str(Path(location).expanduser().resolve()) if plain else location.rstrip("/")
-
-
-def _import_whole(name: str) -> None:
-    """Import a package, and only then answer Ctrl-C: an import that is cut short leaves parts of
-    the package behind, with which no later run of this process, such as a kernel, would work.
-    """
-    from maskloom.flows.signals import stop_on_signals
-
-    stop = threading.Event()
-    with stop_on_signals(stop):
-        import_module(name)
-    if stop.is_set():
-        raise KeyboardInterrupt
-
-
-_hiding = threading.Lock()
-_hidden = 0
-_kept: dict[str, Any] = {}
-
-
-@contextmanager
-def _main_hidden() -> Iterator[None]:
-    """Worker processes do not import the script that started them: they need nothing of it, and
-    without `if __name__ == "__main__"` it would start itself again in each of them.
-
-    They are spawned at any moment of a run, so the script has no file until the last run ends.
-    """
-    global _hidden  # noqa: PLW0603  one for the process, as __main__ is
-    main = sys.modules["__main__"]
-    with _hiding:
-        _hidden += 1
-        if _hidden == 1:
-            _kept.update({name: vars(main)[name] for name in _NAMING if name in vars(main)})
-            for name in _kept:
-                setattr(main, name, None)
-    try:
-        yield
-    finally:
-        with _hiding:
-            _hidden -= 1
-            if not _hidden:
-                for name, value in _kept.items():
-                    setattr(main, name, value)
-                _kept.clear()
-
-
-_NAMING = ("__spec__", "__file__")
-"""What `multiprocessing` finds a script by."""

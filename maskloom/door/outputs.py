@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from numpy.typing import NDArray
 
-    from maskloom.door.commands import Evaluation
+    from maskloom.door.comparisons import Evaluation
     from maskloom.segcore.raster.spec import RasterSpec
 
 Window = tuple[slice, ...]

@@ -135,7 +135,7 @@ class LabelMapping:
         return cls(classes, lows, meaning, numbered, kinds.pop() if kinds else "index")
 
     def classify(self, values: NDArray[np.integer]) -> NDArray[np.int64]:
-        """The class id of each value, `VOID` or `UNKNOWN`."""
+        """The class id of each value, `VOID` or `UNKNOWN`, in an array of the same shape."""
         if values.dtype.kind == "u" and values.size > 2 ** (8 * values.dtype.itemsize):
             # Fewer values are possible than there are: look each up once.
             every = np.arange(2 ** (8 * values.dtype.itemsize))

@@ -67,7 +67,7 @@ class Confusion:
 
     @property
     def correct(self) -> NDArray[np.int64]:
-        """Pixels of each class on which truth and prediction agree."""
+        """(class,): pixels on which truth and prediction agree."""
         return np.diagonal(self.square)
 
     @property
@@ -77,12 +77,12 @@ class Confusion:
 
     @property
     def truth(self) -> NDArray[np.int64]:
-        """Pixels of each class in the truth, without the unpredicted ones."""
+        """(class,): pixels in the truth, without the unpredicted ones."""
         return np.asarray(self.square.sum(axis=1))
 
     @property
     def predicted(self) -> NDArray[np.int64]:
-        """Pixels of each class in the prediction."""
+        """(class,): pixels in the prediction."""
         return np.asarray(self.square.sum(axis=0))
 
     @property
@@ -138,7 +138,7 @@ class Confusion:
 def ratio(
     part: NDArray[np.int64] | np.int64, whole: NDArray[np.int64] | np.int64
 ) -> NDArray[np.float64]:
-    """Part over whole; NaN if the whole is 0."""
+    """Part over whole, element by element; NaN where the whole is 0."""
     return np.where(whole > 0, part / np.maximum(whole, 1), np.nan)
 
 

@@ -230,42 +230,6 @@ class ObjectCounts:
         )
 
 
-def average_precision(
-    predicted: NDArray[np.integer], truth: NDArray[np.integer], threshold: float = 0.5
-) -> float:
-    """`ap_dsb2018` of two label images: matches / (matches + false ones + misses) at one threshold.
-
-    Parameters
-    ----------
-    predicted, truth : arrays of one shape
-        One id per pixel; 0 is background.
-    threshold : float
-        A pair matches if its intersection over union exceeds this; at least 0.5.
-
-    Returns
-    -------
-    float
-        From 0 to 1; NaN if neither has an object.
-    """
-    if not THRESHOLDS[0] <= threshold < 1:
-        raise ValueError(
-            f"threshold: expected 0.5 or more and less than 1; got {threshold}. Below 0.5 matches "
-            "are not unique."
-        )
-    if predicted.shape != truth.shape:
-        raise ValueError(
-            f"predicted and truth must have one shape; got {predicted.shape} and {truth.shape}"
-        )
-    ours, theirs = (
-        ImageObjects(ids, np.zeros(len(ids), np.int64))
-        for ids in (np.unique(labels[labels > 0]).astype(np.int64) for labels in (predicted, truth))
-    )
-    matching = Matching.of(Overlaps.of(predicted, truth), ours, theirs)
-    matched = int((matching.iou > threshold).sum())
-    whole = len(ours.ids) + len(theirs.ids) - matched
-    return matched / whole if whole else float("nan")
-
-
 def _summed(
     predicted: NDArray[np.int64], truth: NDArray[np.int64], shared: NDArray[np.int64]
 ) -> Overlaps:

@@ -10,15 +10,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import product
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 
 from maskloom.segcore.geometry import Box
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
     from numpy.typing import NDArray
 
     from maskloom.segcore.geometry import Shape
@@ -88,13 +86,8 @@ class TurnedReader:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.reader.__exit__(kind, error, trace)
+    def __exit__(self, *exception: Any) -> None:
+        self.reader.__exit__(*exception)
 
 
 @dataclass(frozen=True, slots=True)

@@ -79,7 +79,7 @@ class Joint:
         return Joint.total([Joint(before, after, self.pixels, self.low, self.high, self.equal)])
 
     def areas(self, spec: RasterSpec) -> NDArray[np.float64]:
-        """The area of each pair in the unit of the raster's space."""
+        """(pair,): areas in the unit of the raster's space."""
         if self.equal:
             size = spec.space.cell_size(Box.whole((1,) * len(spec.shape)), spec.shape)
             return self.pixels.astype(np.float64) * float(np.asarray(size).ravel()[0])

@@ -55,7 +55,9 @@ class Legend:
         return _mixed(colours[after], colours[before], _OLD)
 
     def labels(self, before: NDArray[np.int64], after: NDArray[np.int64]) -> NDArray[np.integer]:
-        """The change mask of pixels with these classes; negative ones are not known."""
+        """The change mask of pixels with these class ids, of the same shape; negative ids are not
+        known, and become nodata.
+        """
         number, table = len(self.classes.names), self.mask
         label_of = np.full((number + 1, number + 1), table.nodata, table.dtype)
         label_of[np.arange(number), np.arange(number)] = 0

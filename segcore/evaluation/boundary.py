@@ -70,12 +70,12 @@ class Boundary:
 
     @property
     def precision(self) -> NDArray[np.float64]:
-        """Share of the mask's boundary pixels near the truth's; NaN if the mask has none."""
+        """(class,): share of the mask's boundary pixels near the truth's; NaN if it has none."""
         return ratio(self.counts[:, 1], self.counts[:, 0])
 
     @property
     def recall(self) -> NDArray[np.float64]:
-        """Share of the truth's boundary pixels near the mask's; NaN if the truth has none."""
+        """(class,): share of the truth's boundary pixels near the mask's; NaN if it has none."""
         return ratio(self.counts[:, 3], self.counts[:, 2])
 
     @property

@@ -62,12 +62,12 @@ class TruthImage:
     mapping: LabelMapping
 
     def classes(self, box: Box) -> NDArray[np.int64]:
-        """Class ids, `VOID` or `UNKNOWN`."""
+        """Class ids in a box, of its shape; `VOID` or `UNKNOWN`."""
         values, known = self.reader.read(box)
         return np.where(known, self.mapping.classify(values), VOID)
 
     def values(self, box: Box) -> NDArray[np.int64]:
-        """Values of the mask."""
+        """Values of the mask in a box, of its shape."""
         return self.reader.read(box)[0].astype(np.int64)
 
     def class_of(self, values: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -86,14 +86,14 @@ class PredictedImage:
     """Class id of values beyond the table."""
 
     def classes(self, box: Box) -> NDArray[np.int64]:
-        """Class ids; `VOID` if the mask has no data. Raises `RecipeError` if the class of an
-        object is not known.
+        """Class ids in a box, of its shape; `VOID` if the mask has no data. Raises `RecipeError` if
+        the class of an object is not known.
         """
         values, known = self.reader.read(box)
         return np.where(known, self.class_of(values.astype(np.int64)), VOID)
 
     def values(self, box: Box) -> NDArray[np.int64]:
-        """Values of the mask."""
+        """Values of the mask in a box, of its shape."""
         return self.reader.read(box)[0].astype(np.int64)
 
     def class_of(self, values: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -133,7 +133,7 @@ class TiledComponents:
         return cls(tiles, list(join_tiles(rule, grid, tiles, location)))
 
     def ids(self, number: int) -> NDArray[np.int64]:
-        """The id of each pixel's component in a tile of the grid, 0 for none."""
+        """The id of each pixel's component in the core of a tile of the grid, 0 for none."""
         return relabel(self.tiles[number].labels, self.relabellings[number]).ids.astype(np.int64)
 
     def objects(self) -> ImageObjects:

@@ -314,8 +314,8 @@ def fitted_shape(shape: Shape, side: int, *, least: int = 1) -> Shape:
 
 
 def resized(picture: Pixels, shape: Shape) -> Pixels:
-    """A photo in another size: reduced by the mean of the pixels that each new one covers,
-    enlarged by repetition.
+    """A photo (y, x, 3) in another size (y, x): reduced by the mean of the pixels that each new one
+    covers, enlarged by repetition.
     """
     import cv2
 
@@ -326,8 +326,8 @@ def resized(picture: Pixels, shape: Shape) -> Pixels:
 
 
 def sampled(array: NDArray[Any], shape: Shape) -> NDArray[Any]:
-    """Labels or colours in another size: each new pixel is the middle one of those that it covers,
-    so that nothing is mixed.
+    """Labels or colours (y, x, ...) in another size (y, x): each new pixel is the middle one of
+    those that it covers, so that nothing is mixed.
     """
     if array.shape[:2] == tuple(shape):
         return array

@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from maskloom.segcore.figures.drawing import NO_DATA, is_faint, limits_of
-from maskloom.segcore.figures.sheets import Caption, Plane, draw_preview
+from maskloom.segcore.figures.planes import Plane
+from maskloom.segcore.figures.sheets import Caption, draw_preview
 from maskloom.segcore.geometry import Box, Tile
 from maskloom.segcore.storage.packing import packable
 
@@ -134,8 +135,8 @@ def planes_shown(shape: Shape) -> tuple[int, ...]:
 
 
 def observe_previews(block: Block, labels: NDArray[np.integer]) -> list[PreviewPart]:
-    """The parts of the preview for a tile. `labels` covers its core, whose start is a multiple of
-    16 along the last two axes.
+    """The parts of the preview for a tile. `labels` has the shape of its core, whose start is a
+    multiple of 16 along the last two axes.
     """
     shape = block.spec.shape
     if len(shape) == _AXES:
@@ -151,7 +152,9 @@ def observe_previews(block: Block, labels: NDArray[np.integer]) -> list[PreviewP
 
 
 def observe_preview(block: Block, labels: NDArray[np.integer], stride: int) -> PreviewPart:
-    """The part of the preview of an image for a tile, with cells of this side."""
+    """The part of the preview of an image for a tile; `stride` is the side of a cell in pixels, and
+    `labels` (y, x) covers the core.
+    """
     core = block.tile.core
     start = tuple(-(-a // stride) for a in core.start)
     cells = tuple(-(-b // stride) - a for a, b in zip(start, core.stop, strict=True))
@@ -201,7 +204,9 @@ def render_preview(
 def join(
     parts: Sequence[PreviewPart], cells: Shape
 ) -> tuple[NDArray[np.generic], NDArray[np.bool_], NDArray[np.integer]]:
-    """Pixels, valid and labels of a whole plane with so many cells, from all its parts."""
+    """Pixels (y, x, band), valid and labels (y, x) of a whole plane with so many cells (y, x), from
+    all its parts.
+    """
     first = parts[0]
     pixels = np.zeros((*cells, first.pixels.shape[2]), first.pixels.dtype)
     valid = np.zeros(cells, np.bool_)

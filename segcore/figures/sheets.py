@@ -19,18 +19,16 @@ from maskloom.segcore.figures.drawing import (
     GAP,
     MARGIN,
     NARROWEST,
-    PAPER,
     SMALL,
     TOP,
     Sheet,
     fitted_shape,
     fitting,
-    hatched,
     line_height,
-    resized,
-    sampled,
 )
 from maskloom.segcore.figures.legends import Entry, Legend
+from maskloom.segcore.figures.overlays import coloured, over_source, with_hatching
+from maskloom.segcore.figures.planes import ORDER, Plane, as_looked_at, turned_to_viewer
 from maskloom.segcore.figures.scale_bars import (
     PixelLength,
     draw_scale_bar,
@@ -42,11 +40,8 @@ from maskloom.segcore.raster.classes import BACKGROUND_NAMES, ClassTable
 from maskloom.segcore.raster.colours import BACKGROUND, colours_of_objects
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from maskloom.segcore.figures.drawing import Pixels
     from maskloom.segcore.geometry import Shape
-    from maskloom.segcore.ground.space import Frame
     from maskloom.segcore.raster.colours import Colour
     from maskloom.segcore.raster.spec import RasterSpec
 
@@ -61,16 +56,7 @@ _FLAT = 0.7
 """Planes stand in rows if they take less than this part of the paper."""
 _NARROWEST_PANEL = 120
 _MOST_ENTRIES = 24
-_TINT, _SATURATION, _BORDER_SHADE = 0.45, 0.35, 0.55
-_MOST_BORDERS = 0.2
-"""Share of border pixels above which borders would hide the picture."""
-_LARGE = 150
-"""Pixels of an object on the sheet from which on its outline is two pixels wide."""
 _CAPTION = line_height(SMALL) + 4
-_LETTERS = ("RL", "AP", "SI")
-_DIRECTIONS = ("sagittal", "coronal", "axial")
-"""Names of planes across x, y and z of the body."""
-_ORDER = _DIRECTIONS[::-1]
 _SPACE_UNITS = {"um": "µm"}
 
 
@@ -91,34 +77,6 @@ class Caption:
     """Whether the contrast of the source is increased."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Plane:
-    """A plane of an image or volume, in cells of the preview."""
-
-    across: int
-    """The axis of the volume across which it lies; 0 for images."""
-    photo: Pixels
-    """(y, x, 3)."""
-    valid: NDArray[np.bool_]
-    labels: NDArray[np.integer]
-    """(y, x); the greatest value of their type: no class."""
-    name: str = ""
-    """The direction of its view."""
-    letters: str = ""
-    """Of the directions at its left, right, upper and lower side; empty if not known."""
-
-    def drawn(self, shape: Shape) -> Plane:
-        """The plane in another size."""
-        return Plane(
-            self.across,
-            resized(self.photo, shape),
-            sampled(self.valid, shape),
-            sampled(self.labels, shape),
-            self.name,
-            self.letters,
-        )
-
-
 def draw_preview(
     planes: Sequence[Plane], spec: RasterSpec, class_table: ClassTable, caption: Caption
 ) -> bytes:
@@ -129,9 +87,6 @@ def draw_preview(
         panels, pixel = _panels_of_image(planes[0], spec, class_table, caption)
     entries = legend_entries(class_table, caption, spec.pixels, planes[0].labels.dtype == np.uint32)
     return _sheet(panels, pixel, entries, caption.title, _facts(spec, caption)).png()
-
-
-# Panels
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -151,13 +106,13 @@ def _panels_of_image(
     is_wide = wide > _WIDE * tall
     shape = fitted_shape((tall, wide), _WIDE_SIDE if is_wide else _SIDE, least=_LEAST)
     if spec.space.frame is not None:
-        plane = _as_looked_at(plane, spec.space.frame)
+        plane = as_looked_at(plane, spec.space.frame)
     drawn = plane.drawn(shape)
     mask = coloured(drawn.labels, drawn.valid, class_table)
     panels = [
-        Panel(_source_caption(caption), _with_hatching(drawn.photo, drawn.valid)),
+        Panel(_source_caption(caption), with_hatching(drawn.photo, drawn.valid)),
         Panel("mask", mask),
-        Panel(_over_caption(plane), _over(drawn, mask, class_table)),
+        Panel(_over_caption(plane), over_source(drawn, mask, class_table)),
     ]
     pixel = pixel_length(spec).times(source[1] / shape[1])
     return ([[each] for each in panels] if is_wide else [panels]), pixel
@@ -179,13 +134,15 @@ def _panels_of_volume(
     for plane in planes:
         sides = [n for axis, n in enumerate(extents) if axis != plane.across]
         large = plane.drawn(tuple(max(1, round(n / finest * scale)) for n in sides))
-        drawn.append(large if spec.space.frame is None else _turned(large, spec.space.frame))
-    drawn.sort(key=lambda plane: (*_ORDER, "").index(plane.name))
+        drawn.append(
+            large if spec.space.frame is None else turned_to_viewer(large, spec.space.frame)
+        )
+    drawn.sort(key=lambda plane: (*ORDER, "").index(plane.name))
     above: list[Panel] = []
     below: list[Panel] = []
     for plane in drawn:
-        source = _with_hatching(plane.photo, plane.valid)
-        over = _over(plane, coloured(plane.labels, plane.valid, class_table), class_table)
+        source = with_hatching(plane.photo, plane.valid)
+        over = over_source(plane, coloured(plane.labels, plane.valid, class_table), class_table)
         for picture in (source, over):
             _write_letters(picture, plane.letters)
         above.append(Panel(_place(plane, spec), source))
@@ -253,99 +210,6 @@ def _source_caption(caption: Caption) -> str:
     return "source, stretched" if caption.stretched else "source"
 
 
-# Masks
-
-
-def coloured(
-    labels: NDArray[np.integer], valid: NDArray[np.bool_], class_table: ClassTable
-) -> Pixels:
-    """Labels (y, x) in their colours (y, x, 3); pixels without a class are hatched."""
-    if labels.dtype == np.uint32:
-        return _with_hatching(colours_of_objects(labels), valid)
-    colours = np.array([*class_table.colours, PAPER], np.uint8)
-    known = valid & (labels < len(class_table.names))
-    found = colours[np.where(known, labels, len(colours) - 1)]
-    return _with_hatching(found, known)
-
-
-def _over(plane: Plane, mask: Pixels, class_table: ClassTable) -> Pixels:
-    """Objects outlined in their colours over the photo; or the photo tinted by its classes, with
-    borders in a darker shade. Background stays as it is.
-    """
-    labels = plane.labels
-    if labels.dtype == np.uint32:
-        shown = plane.photo.copy()
-        inner = plane.valid & (labels > 0) & _rims(labels)
-        shown[inner] = mask[inner]
-        return _with_hatching(shown, plane.valid)
-    shown = _tinted(plane.photo, mask)
-    names = class_table.names
-    plain = np.array([name.lower() in BACKGROUND_NAMES for name in names] + [True])
-    known = plane.valid & (labels < len(names))
-    kept = plain[np.where(known, labels, len(names))]
-    shown[kept] = plane.photo[kept]
-    owners = _owners(labels, known, plain)
-    borders = owners >= 0
-    if borders.mean() <= _MOST_BORDERS:
-        shades = np.rint(np.array(class_table.colours) * _BORDER_SHADE).astype(np.uint8)
-        shown[borders] = shades[owners[borders]]
-    return _with_hatching(shown, plane.valid)
-
-
-def _tinted(photo: Pixels, mask: Pixels) -> Pixels:
-    """The photo in half-grey, so that tints are distinct whatever its colours, under the mask."""
-    import cv2
-
-    grey = cv2.cvtColor(cv2.cvtColor(photo, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
-    dull = cv2.addWeighted(photo, _SATURATION, grey, 1 - _SATURATION, 0)
-    tinted: Pixels = cv2.addWeighted(dull, 1 - _TINT, mask, _TINT, 0)
-    return tinted
-
-
-def _rims(ids: NDArray[np.integer]) -> NDArray[np.bool_]:
-    """Pixels with another id at one of their four sides; two pixels wide where objects are large
-    enough to be seen between.
-    """
-    objects = max(1, len(np.unique(ids)) - 1)
-    width = 2 if np.count_nonzero(ids) > _LARGE * objects else 1
-    rims = np.zeros(ids.shape, np.bool_)
-    for step in range(1, width + 1):
-        for axis in (0, 1):
-            near, far = ([slice(None)] * 2 for _ in range(2))
-            near[axis], far[axis] = slice(None, -step), slice(step, None)
-            differ = ids[tuple(near)] != ids[tuple(far)]
-            rims[tuple(near)] |= differ
-            rims[tuple(far)] |= differ
-    return rims
-
-
-def _owners(
-    labels: NDArray[np.integer], known: NDArray[np.bool_], plain: NDArray[np.bool_]
-) -> NDArray[np.int32]:
-    """The class whose colour each border pixel has, -1 elsewhere. Borders are one pixel wide, on
-    the upper or left side, and there is none with pixels without a class.
-    """
-    ids = np.where(known, labels.astype(np.int32), -1)
-    # A border with the background has the colour of the other class.
-    rank = np.where(plain[ids], -1, ids)
-    owners = np.full(ids.shape, -1, np.int32)
-    for ours, theirs in ((np.s_[:, :-1], np.s_[:, 1:]), (np.s_[:-1], np.s_[1:])):
-        border = (ids[ours] != ids[theirs]) & known[ours] & known[theirs]
-        found = np.maximum(rank[ours], rank[theirs])
-        np.maximum(owners[ours], found, out=owners[ours], where=border)
-    return owners
-
-
-def _with_hatching(picture: Pixels, valid: NDArray[np.bool_]) -> Pixels:
-    """The picture, hatched where there are no data."""
-    if valid.all():
-        return picture
-    return np.where(valid[..., None], picture, hatched(picture.shape[:2]))
-
-
-# Space
-
-
 def _true_proportion(cells: Shape, spec: RasterSpec) -> Shape:
     """So many cells with the longer side of a pixel along the axis where it lies."""
     metric = spec.space.metric
@@ -362,45 +226,6 @@ def _spacing(spec: RasterSpec) -> tuple[tuple[float, ...], str]:
     return spec.space.metric.millimetres, "mm"
 
 
-def _as_looked_at(plane: Plane, frame: Frame) -> Plane:
-    """A slice of a scan with rows and columns that run to the left, the back or the feet."""
-    flips = tuple(
-        slice(None, None, -1 if max(step, key=abs) > 0 else 1)
-        for step in (frame.affine[1::4], frame.affine[0::4])
-    )
-    return Plane(0, plane.photo[flips], plane.valid[flips], plane.labels[flips])
-
-
-def _turned(plane: Plane, frame: Frame) -> Plane:
-    """A plane of a scan with its upper side to the head, or else to the front, and its left side to
-    the patient's right or front.
-    """
-    # Columns of the affine are the steps along x, y and z of the array.
-    steps = [frame.affine[axis::4] for axis in (2, 1, 0)]
-    towards = [int(np.argmax(np.abs(step))) for step in steps]
-    if sorted(towards) != [0, 1, 2]:
-        return plane
-    rows, columns = (axis for axis in range(3) if axis != plane.across)
-    swapped = towards[rows] < towards[columns]
-    if swapped:
-        rows, columns = columns, rows
-    flips = tuple(
-        slice(None, None, -1 if steps[axis][towards[axis]] > 0 else 1) for axis in (rows, columns)
-    )
-
-    def turned(picture: NDArray[Any]) -> NDArray[Any]:
-        return np.ascontiguousarray((np.swapaxes(picture, 0, 1) if swapped else picture)[flips])
-
-    return Plane(
-        plane.across,
-        turned(plane.photo),
-        turned(plane.valid),
-        turned(plane.labels),
-        _DIRECTIONS[towards[plane.across]],
-        _LETTERS[towards[columns]] + _LETTERS[towards[rows]],
-    )
-
-
 def _write_letters(picture: Pixels, letters: str) -> None:
     """Letters at the left, right, upper and lower side of a picture."""
     if not letters or min(picture.shape[:2]) < 60:
@@ -412,9 +237,6 @@ def _write_letters(picture: Pixels, letters: str) -> None:
             at_edge = (at[0] + x, at[1] + y)
             sheet.text(at_edge, letter, size=SMALL, weight=BOLD, ink=(0, 0, 0), anchor="middle")
         sheet.text(at, letter, size=SMALL, weight=BOLD, ink=(255, 255, 255), anchor="middle")
-
-
-# Words
 
 
 def _facts(spec: RasterSpec, caption: Caption) -> str:

@@ -29,13 +29,14 @@ from maskloom.segcore.formats.content import require_kind
 from maskloom.segcore.formats.frames import notes_on_frames
 from maskloom.segcore.formats.jpeg import require_whole_jpeg
 from maskloom.segcore.formats.orientation import picture_orientation, turn, turn_shape
+from maskloom.segcore.formats.png import INTERLACED, essential_chunks, require_all_rows
 from maskloom.segcore.formats.source import MAX_PICTURE_PIXELS, StoredFile, silence
 from maskloom.segcore.raster.dates import from_tag
 from maskloom.segcore.raster.readers import NothingToClose
 from maskloom.segcore.raster.spec import FORMATS, FileKind, RasterSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
     from numpy.typing import NDArray
     from PIL.ImageFile import ImageFile
@@ -43,27 +44,7 @@ if TYPE_CHECKING:
     from maskloom.segcore.geometry import Box, Shape
     from maskloom.segcore.raster.spec import Reader
 
-_PNG_SIGNATURE_SIZE = 8
-_PNG_CHUNK_FRAME = 12
-"""Length, name and checksum of a chunk, in bytes."""
 _PNG_GREY = (0, 4)
-_PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
-"""Numbers per pixel, by type of colour."""
-_PNG_INTERLACED = 28
-"""Offset of the interlace method in a PNG."""
-_PNG_PASSES = (
-    (0, 0, 8, 8),
-    (0, 4, 8, 8),
-    (4, 0, 8, 4),
-    (0, 2, 4, 4),
-    (2, 0, 4, 2),
-    (0, 1, 2, 2),
-    (1, 0, 2, 1),
-)
-"""First row and column of each pass of an interlaced PNG, and the steps to the next (PNG
-specification, 8.2).
-"""
-_INFLATED_BYTES = 1 << 20
 _LIMIT = threading.Lock()
 _GREY_MODES = frozenset({"1", "L", "LA", "I;16"})
 
@@ -142,16 +123,16 @@ class PictureFormat:
             )
         if kind == "JPEG":
             require_whole_jpeg(spec.location, content)
-        essential = _essential_chunks(spec.location, content) if kind == "PNG" else []
+        essential = essential_chunks(spec.location, content) if kind == "PNG" else []
         if header.by_opencv:
             pixels, valid = _sixteen_bit_colour(spec.location, b"".join(essential), header)
         else:
             pixels, valid = _decode(spec.location, image, header)
             last_row = image.crop((0, image.height - 1, image.width, image.height))
-            if kind == "PNG" and (head[_PNG_INTERLACED] or not np.asarray(last_row).any()):
+            if kind == "PNG" and (head[INTERLACED] or not np.asarray(last_row).any()):
                 # If a stream ends early, PIL leaves rows 0: the last ones, or rows between others
                 # in a picture with several passes.
-                _require_all_rows(spec.location, head, essential)
+                require_all_rows(spec.location, head, essential)
         chosen = tuple(band - 1 for band in spec.bands)
         if chosen != tuple(range(header.bands)):
             pixels = pixels[..., list(chosen)]
@@ -173,7 +154,7 @@ class PictureFormat:
         if image.mode not in ("P", "1") and (image.mode != "L" or depth == 8):
             return self.open(spec)
         if kind == "PNG":
-            _essential_chunks(spec.location, content)
+            essential_chunks(spec.location, content)
         levels = {"P": 256, "1": 2}.get(image.mode, 2**depth)
         return _stored(spec.location, image, 255 // (levels - 1))
 
@@ -363,65 +344,3 @@ def _sixteen_bit_colour(
     if array.shape[-1] == 4:
         return pixels, array[..., 3] != 0
     return pixels, None if header.transparent is None else ~_is_transparent(pixels, header)
-
-
-def _essential_chunks(location: str, png: bytes) -> list[memoryview]:
-    """The signature and the essential chunks of a PNG, without optional ones, which OpenCV would
-    apply.
-
-    Raises `ReadError` if one is damaged or missing; decoders would return part of the picture, or
-    wrong pixels.
-    """
-    content = memoryview(png)
-    found, at = [content[:_PNG_SIGNATURE_SIZE]], _PNG_SIGNATURE_SIZE
-    while at + _PNG_CHUNK_FRAME <= len(content):
-        size, name = struct.unpack_from(">I4s", content, at)
-        end = at + _PNG_CHUNK_FRAME + size
-        if end > len(content):
-            break
-        if name in (b"IHDR", b"PLTE", b"IDAT", b"IEND"):
-            if (
-                zlib.crc32(content[at + 4 : end - 4])
-                != struct.unpack_from(">I", content, end - 4)[0]
-            ):
-                raise ReadError(
-                    f"{location} is damaged: the checksum of the chunk {name.decode()} at byte "
-                    f"{at} is wrong. Copy it again."
-                )
-            found.append(content[at:end])
-        if name == b"IEND":
-            return found
-        at = end
-    raise ReadError(
-        f"{location} ends within its pixels, at byte {len(content)}. The file is incomplete; copy "
-        "it again."
-    )
-
-
-def _require_all_rows(location: str, head: bytes, essential: Sequence[memoryview]) -> None:
-    """Raise `ReadError` if a PNG has fewer pixels than its header declares, although all checksums
-    are correct.
-    """
-    width, height, depth, colour = struct.unpack_from(">IIBB", head, 16)
-    passes = _PNG_PASSES if head[_PNG_INTERLACED] else ((0, 0, 1, 1),)
-    sizes = (
-        (len(range(top, height, down)), len(range(left, width, right)))
-        for top, left, down, right in passes
-    )
-    # Each row begins with a byte for its filter.
-    expected = sum(
-        rows * (1 + -(-columns * depth * _PNG_CHANNELS[colour] // 8))
-        for rows, columns in sizes
-        if columns
-    )
-    stream, found = zlib.decompressobj(), 0
-    for data in (chunk[8:-4] for chunk in essential if bytes(chunk[4:8]) == b"IDAT"):
-        rest: bytes | memoryview = data
-        while rest and not stream.eof:
-            found += len(stream.decompress(rest, _INFLATED_BYTES))
-            rest = stream.unconsumed_tail
-    if found + len(stream.flush()) < expected:
-        raise ReadError(
-            f"{location} holds {found} of the {expected} bytes of pixels that its header promises. "
-            "It is damaged; copy or save it again."
-        )

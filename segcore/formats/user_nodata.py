@@ -16,7 +16,6 @@ from maskloom.segcore.raster.spec import FORMATS, RasterSpec, UserNodata
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from types import TracebackType
 
     from numpy.typing import NDArray
 
@@ -73,13 +72,8 @@ class _MarkingReader:
         self.inner.__enter__()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.inner.__exit__(kind, error, trace)
+    def __exit__(self, *exception: Any) -> None:
+        self.inner.__exit__(*exception)
 
     def read(self, box: Box) -> tuple[NDArray[np.generic], NDArray[np.bool_]]:
         """Pixels and `valid` of a box; see `segcore.raster.spec.Reader.read`."""

@@ -146,31 +146,12 @@ class SegMasks:
             self.kind,
             hashlib.sha256(ordered.tobytes()).hexdigest(),
         ]
-        code = highdicom.sr.CodedConcept("85756007", "SCT", "Tissue")
-        # The standard's list has no word for any method; this one stands for automatic ones.
-        by = highdicom.AlgorithmIdentificationSequence(
-            name="maskloom",
-            family=highdicom.sr.CodedConcept("123110", "DCM", "Artificial Intelligence"),
-            version="1",
-        )
-        descriptions = [
-            highdicom.seg.SegmentDescription(
-                number,
-                name[:64],
-                code,
-                code,
-                "AUTOMATIC",
-                algorithm_identification=by,
-                display_color=highdicom.color.CIELabColor(*lab),
-            )
-            for number, (name, lab) in enumerate(zip(names, _lab(colours), strict=True), 1)
-        ]
         try:
             made = highdicom.seg.Segmentation(
                 sources,
                 ordered,
                 self.kind,
-                descriptions,
+                _descriptions(names, colours),
                 series_instance_uid=library.uid.generate_uid(entropy_srcs=["series", *words]),
                 series_number=1,
                 sop_instance_uid=library.uid.generate_uid(entropy_srcs=words),
@@ -200,6 +181,31 @@ class SegMasks:
 
 MASKS.register("seg")(SegMasks("LABELMAP", 2**16 - 1))
 MASKS.register("seg_binary")(SegMasks("BINARY", 255))
+
+
+def _descriptions(names: Sequence[str], colours: Sequence[Sequence[int]]) -> list[Any]:
+    """The descriptions of the segments, numbered from 1."""
+    import highdicom
+
+    code = highdicom.sr.CodedConcept("85756007", "SCT", "Tissue")
+    # The standard's list has no word for any method; this one is that for automatic ones.
+    by = highdicom.AlgorithmIdentificationSequence(
+        name="maskloom",
+        family=highdicom.sr.CodedConcept("123110", "DCM", "Artificial Intelligence"),
+        version="1",
+    )
+    return [
+        highdicom.seg.SegmentDescription(
+            number,
+            name[:64],
+            code,
+            code,
+            "AUTOMATIC",
+            algorithm_identification=by,
+            display_color=highdicom.color.CIELabColor(*lab),
+        )
+        for number, (name, lab) in enumerate(zip(names, _lab(colours), strict=True), 1)
+    ]
 
 
 def _fix_times_and_uids(made: Any, dimensions: str) -> None:

@@ -15,7 +15,12 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 
 from maskloom.segcore.errors import RunError, StoreError
-from maskloom.segcore.masks.protocol import LABEL_TYPES, EncodedBlock
+from maskloom.segcore.masks.protocol import (
+    LABEL_TYPES,
+    EncodedBlock,
+    require_label_type,
+    require_type_of_classes,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -34,11 +39,7 @@ def plane_blocks(labels: NDArray[np.integer], tile: Tile, spec: RasterSpec) -> l
     """The planes of a tile's core, compressed; see `MaskWriter.encode`."""
     import imagecodecs
 
-    if labels.dtype.name not in LABEL_TYPES:
-        raise ValueError(
-            f"Labels must be {', '.join(LABEL_TYPES)}; tile {tile.index} of {spec.location} "
-            f"has {labels.dtype}."
-        )
+    require_label_type(labels, tile, spec)
     *above, _, _ = tile.core.start
     first = above[0] if above else 0
     return [
@@ -61,11 +62,7 @@ def collected(
     with tempfile.SpooledTemporaryFile(_IN_MEMORY) as file:
         planes = Planes.collect(blocks, file, spec, tile_shape)
         dtype = planes.dtype
-        if dtype.name not in ("uint32", classes.dtype):
-            raise RunError(
-                f"The mask of {spec.location} came as {dtype}; its {len(classes.names)} "
-                f"classes ask for {classes.dtype}."
-            )
+        require_type_of_classes(dtype.name, classes, spec)
         yield planes
 
 

@@ -20,7 +20,13 @@ import numpy as np
 
 from maskloom.segcore.errors import FormatError, RunError
 from maskloom.segcore.geometry import Grid
-from maskloom.segcore.masks.protocol import MASKS, EncodedBlock, PublishedMask, compressed_block
+from maskloom.segcore.masks.protocol import (
+    MASKS,
+    EncodedBlock,
+    PublishedMask,
+    compressed_block,
+    require_type_of_classes,
+)
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -73,11 +79,7 @@ class PngMasks:
     ) -> None:
         """Write the file. Raises `RunError` and `FormatError` as `MaskWriter.publish`."""
         labels, dtype = _joined(blocks, spec, Grid(spec.shape, tile_shape))
-        if dtype not in ("uint32", classes.dtype):
-            raise RunError(
-                f"The mask of {spec.location} came as {dtype}; its {len(classes.names)} classes "
-                f"ask for {classes.dtype}."
-            )
+        require_type_of_classes(dtype, classes, spec)
         _save(labels, None if dtype == "uint32" else classes, out)
 
 

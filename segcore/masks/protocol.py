@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Protocol
 
+from maskloom.segcore.errors import RunError
 from maskloom.segcore.registry import Registry
 from maskloom.segcore.storage.store import combined_digest
 
@@ -126,13 +127,29 @@ def name_of(mask: str, ending: str) -> str:
     return mask + ending
 
 
-def compressed_block(labels: NDArray[np.integer], tile: Tile, spec: RasterSpec) -> EncodedBlock:
-    """The labels of a tile's core as one block compressed by zlib, for writers that hold the whole
-    mask. Raises `ValueError` for labels of another type than `LABEL_TYPES`.
-    """
+def require_label_type(labels: NDArray[np.integer], tile: Tile, spec: RasterSpec) -> None:
+    """Raise `ValueError` for labels of another type than `LABEL_TYPES`."""
     if labels.dtype.name not in LABEL_TYPES:
         raise ValueError(
             f"Labels must be {', '.join(LABEL_TYPES)}; tile {tile.index} of {spec.location} has "
             f"{labels.dtype}."
         )
+
+
+def require_type_of_classes(dtype: str, classes: ClassTable, spec: RasterSpec) -> None:
+    """Raise `RunError` unless all blocks of a mask are ids of objects, or of the type that its
+    classes need.
+    """
+    if dtype not in ("uint32", classes.dtype):
+        raise RunError(
+            f"The mask of {spec.location} came as {dtype}; its {len(classes.names)} classes ask "
+            f"for {classes.dtype}."
+        )
+
+
+def compressed_block(labels: NDArray[np.integer], tile: Tile, spec: RasterSpec) -> EncodedBlock:
+    """The labels of a tile's core as one block compressed by zlib, for writers that hold the whole
+    mask. Raises `ValueError` for labels of another type than `LABEL_TYPES`.
+    """
+    require_label_type(labels, tile, spec)
     return EncodedBlock(0, tile.index, zlib.compress(labels.tobytes(), 1))

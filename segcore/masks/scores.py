@@ -16,16 +16,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from maskloom.segcore.geometry import Grid
 from maskloom.segcore.masks.cog.scores import CogScores
-from maskloom.segcore.masks.ome_zarr import (
-    AT_ONCE,
-    Folder,
-    Pyramid,
-    Spool,
-    array_3,
-    chunk_shape,
-    compress,
-    multiscale,
-)
+from maskloom.segcore.masks.ome_zarr.chunks import AT_ONCE, Folder, Spool, compress
+from maskloom.segcore.masks.ome_zarr.metadata import array_3, multiscale
+from maskloom.segcore.masks.ome_zarr.pyramid import Pyramid, chunk_shape
 from maskloom.segcore.masks.protocol import EncodedBlock, PublishedMask
 from maskloom.segcore.masks.quantised import MOST, NODATA
 from maskloom.segcore.raster.colours import hexadecimal

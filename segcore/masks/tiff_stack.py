@@ -23,7 +23,14 @@ import numpy as np
 from maskloom.segcore.errors import RunError
 from maskloom.segcore.geometry import Grid
 from maskloom.segcore.ground.space import MILLIMETRES
-from maskloom.segcore.masks.protocol import LABEL_TYPES, MASKS, EncodedBlock, PublishedMask
+from maskloom.segcore.masks.protocol import (
+    LABEL_TYPES,
+    MASKS,
+    EncodedBlock,
+    PublishedMask,
+    require_label_type,
+    require_type_of_classes,
+)
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -58,11 +65,7 @@ class TiffStackMasks:
         """The compressed parts of a tile's core, one for each slice and strip; see
         `MaskWriter.encode`.
         """
-        if labels.dtype.name not in LABEL_TYPES:
-            raise ValueError(
-                f"Labels must be {', '.join(LABEL_TYPES)}; tile {tile.index} of {spec.location} "
-                f"has {labels.dtype}."
-            )
+        require_label_type(labels, tile, spec)
         part = _part(tile_shape)
         first = [start // n for start, n in zip(tile.core.start, part, strict=True)]
         return [
@@ -93,11 +96,7 @@ class TiffStackMasks:
                 spool.add(block)
             spool.require()
             dtype = spool.dtype()
-            if dtype.name not in ("uint32", classes.dtype):
-                raise RunError(
-                    f"The mask of {spec.location} came as {dtype}; its {len(classes.names)} "
-                    f"classes ask for {classes.dtype}."
-                )
+            require_type_of_classes(dtype.name, classes, spec)
             _write(stack, spool, dtype, classes)
             stack.seek(0)
             with store.writing(name) as out:

@@ -70,7 +70,7 @@ class ClusterPoints:
     """Whether the points are the values themselves."""
 
     def scaled(self, scale: Floats) -> ClusterPoints:
-        """The points with all lengths along each channel multiplied by `scale`."""
+        """The points with all lengths along each channel multiplied by `scale` (channel,)."""
         return replace(
             self,
             values=self.values * scale[:, None],
@@ -146,8 +146,8 @@ class Cells:
 def fit_kmeans(dataset: WeightedValues, clusters: int, spread: Floats, seed: int) -> Clustering:
     """The best of several k-means on all values, run until no centre moves (or for 300 steps).
 
-    Distances along each channel are in units of `spread`. Raises `FitError` if there are fewer
-    distinct values than clusters.
+    Distances along each channel are in units of `spread` (channel,). Raises `FitError` if there are
+    fewer distinct values than clusters.
     """
     points = points_for_start(dataset, clusters).scaled(1 / spread)
     return refine(dataset, search(points, clusters, seed)[0][0] * spread, spread)
@@ -180,8 +180,8 @@ def different(points: ClusterPoints) -> int:
 
 
 def search(points: ClusterPoints, clusters: int, seed: int) -> list[tuple[Floats, float]]:
-    """The distinct results of several restarts on the points: centres and inertia, the best
-    first.
+    """The distinct results of several restarts on the points: centres (cluster, channel) and
+    inertia, the best first.
     """
     found: list[tuple[Floats, float]] = []
     with threads() as run:
@@ -196,8 +196,8 @@ def search(points: ClusterPoints, clusters: int, seed: int) -> list[tuple[Floats
 
 
 def refine(dataset: WeightedValues, centres: Floats, spread: Floats) -> Clustering:
-    """K-means on all values from these centres until none moves, with distances along each channel
-    in units of `spread`.
+    """K-means on all values from these centres (cluster, channel) until none moves, with distances
+    along each channel in units of `spread` (channel,).
     """
     from maskloom.segcore.kernels import clustering as kernels
 

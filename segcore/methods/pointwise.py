@@ -76,7 +76,7 @@ class Scores:
 
 
 def merged(labels: NDArray[np.uint8], class_of: tuple[int, ...] | None) -> NDArray[np.uint8]:
-    """The classes of clusters. None: cluster k is class k."""
+    """Labels with the class of each cluster in place of its number; `class_of` None: unchanged."""
     return labels if class_of is None else np.asarray(np.array(class_of, np.uint8)[labels])
 
 

@@ -90,8 +90,8 @@ class WeightedValues:
     """Morton codes of the colours, ascending. None: the values are not 8-bit colours."""
 
     def ascending(self) -> tuple[NDArray[np.generic], NDArray[np.float64]]:
-        """The values by the first channel, then the second and so on, and their weights: the order
-        does not depend on the type of the values.
+        """The values (channel, value) by the first channel, then the second and so on, and their
+        weights (value,): the order does not depend on the type of the values.
         """
         if self.codes is None:
             return self.values, self.weights
@@ -100,9 +100,9 @@ class WeightedValues:
         return np.ascontiguousarray(self.values[:, order]), self.weights[order]
 
     def centred(self) -> tuple[WeightedValues, NDArray[np.float64]]:
-        """The same values relative to an origin, and that origin: 0 except in channels whose values
-        differ very little relative to their size (such as a band of only nodata). There, sums would
-        lose the differences to rounding.
+        """The same values relative to an origin (channel,), and that origin: 0 except in channels
+        whose values differ very little relative to their size (such as a band of only nodata).
+        There, sums would lose the differences to rounding.
         """
         origin = np.zeros(len(self.values))
         if self.codes is not None:
@@ -132,7 +132,7 @@ class Units:
 
     @property
     def spread(self) -> NDArray[np.float64]:
-        """The unit of each channel: its standard deviation, or 1 if all values are equal."""
+        """(channel,): the unit of each, its standard deviation, or 1 if all values are equal."""
         return spread_of(self.deviation)
 
     @classmethod

@@ -41,7 +41,7 @@ class Histogram:
 
     @classmethod
     def of_values(cls, counts: NDArray[np.int64], low: int) -> Histogram:
-        """The counts of the integers from `low` on."""
+        """The histogram of integers, from their counts (integer,), the first of which is `low`."""
         return cls(counts, np.arange(low, low + counts.size))
 
     def level(self, place: float) -> float:

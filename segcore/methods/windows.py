@@ -73,8 +73,8 @@ class LocalWindow:
     def local_values(
         self, values: NDArray[np.generic], usable: NDArray[np.bool_], core: Box
     ) -> NDArray[np.float64]:
-        """The statistic of the window around each pixel of `core`; 0 if no pixel of the window is
-        usable.
+        """The statistic of the window around each pixel of `core`, of its shape; 0 if no pixel of
+        the window is usable. `core` is in pixels of `values` (y, x), which have a margin around it.
         """
         plain = _plain(values)
         whole = bool(usable.all())

@@ -2,7 +2,7 @@
 of 0.8, about 80 % should be of that class (Guo et al. 2017, arXiv:1706.04599).
 
 A reliability table counts, for each range of confidence, how many pixels are right. Temperature
-scaling mends a model that is too sure or too unsure: logits are divided by one number, which
+scaling corrects a model that is too sure or too unsure: logits are divided by one number, which
 changes no label. It is the number with the smallest cross-entropy (negative log-likelihood).
 """
 
@@ -60,12 +60,12 @@ class Reliability:
 
     @property
     def confidence(self) -> NDArray[np.float64]:
-        """Mean confidence of each range; NaN without pixels."""
+        """(range,): mean confidence; NaN without pixels."""
         return self._mean(self.sums[1] / _QUANTA)
 
     @property
     def accuracy(self) -> NDArray[np.float64]:
-        """Share of pixels that are right in each range; NaN without pixels."""
+        """(range,): share of pixels that are right; NaN without pixels."""
         return self._mean(self.sums[2])
 
     @property

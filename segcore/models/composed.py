@@ -9,16 +9,17 @@ delegates every step to the inner fitter and builds the model after the last rou
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, cast
 
 from maskloom.segcore.errors import FitError, RecipeError
 from maskloom.segcore.models.protocols import (
     Fitter,
     Model,
-    ObjectSegmenter,
     Requirements,
     SegmenterRecipe,
     concluded,
+    finds_objects,
+    fits_each_image,
 )
 
 if TYPE_CHECKING:
@@ -53,6 +54,13 @@ class Composed:
 
     inner: Fitter
     outer: Outer
+
+    finds_objects: ClassVar[bool] = True
+
+    @property
+    def of_each_image(self) -> bool:
+        """Whether the inner fitter is for one image at a time."""
+        return fits_each_image(self.inner)
 
     @property
     def requirements(self) -> Requirements:
@@ -106,9 +114,11 @@ def start_around(recipe: SegmenterRecipe, outer: Outer) -> Fitter | Model:
 
 
 def _around(inner: Fitter | Model, outer: Outer) -> Fitter | Model:
-    if isinstance(inner, ObjectSegmenter | Composed):
+    if finds_objects(inner):
         raise RecipeError(
             "`of`: expected a segmenter that gives every pixel a class (threshold, kmeans, mixture "
             "...), got one that finds objects. Give another one, or run it alone."
         )
-    return Composed(inner, outer) if isinstance(inner, Fitter) else outer.around(inner)
+    if isinstance(inner, Fitter):
+        return Composed(inner, outer)
+    return outer.around(cast("Segmenter", inner))

@@ -221,6 +221,17 @@ class EngineSelector(Ready, Protocol, metaclass=CheckedOnce):
 
 
 @runtime_checkable
+class ImageDependent(Protocol, metaclass=CheckedOnce):
+    """A model whose halo or memory depends on the image, such as on the size of its pixels. Its
+    `requirements` have the largest halo.
+    """
+
+    def requirements_of(self, spec: RasterSpec) -> Requirements:
+        """The requirements for an image. Equal for a volume and its planes."""
+        ...
+
+
+@runtime_checkable
 class Cautious(Ready, Protocol, metaclass=CheckedOnce):
     """A model that can warn about its result."""
 
@@ -320,13 +331,34 @@ def gives_scores(model: Fitter | Model) -> bool:
     return bool(getattr(model, "gives_scores", isinstance(model, Scorer)))
 
 
+def finds_objects(model: Fitter | Model) -> bool:
+    """Whether a model finds objects, or a fitter ends with one that does (its attribute
+    `finds_objects`).
+    """
+    return bool(getattr(model, "finds_objects", isinstance(model, ObjectSegmenter)))
+
+
+def fits_each_image(model: Fitter | Model) -> bool:
+    """Whether a fitter is for one image at a time, whatever the recipe's `fit` says (its attribute
+    `of_each_image`).
+    """
+    return bool(getattr(model, "of_each_image", False))
+
+
 def labels_and_scores(model: Model, block: Block) -> tuple[Labels, NDArray[np.float32]]:
-    """The labels and the scores of a block."""
+    """What `Model.segment` and `Scorer.scores` return for a block. Raises `TypeError` for a model
+    without scores.
+    """
     if isinstance(model, LabellingScorer):
         return model.segment_and_score(block)
     if not isinstance(model, Scorer):
         raise TypeError(f"{type(model).__name__} has no scores")
     return model.segment(block), model.scores(block)
+
+
+def requirements_of(model: Fitter | Model, spec: RasterSpec) -> Requirements:
+    """What a model requires for an image."""
+    return model.requirements_of(spec) if isinstance(model, ImageDependent) else model.requirements
 
 
 def is_blank(model: Any) -> bool:

@@ -92,6 +92,25 @@ class Rescaled:
             process_bytes=inner.process_bytes + side**2 * (inner.bytes_per_pixel + 16),
         )
 
+    def requirements_of(self, spec: RasterSpec) -> Requirements:
+        """As `requirements`, with the halo for such an image."""
+        return replace(self.requirements, halo=self.halo_of(spec))
+
+    def density_of(self, spec: RasterSpec) -> float:
+        """Number of resampled pixels in the place of one of such an image."""
+        axes = self._axes(spec)
+        return 1.0 if axes is None else 1 / (axes[0].ratio * axes[1].ratio)
+
+    def halo_of(self, spec: RasterSpec, margin: int = 0) -> int:
+        """The halo in pixels of such an image, for a core with a margin of resampled pixels."""
+        axes, halo = self._axes(spec), self._halo + margin
+        if axes is None:
+            return halo
+        # The outermost resampled pixels of a core contain the centre of one of its pixels. Images
+        # with a greater factor are refused, but planned before.
+        ratio = min(FARTHEST, max(axis.ratio for axis in axes))
+        return math.ceil(ratio * (halo + 0.5) + max(1.0, ratio))
+
     def select(self, spec: RasterSpec) -> RasterSpec:
         """The image with the model's bands. Raises `ModelMismatch` if it does not suit, or if its
         pixels have quite another size.

@@ -51,7 +51,12 @@ def with_selections(model: T, selections: Selections) -> T:
             else selector
         )
 
-    return cast("T", _replaced(model, made))
+    return replaced_inside(model, EngineSelector, made)
+
+
+def replaced_inside(model: T, kind: type, made: Callable[[Any], Any]) -> T:
+    """Return the model or fitter in which `made` has changed every part of this kind."""
+    return cast("T", _replaced(model, kind, made))
 
 
 def _selectors(value: Any) -> Iterator[EngineSelector]:
@@ -65,8 +70,8 @@ def _selectors(value: Any) -> Iterator[EngineSelector]:
             yield from _selectors(item)
 
 
-def _replaced(value: Any, made: Callable[[EngineSelector], EngineSelector]) -> Any:
-    if isinstance(value, EngineSelector):
+def _replaced(value: Any, kind: type, made: Callable[[Any], Any]) -> Any:
+    if isinstance(value, kind):
         return made(value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         before = {
@@ -74,10 +79,10 @@ def _replaced(value: Any, made: Callable[[EngineSelector], EngineSelector]) -> A
             for field in dataclasses.fields(value)
             if field.init
         }
-        after = {name: _replaced(item, made) for name, item in before.items()}
+        after = {name: _replaced(item, kind, made) for name, item in before.items()}
         changed = {name: item for name, item in after.items() if item is not before[name]}
         return dataclasses.replace(value, **changed) if changed else value
     if isinstance(value, tuple):
-        items = [_replaced(item, made) for item in value]
+        items = [_replaced(item, kind, made) for item in value]
         return tuple(items) if any(a is not b for a, b in zip(items, value, strict=True)) else value
     return value

@@ -78,12 +78,12 @@ class Tally:
 
     @property
     def class_of(self) -> NDArray[np.uint16]:
-        """The class of each object, not the background; the first of equals."""
+        """(object,): the class of each, not the background; the first of equals."""
         return np.asarray(self.votes[:, 1:].argmax(axis=1) + 1, np.uint16)
 
     @property
     def scores(self) -> NDArray[np.float32]:
-        """The mean score of all classes but the background, over the pixels of each object."""
+        """(object,): mean score of all classes but the background over its pixels, 0 to 1."""
         background = self.votes[:, 0] / np.maximum(self.sizes * QUANTA, 1)
         return np.asarray(1 - background, np.float32)
 

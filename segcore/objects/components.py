@@ -36,6 +36,18 @@ from maskloom.segcore.errors import ModelMismatch
 from maskloom.segcore.geometry import Tile
 from maskloom.segcore.models.fragments import Equivalences, Fragments, TileBoundary
 from maskloom.segcore.objects.faces import Faces, neighbours
+from maskloom.segcore.objects.tile_components import (
+    FIRST_CLASS,
+    HOLE,
+    NO_DATA,
+    are_largest,
+    fill_holes,
+    first_pixels,
+    keep_parts,
+    label_runs,
+    paint,
+    sides_of,
+)
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -43,12 +55,8 @@ if TYPE_CHECKING:
     from maskloom.segcore.geometry import Grid, Shape
     from maskloom.segcore.raster.spec import RasterSpec
 
-_HOLE, _NO_DATA, _FIRST_CLASS = 1, 2, 3
-"""Codes of `segcore.kernels.joining`."""
 _REACH = {2: {4: 1, 8: 2}, 3: {6: 1, 18: 2, 26: 3}}
 """Largest number of axes along which neighbours differ, by number of axes and connectivity."""
-_OTHER_TILE, _BORDER = 1, 2
-"""Flags for the two things that a side of a core may face."""
 
 
 def check_connectivity(connectivity: int | None, axes: int | None = None) -> None:
@@ -140,18 +148,18 @@ class Components:
         """
         self._check(values, tile)
         reach = self.reach(values.ndim)
-        found = _label(values, self, reach, _sides(tile, shape))
+        found = label_runs(values, self.code_of(values.dtype), reach, sides_of(tile, shape))
         if self.fill_holes:
-            order, number, boundary = _fill(found, self, reach[0])
+            order, number, boundary = fill_holes(found, reach[0], self.min_size, self.largest)
         else:
-            order, number, boundary = _keep(found, self)
+            order, number, boundary = keep_parts(found, self.min_size, self.largest)
         if self.largest is not None:
-            boundary = {**boundary, "first": _first_pixels(found, tile, shape)[order]}
-        painted = _paint(found, number).reshape(values.shape)
+            boundary = {**boundary, "first": first_pixels(found, tile, shape)[order]}
+        painted = paint(found, number).reshape(values.shape)
         class_of = np.zeros(len(order) + 1, np.uint16)
         codes = found.codes[order]
         class_of[1:] = np.where(
-            codes == _HOLE, 0, np.array([0, 0, 0, *self.classes], np.uint16)[codes]
+            codes == HOLE, 0, np.array([0, 0, 0, *self.classes], np.uint16)[codes]
         )
         return Fragments(painted, class_of, {"faces": Faces.of(painted), **boundary})
 
@@ -180,11 +188,11 @@ class Components:
             _meet(grid, boundaries, offsets, (parent, codes, seen), reach, decided=True)
             for offset, boundary in zip(offsets, boundaries, strict=True):
                 links = boundary["links"].astype(np.int64) + offset - 1
-                tie_pairs(parent, links[seen[links[:, 0]] > _HOLE])
+                tie_pairs(parent, links[seen[links[:, 0]] > HOLE])
         flatten(parent)
-        codes = np.where(codes == _HOLE, seen, codes)
+        codes = np.where(codes == HOLE, seen, codes)
         total = np.bincount(parent, sizes, len(parent))
-        kept = (codes >= _FIRST_CLASS) & (total[parent] >= self.min_size)
+        kept = (codes >= FIRST_CLASS) & (total[parent] >= self.min_size)
         islands = _open_islands(boundaries, codes, offsets)
         if self.largest is not None:
             first = np.concatenate([each["first"][: len(each["codes"])] for each in boundaries])
@@ -211,7 +219,7 @@ class Components:
         parts: list[tuple[NDArray[Any], ...]] = [(codes[roots], total[roots], begin[roots])]
         parts += [tuple(array[each.stays] for array in each.parts) for each in islands]
         code, size, place = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-        chosen = _lead(code, size.astype(np.int64), place, self.largest)
+        chosen = are_largest(code, size.astype(np.int64), place, self.largest)
         is_root_kept = np.zeros(len(parent), np.bool_)
         is_root_kept[roots] = chosen[: len(roots)]
         kept &= is_root_kept[parent]
@@ -237,214 +245,11 @@ class Components:
             )
 
     def code_of(self, dtype: np.dtype[Any]) -> NDArray[np.uint16]:
-        """The code of each class id."""
-        table = np.full(np.iinfo(dtype).max + 1, _HOLE if self.fill_holes else 0, np.uint16)
-        table[-1] = _NO_DATA if self.fill_holes else 0
-        table[list(self.classes)] = np.arange(_FIRST_CLASS, _FIRST_CLASS + len(self.classes))
+        """The code of each class id in a mask of this type, as a table (id,)."""
+        table = np.full(np.iinfo(dtype).max + 1, HOLE if self.fill_holes else 0, np.uint16)
+        table[-1] = NO_DATA if self.fill_holes else 0
+        table[list(self.classes)] = np.arange(FIRST_CLASS, FIRST_CLASS + len(self.classes))
         return table
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Found:
-    """Connected runs of equal code, of parts and of possible holes: labels 1 ... n in the order of
-    their first pixels.
-    """
-
-    shape: tuple[int, int, int]
-    """(layers, rows, columns)."""
-    runs: tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.uint16]]
-    """Starts, stops and codes of the runs, line after line."""
-    first: NDArray[np.int64]
-    """Index of the first run of each line, and the number of runs at the end."""
-    labels: NDArray[np.int32]
-    """Label of each run."""
-    sizes: NDArray[np.int64]
-    """(n + 1,) pixels of each label."""
-    touched: NDArray[np.uint8]
-    """(n + 1,) flags for what the sides touched by each label face."""
-    codes: NDArray[np.uint16]
-    """(n + 1,) code of each label."""
-
-
-def _label(
-    values: NDArray[Any], parts: Components, reach: tuple[int, int], sides: NDArray[np.uint8]
-) -> _Found:
-    from maskloom.segcore.kernels.connected import (
-        count_changes,
-        find_runs,
-        measure_runs,
-        number_sets,
-        tie_runs,
-    )
-
-    shape = (1, *values.shape) if values.ndim == 2 else values.shape
-    lines = np.ascontiguousarray(values).reshape(-1, shape[2])
-    room = count_changes(lines) + len(lines) + 9
-    arrays = np.empty(room, np.int32), np.empty(room, np.int32), np.empty(room, np.uint16)
-    first = find_runs(lines, parts.code_of(values.dtype), *arrays)
-    starts, stops, codes = (array[: first[-1]] for array in arrays)
-    runs = starts, stops, codes
-    labels = tie_runs(runs, first, shape, reach, parts.fill_holes or len(parts.classes) > 1)
-    n = number_sets(labels, codes) + 1
-    sizes, touched, code_of = np.zeros(n, np.int64), np.zeros(n, np.uint8), np.zeros(n, np.uint16)
-    measure_runs(runs, labels, first, shape, sides, (sizes, touched, code_of))
-    sizes[0] = touched[0] = code_of[0] = 0
-    return _Found(shape, runs, first, labels, sizes, touched, code_of)
-
-
-def _paint(found: _Found, number: NDArray[np.uint32]) -> NDArray[np.uint32]:
-    """The number of its label for each pixel, line by line."""
-    from maskloom.segcore.kernels.connected import paint_runs
-
-    layers, rows, width = found.shape
-    painted = np.empty((layers * rows, width), np.uint32)
-    paint_runs(found.runs, found.labels, found.first, number, painted)
-    return painted
-
-
-def _keep(
-    found: _Found, parts: Components
-) -> tuple[NDArray[np.int64], NDArray[np.uint32], TileBoundary]:
-    """Labels by fragment, fragment (or 0) by label, and the boundary without its faces: parts at
-    tile boundaries first, then those large enough.
-    """
-    at_seam = (found.touched & _OTHER_TILE) > 0
-    alone = ~at_seam & (found.sizes >= parts.min_size)
-    at_seam[0] = alone[0] = False
-    chosen, rest = _reported(np.flatnonzero(at_seam), alone, found.codes, found.sizes, parts)
-    order = np.concatenate([chosen, rest])
-    number = np.zeros(len(found.sizes), np.uint32)
-    number[order] = np.arange(1, len(order) + 1)
-    boundary: TileBoundary = {
-        "codes": found.codes[chosen],
-        "seen": np.zeros(len(chosen), np.uint16),
-        "sizes": found.sizes[chosen],
-    }
-    return order, number, boundary
-
-
-def _reported(
-    at_seam: NDArray[np.int64],
-    alone: NDArray[np.bool_],
-    codes: NDArray[np.uint16],
-    sizes: NDArray[np.int64],
-    parts: Components,
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The labels that joining must know of, and other parts. Where only the largest parts count,
-    those alone in their tile are known to joining, and all but the largest are dropped.
-    """
-    inside = np.flatnonzero(alone)
-    if parts.largest is None:
-        return at_seam, inside
-    # Labels are in the order of their first pixels.
-    leading = inside[_lead(codes[inside], sizes[inside], inside, parts.largest)]
-    return np.concatenate([at_seam, leading]), leading[:0]
-
-
-def _lead(
-    codes: NDArray[Any], sizes: NDArray[np.int64], first: NDArray[np.int64], count: int
-) -> NDArray[np.bool_]:
-    """Which parts are among the `count` largest of their code; of equal ones, those with the first
-    pixels.
-    """
-    order = np.lexsort((first, -sizes, codes))
-    ranked = codes[order]
-    rank = np.arange(len(order)) - np.searchsorted(ranked, ranked)
-    leading = np.zeros(len(order), np.bool_)
-    leading[order] = rank < count
-    return leading
-
-
-def _first_pixels(found: _Found, tile: Tile, shape: Shape) -> NDArray[np.int64]:
-    """(n + 1,) place of the first pixel of each label in the flattened raster."""
-    count = len(found.labels)
-    run = np.zeros(len(found.sizes), np.int64)
-    # Of equal labels, the last value that is assigned remains: that of the first run.
-    run[found.labels[::-1]] = np.arange(count)[::-1]
-    line = np.searchsorted(found.first, run, side="right") - 1
-    *above, rows, columns = tile.core.start
-    starts = found.runs[0][run] if count else np.zeros(len(run), np.int64)
-    layer, row = np.divmod(line, found.shape[1])
-    places = (layer + sum(above)) * shape[-2] + row + rows
-    return np.asarray(places * shape[-1] + starts + columns, np.int64)
-
-
-def _fill(
-    found: _Found, parts: Components, reach: int
-) -> tuple[NDArray[np.int64], NDArray[np.uint32], TileBoundary]:
-    """As `_keep`, after filling the holes inside the core. `reach` is the connectivity of holes."""
-    from maskloom.segcore.kernels.connected import meet_runs
-    from maskloom.segcore.kernels.disjoint import flatten
-    from maskloom.segcore.kernels.joining import tie_pairs
-
-    n = len(found.sizes)
-    seen = np.zeros(n, np.uint16)
-    starts, stops, run_codes = found.runs
-    pairs = meet_runs(
-        (starts, stops, (run_codes, found.labels)), found.first, found.shape, reach, seen
-    )
-    at_seam = (found.touched & _OTHER_TILE) > 0
-    hole = found.codes == _HOLE
-    seen[hole & ((found.touched & _BORDER) > 0)] = _HOLE
-    filled = hole & ~at_seam & (seen > _HOLE)
-    undecided = hole & at_seam & (seen != _HOLE)
-
-    # A filled hole and everything inside it join the part around it, which has the first pixel and
-    # is the only one that may touch another tile.
-    root = np.arange(n)
-    tie_pairs(root, pairs[filled[pairs[:, 0]]])
-    flatten(root)
-    moved = np.flatnonzero(root != np.arange(n))
-    sizes, codes = found.sizes.copy(), np.where(filled, seen, found.codes)
-    np.add.at(sizes, root[moved], found.sizes[moved])
-
-    around = pairs[undecided[pairs[:, 0]]]
-    around[:, 1] = root[around[:, 1]]
-    # Pairs as single numbers sort ten times as fast.
-    links = np.unique(around[at_seam[around[:, 1]]].astype(np.int64) @ np.array([n, 1]))
-    # A part that touches no other tile is within at most one hole: any other set around it would
-    # already have decided that hole.
-    host = np.zeros(n, np.int64)
-    host[around[:, 1]] = around[:, 0]
-
-    part = (root == np.arange(n)) & (codes >= _FIRST_CLASS)
-    inside, small = part & ~at_seam, sizes < parts.min_size
-    pieces = np.flatnonzero(inside & small & (host > 0))
-    islands = np.flatnonzero(inside & ~small & (host > 0))
-    islands = islands[np.argsort(host[islands], kind="stable")]
-    for within in (pieces, islands):
-        np.add.at(sizes, host[within], sizes[within])
-    at_seams, alone = np.flatnonzero((part & at_seam) | undecided), inside & ~small & (host == 0)
-    chosen, rest = _reported(at_seams, alone, codes, sizes, parts)
-    order = np.concatenate([chosen, islands, rest])
-    number = np.zeros(n, np.uint32)
-    number[order] = np.arange(1, len(order) + 1)
-    number[pieces] = number[host[pieces]]
-    boundary: TileBoundary = {
-        "codes": codes[chosen],
-        "seen": np.where(undecided, seen, 0).astype(np.uint16)[chosen],
-        "sizes": sizes[chosen],
-        "links": number[np.stack(np.divmod(links, n), axis=1)],
-        "islands": np.bincount(number[host[islands]].astype(np.int64) - 1, minlength=len(chosen)),
-    }
-    if parts.largest is not None:
-        boundary = {**boundary, "island_codes": codes[islands], "island_sizes": sizes[islands]}
-    return order, number[root], boundary
-
-
-def _sides(tile: Tile, shape: Shape) -> NDArray[np.uint8]:
-    """(3, 2) `_BORDER` or `_OTHER_TILE` for both ends of the core along (layers, rows, columns).
-    Images have no layers.
-    """
-    sides = np.zeros((3, 2), np.uint8)
-    for axis, (start, stop, length) in enumerate(
-        zip(tile.core.start, tile.core.stop, shape, strict=True), 3 - len(shape)
-    ):
-        sides[axis] = (
-            _OTHER_TILE if start > 0 else _BORDER,
-            _OTHER_TILE if stop < length else _BORDER,
-        )
-    return sides
 
 
 def _meet(
@@ -505,7 +310,7 @@ def _open_islands(
             names = ("island_codes", "island_sizes")
             first = boundary["first"][count : count + len(host)]
             parts = (*(boundary.get(name, none) for name in names), first)
-        stays = codes[host + offset] < _FIRST_CLASS
+        stays = codes[host + offset] < FIRST_CLASS
         found.append(_Islands(host, stays, np.zeros(len(host), np.bool_), parts))
     return found
 

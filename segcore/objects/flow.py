@@ -54,10 +54,13 @@ class FlowRule:
 
     @property
     def margin(self) -> int:
-        """Pixels around a core that decide the parts of its pixels: the starts of walks that end
-        beside places where those of the core may end, and what they see on their way.
+        """Pixels around a core that decide the parts of its pixels.
+
+        Those of the core end within `reach` of it, and whether places there are sinks depends on
+        walks that end within `reach` + 1. All of such a walk is within `reach` of its end. Others
+        may leave these pixels and be led back wrongly, but not as far as that.
         """
-        return 3 * self.reach + 1
+        return 2 * self.reach + 1
 
     def fragment(
         self, maps: Maps, core: Box, shape: Shape, shown: Shown | None = None

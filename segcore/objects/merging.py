@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 
 def connected(count: int, one: NDArray[np.int64], other: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The number of the connected component of each of `count` nodes, where node one[i] is linked
-    to node other[i].
+    """(count,): the number of each node's connected component, where node one[i] is linked to node
+    other[i].
     """
     from scipy.sparse import coo_matrix
     from scipy.sparse.csgraph import connected_components
@@ -49,7 +49,7 @@ class Nodes:
         )
 
     def of(self, tile: int, fragments: NDArray[np.integer]) -> NDArray[np.int64]:
-        """Nodes of fragments of one tile; each must be in `fragments`."""
+        """(n,): nodes of these fragments of one tile; each must be one that was given for it."""
         return np.asarray(
             self.offsets[tile] + np.searchsorted(self.fragments[tile], fragments), np.int64
         )
@@ -57,7 +57,7 @@ class Nodes:
     def of_tiles(
         self, tiles: NDArray[np.int64], fragments: NDArray[np.integer]
     ) -> NDArray[np.int64]:
-        """Nodes of fragments, given with the tile of each."""
+        """(n,): nodes of fragments, given with the tile of each."""
         found = np.zeros(len(tiles), np.int64)
         for tile in np.unique(tiles):
             chosen = tiles == tile

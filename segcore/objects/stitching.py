@@ -43,7 +43,13 @@ import numpy as np
 
 from maskloom.segcore.models.fragments import Equivalences, Fragments, TileBoundary
 from maskloom.segcore.models.planes import fragment_by_plane, join_by_plane
-from maskloom.segcore.models.protocols import MODELS, Exactness, Segmenter, caution_of
+from maskloom.segcore.models.protocols import (
+    MODELS,
+    Exactness,
+    Segmenter,
+    caution_of,
+    requirements_of,
+)
 from maskloom.segcore.objects.merging import Nodes, connected
 from maskloom.segcore.objects.tile_overlap import OverlapMatches, cut_by, frame_runs, interior_of
 
@@ -126,10 +132,11 @@ class Stitched:
     @property
     def requirements(self) -> Requirements:
         """Those of the segmenter, plus the memory of stitching."""
-        inner = self.segmenter.requirements
-        return replace(
-            inner, bytes_per_pixel=inner.bytes_per_pixel + _BYTES_PER_PIXEL, cost=inner.cost + 1
-        )
+        return _with_stitching(self.segmenter.requirements)
+
+    def requirements_of(self, spec: RasterSpec) -> Requirements:
+        """As `requirements`, for such an image."""
+        return _with_stitching(requirements_of(self.segmenter, spec))
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -167,8 +174,15 @@ class Stitched:
         return caution_of([self.segmenter], spec, shares)
 
 
+def _with_stitching(inner: Requirements) -> Requirements:
+    return replace(
+        inner, bytes_per_pixel=inner.bytes_per_pixel + _BYTES_PER_PIXEL, cost=inner.cost + 1
+    )
+
+
 def _fragment(model: Stitched, block: Block) -> Fragments:
-    return cut_fragments(model.segmenter.segment(block), block, model.segmenter.requirements.halo)
+    halo = requirements_of(model.segmenter, block.spec).halo
+    return cut_fragments(model.segmenter.segment(block), block, halo)
 
 
 def _join(

@@ -70,7 +70,9 @@ def expand(
 
 
 def cut_by(numbers: NDArray[Any], read: Box, shape: Shape) -> NDArray[Any]:
-    """The instances cut by a side of a read box that is not the border of the raster."""
+    """The instances in `numbers`, of the shape of the read box, that are cut by a side of it that
+    is not the border of the raster; in ascending order.
+    """
     sides = [np.zeros(0, numbers.dtype)]
     for axis, length in enumerate(shape):
         if read.start[axis] > 0:
@@ -94,8 +96,8 @@ class Pairs:
 
     @classmethod
     def of(cls, one: NDArray[Any], other: NDArray[Any]) -> Pairs:
-        """The pairs of two arrays, without background (0). Counted by runs, of which there are
-        fewer than pixels.
+        """The pairs of two arrays of one shape, without background (0). Counted by runs, of which
+        there are fewer than pixels.
         """
         keys = one.astype(np.int64).ravel() << 32 | other.ravel().astype(np.int64)
         starts = np.flatnonzero(np.diff(keys, prepend=-1))
@@ -115,7 +117,7 @@ class Pairs:
 
     @property
     def iou(self) -> NDArray[np.float64]:
-        """Intersection over union of each pair."""
+        """(pair,): intersection over union."""
         return np.asarray(self.shared / (self.size_one + self.size_other - self.shared), np.float64)
 
     def turned(self) -> Pairs:
@@ -136,8 +138,8 @@ class Pairs:
 
 
 def pieces_of(values: NDArray[np.uint32]) -> tuple[NDArray[Any], NDArray[np.int64]]:
-    """The connected pieces of the instances (corners included), numbered from 1, and the instance
-    of each piece.
+    """The connected pieces of the instances (corners included), numbered from 1, in an array of the
+    same shape, and the instance of each piece (piece + 1,).
     """
     from skimage.measure import label
 

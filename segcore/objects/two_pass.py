@@ -127,11 +127,11 @@ class RelabelledTile:
 
     @property
     def ids(self) -> NDArray[np.uint32]:
-        """The final id of each pixel's object, 0 for background."""
+        """The final id of each pixel's object in the core, 0 for background."""
         return self.numbers.ids[self.fragments]
 
     def classes(self, nodata: int, dtype: str) -> NDArray[np.integer]:
-        """The class of each pixel, `nodata` where there is no data."""
+        """The class of each pixel of the core, `nodata` where there is no data."""
         values = self.numbers.class_of.astype(dtype)[self.fragments]
         return values if self.valid.all() else np.where(self.valid, values, np.array(nodata, dtype))
 

@@ -50,14 +50,9 @@ from maskloom.segcore.pipeline.jobs import RunSettings
 from maskloom.segcore.pipeline.tile_results import States, TileResults, merge_results
 from maskloom.segcore.raster.classes import BACKGROUND_NAMES, ClassTable
 from maskloom.segcore.raster.spec import FORMATS, Block, RasterSpec, Reader
-from maskloom.segcore.statistics.objects.table import (
-    BandSums,
-    Measures,
-    TileObjects,
-    finish,
-    measure,
-    observe_bands,
-)
+from maskloom.segcore.statistics.objects.bands import BandSums, observe_bands
+from maskloom.segcore.statistics.objects.measures import Measures
+from maskloom.segcore.statistics.objects.table import TileObjects, finish, measure
 from maskloom.segcore.statistics.protocol import LabelledTile
 from maskloom.segcore.storage.packing import pack, pack_table, packable
 

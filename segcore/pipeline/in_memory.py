@@ -15,7 +15,13 @@ import numpy as np
 from maskloom.segcore.fold import observe_all
 from maskloom.segcore.formats import open_image
 from maskloom.segcore.geometry import Box, Grid, Tile, Tiling, middle
-from maskloom.segcore.models.protocols import EngineSelector, Fitter, Model, ObjectSegmenter
+from maskloom.segcore.models.protocols import (
+    EngineSelector,
+    Fitter,
+    Model,
+    ObjectSegmenter,
+    requirements_of,
+)
 from maskloom.segcore.models.selection import pending_selections, probe_box, with_selections
 from maskloom.segcore.objects.two_pass import join_tiles, pack_labels, relabel
 from maskloom.segcore.raster.spec import Block, RasterSpec
@@ -89,11 +95,12 @@ def blocks(
 ) -> Iterator[Block]:
     """The blocks of an image for a model under this tiling. None: one block."""
     spec = model.select(source.spec)
-    return (source.block(each, spec) for each in _grid(model, spec.shape, tile))
+    return (source.block(each, spec) for each in _grid(model, spec, tile))
 
 
-def _grid(model: Fitter | Model, shape: Shape, tile: Shape | None) -> Grid:
-    return Tiling(tile or shape).grid(shape, model.requirements.halo, model.requirements.planar)
+def _grid(model: Fitter | Model, spec: RasterSpec, tile: Shape | None) -> Grid:
+    requirements = requirements_of(model, spec)
+    return Tiling(tile or spec.shape).grid(spec.shape, requirements.halo, requirements.planar)
 
 
 def with_selection(model: Started, source: ImageSource) -> Started:
@@ -145,7 +152,7 @@ def _segment_objects(
     model: ObjectSegmenter, source: ImageSource, tile: Shape | None, valid: NDArray[np.bool_]
 ) -> Mask:
     shape = source.spec.shape
-    grid = _grid(model, shape, tile)
+    grid = _grid(model, model.select(source.spec), tile)
     tiles = []
     for block in blocks(source, model, tile):
         core_valid = block.tile.trim(block.valid)

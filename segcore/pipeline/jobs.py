@@ -19,6 +19,7 @@ from maskloom.segcore.models.protocols import (
     Fitter,
     Model,
     ObjectSegmenter,
+    requirements_of,
 )
 from maskloom.segcore.pipeline.records import Failure, PlannedImage
 from maskloom.segcore.raster.classes import ClassTable, ColourChoice
@@ -78,7 +79,7 @@ class RunSettings:
 
     def grid(self, spec: RasterSpec) -> Grid:
         """The tiles of an image."""
-        requirements = self.model.requirements
+        requirements = requirements_of(self.model, spec)
         halo = requirements.halo
         if not isinstance(halo, int) and len(halo) != len(spec.shape):
             # An image that a model of volumes will refuse is planned like the others.

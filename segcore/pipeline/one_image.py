@@ -29,8 +29,9 @@ from maskloom.segcore.pipeline.reading import open_planned, read_block
 from maskloom.segcore.pipeline.staging import warning_of
 from maskloom.segcore.raster.readers import NothingToClose
 from maskloom.segcore.raster.spec import Block, RasterSpec, Reader
+from maskloom.segcore.statistics.objects.geoparquet import schema
+from maskloom.segcore.statistics.objects.measures import Measures
 from maskloom.segcore.statistics.objects.options import Objects
-from maskloom.segcore.statistics.objects.table import Measures, schema
 from maskloom.segcore.storage.packing import unpack, unpack_table
 
 if TYPE_CHECKING:

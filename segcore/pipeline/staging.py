@@ -25,8 +25,8 @@ from maskloom.segcore.pipeline.image_run import ImageRun
 from maskloom.segcore.pipeline.jobs import RunSettings, result_name, staging_folder
 from maskloom.segcore.pipeline.records import Failure, ImageResult, PlannedImage
 from maskloom.segcore.pipeline.tile_results import States
+from maskloom.segcore.statistics.objects.measures import Measures
 from maskloom.segcore.statistics.objects.options import Objects
-from maskloom.segcore.statistics.objects.table import Measures
 from maskloom.segcore.storage.canonical import canonical
 from maskloom.segcore.storage.packing import unpack, unpack_table
 from maskloom.segcore.storage.store import Store

@@ -3,8 +3,8 @@
 A helper is a plain child process with a fresh interpreter: forking a process in which a framework
 has started threads may deadlock. It gets a function once, then questions, and answers them in their
 order. Questions and answers are pickled through pipes; large arrays pass through `SharedMemory`. A
-helper that dies is replaced, and its questions are asked again, so they must have the same answer
-whoever is asked. It does not outlive the thread that started it (`segcore.processes.lifeline`).
+helper that dies is replaced, and its questions are asked again, so every helper must
+give the same answer. It does not outlive the thread that started it (`segcore.processes.lifeline`).
 """
 
 from __future__ import annotations

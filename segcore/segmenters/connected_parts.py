@@ -27,6 +27,7 @@ from maskloom.segcore.models.protocols import (
     Segmenter,
     SegmenterRecipe,
     caution_of,
+    requirements_of,
 )
 from maskloom.segcore.objects.components import Components, require_connectivity
 from maskloom.segcore.raster.classes import BACKGROUND_NAMES, ClassTable
@@ -166,7 +167,13 @@ class ConnectedPartsModel:
         """Those of the inner segmenter, plus memory for the worst case, in which every pixel is an
         object.
         """
-        inner = self.inner.requirements
+        return self._around(self.inner.requirements)
+
+    def requirements_of(self, spec: RasterSpec) -> Requirements:
+        """As `requirements`, for such an image."""
+        return self._around(requirements_of(self.inner, spec))
+
+    def _around(self, inner: Requirements) -> Requirements:
         more = _BYTES_PER_PIXEL + (_BYTES_FOR_HOLES if self.fill_holes else 0)
         return replace(inner, bytes_per_pixel=inner.bytes_per_pixel + more, cost=inner.cost + 1)
 

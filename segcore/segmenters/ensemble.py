@@ -14,26 +14,27 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 import numpy as np
 
 from maskloom.segcore.errors import FitError, ModelMismatch, RecipeError
 from maskloom.segcore.geometry import widest
 from maskloom.segcore.methods.naming import check_names
-from maskloom.segcore.models.composed import Composed
 from maskloom.segcore.models.protocols import (
     MODELS,
     SEGMENTERS,
     Exactness,
     Fitter,
-    ObjectSegmenter,
     Requirements,
     Scorer,
     Segmenter,
     SegmenterRecipe,
     caution_of,
+    finds_objects,
+    fits_each_image,
     gives_scores,
+    requirements_of,
 )
 from maskloom.segcore.raster.spec import Block, Labels
 
@@ -179,9 +180,14 @@ class EnsembleFitter:
         return self.recipe.by != "vote" and all(map(gives_scores, self.members))
 
     @property
+    def of_each_image(self) -> bool:
+        """Whether all members that are not ready are for one image at a time."""
+        return all(fits_each_image(each) for each in self.members if isinstance(each, Fitter))
+
+    @property
     def requirements(self) -> Requirements:
         """The largest halo, and memory and time of all members."""
-        return _total_requirements(self.members)
+        return _total_requirements([member.requirements for member in self.members])
 
     @property
     def expected_classes(self) -> tuple[str, ...]:
@@ -249,7 +255,14 @@ class EnsembleModel:
     @property
     def requirements(self) -> Requirements:
         """Largest halo, total memory and time; for scores also two numbers per class."""
-        whole = _total_requirements(self.members)
+        return self._around([member.requirements for member in self.members])
+
+    def requirements_of(self, spec: RasterSpec) -> Requirements:
+        """As `requirements`, for such an image."""
+        return self._around([requirements_of(member, spec) for member in self.members])
+
+    def _around(self, members: Sequence[Requirements]) -> Requirements:
+        whole = _total_requirements(members)
         labels = 8 * len(self.classes) + 8 if self.by == "scores" else len(self.members) * 2 + 8
         return replace(whole, bytes_per_pixel=whole.bytes_per_pixel + labels)
 
@@ -346,20 +359,19 @@ def _votes(member: Member) -> bool:
 def _semantic(
     member: Fitter | Model, member_name: str, error: type[FitError | RecipeError]
 ) -> Member:
-    if isinstance(member, ObjectSegmenter | Composed):
+    if finds_objects(member):
         raise error(
             f"members: {member_name} finds objects; an ensemble needs segmenters that give every "
             "pixel a class. Leave that member out, or run it alone."
         )
-    return member
+    return cast("Member", member)
 
 
 def _names_of(member: Member) -> tuple[str, ...]:
     return member.expected_classes if isinstance(member, Fitter) else member.classes
 
 
-def _total_requirements(members: Sequence[Member]) -> Requirements:
-    requirements = [member.requirements for member in members]
+def _total_requirements(requirements: Sequence[Requirements]) -> Requirements:
     halo = widest([each.halo for each in requirements])
     memory, time = (
         sum(each.bytes_per_pixel for each in requirements),

@@ -28,10 +28,11 @@ from maskloom.segcore.models.rescaled import FARTHEST, Rescaled, pixel_sides
 from maskloom.segcore.objects.arrivals import Maps, Shown
 from maskloom.segcore.objects.borders import BorderRule
 from maskloom.segcore.objects.flow import DEFAULT_STEPS, FlowRule
-from maskloom.segcore.segmenters.network import Network, NetworkModel
+from maskloom.segcore.segmenters.network import Network, NetworkModel, scaled_by_image
 
 if TYPE_CHECKING:
     from maskloom.segcore.deep.inference.card import Card
+    from maskloom.segcore.deep.inference.image_scaling import ScalingFitter
     from maskloom.segcore.geometry import Grid
     from maskloom.segcore.models.fragments import Equivalences, Fragments, TileBoundary
     from maskloom.segcore.models.protocols import Requirements
@@ -42,7 +43,7 @@ _LEAST_STEPS, _MOST_STEPS, _MOST_OWN_STEPS = 8, 1000, 200
 # Classes, vectors, foreground, ends, counts, sinks and parts.
 _BYTES_PER_PIXEL = 48
 _COARSEST = 2.0
-"""Coarser pixels, relative to those of training, would take more memory than is stated."""
+"""In coarser pixels, relative to those of training, objects are not told apart."""
 
 
 @SEGMENTERS.register("instances")
@@ -56,7 +57,7 @@ class Instances(Network):
     """Least probability of all classes but the background, of a pixel that belongs to an object."""
     steps: int | None = None
     """Steps of half a pixel that pixels walk to the middle of their object: about as many as the
-    largest object is pixels wide. Tiles read one and a half pixels more around them for each. None:
+    largest object is pixels wide. Tiles read one pixel more around them for each. None:
     enough for the largest object in training, 40 to 200.
     """
     min_size: int = 20
@@ -94,11 +95,14 @@ class Instances(Network):
         if not 1 <= self.grow <= _MOST_GROWTH:
             raise ValueError(f"grow: expected 1 to {_MOST_GROWTH} pixels; got {self.grow}")
 
-    def start(self) -> InstancesModel:  # type: ignore[override]
-        """The model. Raises `WeightsError` if the file is not such a network, `RecipeError` if
-        other settings do not fit it.
+    def start(self) -> InstancesModel | ScalingFitter:  # type: ignore[override]
+        """The model, or the fitter of its scaling. Raises `WeightsError` if the file is not such a
+        network, `RecipeError` if other settings do not fit it.
         """
-        network = Network.start(self)
+        network = self.unscaled()
+        return scaled_by_image(self._model_of(network), network)
+
+    def _model_of(self, network: NetworkModel | Rescaled) -> InstancesModel:
         card = _inner_of(network).card
         if card.vectors == 0:
             return InstancesModel(network, None, self._borders(network.classes, card))
@@ -175,6 +179,21 @@ class InstancesModel:
             halo=wider(inner.halo, margin),
             bytes_per_pixel=inner.bytes_per_pixel + _BYTES_PER_PIXEL + 4 * len(self.classes),
             cost=inner.cost + 10,
+        )
+
+    def requirements_of(self, spec: RasterSpec) -> Requirements:
+        """As `requirements`, with the halo for such an image, and memory for its resampled
+        pixels.
+        """
+        most = self.requirements
+        if not isinstance(self.network, Rescaled):
+            return most
+        # Of coarse pixels there are more resampled ones, all of a tile at once.
+        density = min(_COARSEST**2, max(1.0, self.network.density_of(spec)))
+        return replace(
+            most,
+            halo=self.network.halo_of(spec, self.rule.margin),
+            bytes_per_pixel=math.ceil(density * most.bytes_per_pixel),
         )
 
     def select(self, spec: RasterSpec) -> RasterSpec:

@@ -23,14 +23,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeVar
 
 import numpy as np
 
 from maskloom.segcore.deep.inference import blended_windows as windows
 from maskloom.segcore.deep.inference import patches
 from maskloom.segcore.deep.inference.blended_windows import Windowing
-from maskloom.segcore.deep.inference.card import Card, Scaling
+from maskloom.segcore.deep.inference.card import Card
 from maskloom.segcore.deep.inference.engines.protocol import (
     BatchEngine,
     Choice,
@@ -44,11 +44,13 @@ from maskloom.segcore.deep.inference.flips import (
     orientations,
     probabilities,
 )
-from maskloom.segcore.deep.inference.network_cache import kept_card
+from maskloom.segcore.deep.inference.image_scaling import ScalingFitter, scaling_of
+from maskloom.segcore.deep.inference.network_cache import kept_card, kept_choice
 from maskloom.segcore.deep.inference.patches import Patching
 from maskloom.segcore.deep.inference.runtime import BACKENDS, LIBRARY_BYTES, keras_backend
-from maskloom.segcore.errors import ModelMismatch, RecipeError, WeightsError
-from maskloom.segcore.geometry import per_axis, sizes_text
+from maskloom.segcore.deep.inference.scaling import AS_THEY_ARE, ImageScaling, Scaling
+from maskloom.segcore.errors import ModelMismatch, NothingToFit, RecipeError, WeightsError
+from maskloom.segcore.geometry import DEFAULT_TILE, per_axis, sizes_text
 from maskloom.segcore.ground.space import MILLIMETRES, PixelSize
 from maskloom.segcore.methods.naming import check_names
 from maskloom.segcore.models.calibration import tempered
@@ -68,8 +70,10 @@ if TYPE_CHECKING:
 
     from maskloom.segcore.deep.inference.engines.protocol import Engine
     from maskloom.segcore.geometry import Shape
+    from maskloom.segcore.models.protocols import Model
     from maskloom.segcore.raster.spec import Block, RasterSpec
 
+T = TypeVar("T", bound="Model")
 Windows = Literal["auto", "exact", "blended"]
 _LARGEST_PROBE = 512
 """Side of the largest patch for comparing engines, in pixels, without its halo."""
@@ -108,9 +112,11 @@ class Network:
     """
     classes: tuple[str, ...] | None = None
     """Names by class id. None: those of the card beside the file, else class_0, class_1 ..."""
-    scaling: Scaling | None = None
-    """How pixels become input: {offset: [...], factor: [...]}, (value - offset) * factor. None:
-    from the card, else factor 1/255 for 8 bits; images of other types are then refused.
+    scaling: Scaling | ImageScaling | None = None
+    """How pixels become input: {offset: [...], factor: [...]}, (value - offset) * factor; or by the
+    values of each image, {by: deviation} to mean 0 and deviation 1, {by: range, percentiles: [1,
+    99.8]} to 0 and 1. None: from the card, else factor 1/255 for 8 bits; images of other types are
+    then refused.
     """
     engine: EngineName | Literal["auto"] = "auto"
     """Library that runs the network: tensorflow, jax or torch (Keras on it), openvino, onnxruntime,
@@ -180,12 +186,17 @@ class Network:
             check_names(self.classes)
         _micrometres(self.pixel_size)
 
-    def start(self) -> NetworkModel | Rescaled:
-        """Return the model, ready to run.
+    def start(self) -> NetworkModel | Rescaled | ScalingFitter:
+        """Return the model, or the fitter of its scaling if that is found in each image.
 
         Raises `WeightsError` if the file is not such a network, `RecipeError` if other settings do
         not fit it.
         """
+        network = self.unscaled()
+        return scaled_by_image(network, network)
+
+    def unscaled(self) -> NetworkModel | Rescaled:
+        """Return the model, without a scaling if that is found in each image. Raises as `start`."""
         weights = Weights.of(self.weights, self.trust)
         card = _card(weights)
         self._check_asked(card)
@@ -193,8 +204,9 @@ class Network:
         if self.halo is not None:
             card = self._with_halo(card, self.halo)
         self._check(card)
-        channels = card.channels
-        scaling = self.scaling or card.scaling
+        if self.scaling is not None:
+            card = card.scaled_by(self.scaling)
+        channels, scaling = card.channels, card.scaling
         for name, values in (("offset", scaling.offset), ("factor", scaling.factor)):
             if len(values) not in (1, channels):
                 raise RecipeError(
@@ -214,7 +226,7 @@ class Network:
         blended = self.windows == "blended" or _looks_too_far(self.windows, card)
         model = NetworkModel(
             weights=weights,
-            card=card if self.scaling is None else replace(card, scaling=self.scaling, dtype=""),
+            card=card,
             classes=self.classes or card.classes,
             bands=self.bands,
             engine=self.engine,
@@ -222,6 +234,7 @@ class Network:
             blended=blended,
             patch=self._patch_for(card, blended) if self.patch is None else self.patch,
             flips=self.flips,
+            over_seams=not self.cores_are_tiles,
         )
         size = card.pixel_size if self.pixel_size is None else _micrometres(self.pixel_size)
         if card.dimensions != len("yx") and self.pixel_size not in (None, "any"):
@@ -272,7 +285,7 @@ class Network:
         return replace(card, reach=replace(card.reach, halo=halo))
 
     def _check(self, card: Card) -> None:
-        from maskloom.segcore.deep.inference.files.examine import MOST_LABELS
+        from maskloom.segcore.deep.inference.files.model_cards import MOST_LABELS
 
         name = file_name(self.weights)
         if card.output == "objects" and card.kind != "mask_rcnn":
@@ -356,6 +369,10 @@ class NetworkModel:
     flips: Flips = "none"
     choice: Choice | None = None
     """None: float32 in the default engine of such files."""
+    over_seams: bool = False
+    """Whether pixels around tiles are labelled too, so that squares had better lie over seams."""
+    scaling: Scaling | None = None
+    """What was found in the image, for a card with `image_scaling`."""
 
     @property
     def exactness(self) -> Exactness:
@@ -372,7 +389,9 @@ class NetworkModel:
                 "cut" if self.card.output == "labels" else "blended",
                 self.card.dimensions,
             )
-        return Patching(self.card.reach, self.patch, self.card.dimensions)
+        # Images as large as a default tile have no seams, and fewer squares as they are.
+        beyond = DEFAULT_TILE if self.over_seams else None
+        return Patching(self.card.reach, self.patch, self.card.dimensions, beyond)
 
     @property
     def requirements(self) -> Requirements:
@@ -391,7 +410,7 @@ class NetworkModel:
         engine = self.engine if self.choice is None else self.choice.engine
         wants_gpu = engine in ("auto", *BACKENDS) or "device" in self.running.record
         device: Literal["any", "gpu"] = "gpu" if wants_gpu else "any"
-        needed = 16 + 8 * self.card.channels
+        needed = 16 + (8 if self.card.image_scaling is None else 16) * self.card.channels
         return Requirements(layout.halo, needed, 200 * runs, fixed, planar, device)
 
     @property
@@ -406,26 +425,49 @@ class NetworkModel:
         return f"{self.weights.sha256[:16]} {self.engine} {self.precision} {windows} {sides}"
 
     def select_engine(self, block: Block) -> Mapping[str, Any]:
-        """Select the fastest engine and precision for one patch in the middle of the block.
+        """Select the fastest engine and precision for one patch in the middle of the block, unless
+        that was done before on this machine.
 
         Raises `WeightsError` if the network cannot run, or its receptive field exceeds that of its
         card.
         """
-        from maskloom.segcore.deep.inference.engines.selection import select_engine
+        from maskloom.segcore.deep.inference.engines.selection import grounds, select_engine
 
         card = replace(self.card, classes=self.classes)
         seen = next(planes_of(block)) if self.card.dimensions == 2 else block
+        if card.image_scaling is not None and self.scaling is None:
+            # Engines are tried before images are read; the scaling of a block will do for that.
+            found = _scaling_for_trial(seen, card.image_scaling)
+            return self.with_image_scaling(found).select_engine(block)
         pixels = self._probe(seen)
-        choice = select_engine(
-            self.weights, card, card.scaling.apply(pixels), self.engine, self.precision, pixels
-        )
-        if not self.blended and self.card.reach.fixed is None:
-            self._verify_receptive_field(choice)
-        return asdict(choice)
+
+        def select() -> Choice:
+            choice = select_engine(
+                self.weights, card, card.scaling.apply(pixels), self.engine, self.precision, pixels
+            )
+            if not self.blended and self.card.reach.fixed is None:
+                self._verify_receptive_field(choice)
+            return choice
+
+        depends_on = [self.pending_selection, *grounds(card, self.precision, pixels)]
+        return asdict(kept_choice(self.weights, depends_on, select))
 
     def with_selection(self, choice: Mapping[str, Any]) -> Self:
         """Return the model with the selected engine and precision."""
         return replace(self, choice=Choice(**choice))
+
+    def with_image_scaling(self, found: Scaling) -> Self:
+        """Return the model with the scaling that was found in its image."""
+        return replace(self, scaling=found)
+
+    def _scaled_by_image(self, block: Block) -> Block:
+        """Return the block with the scaling of its image, where the card wants one."""
+        how = self.card.image_scaling
+        if how is None:
+            return block
+        if self.scaling is None:
+            raise TypeError("the scaling of the image has not been found")
+        return replace(block, pixels=how.apply(self.scaling, block.pixels))
 
     def select(self, spec: RasterSpec) -> RasterSpec:
         """Return the image with the network's bands.
@@ -548,6 +590,7 @@ class NetworkModel:
             "windows": "blended" if self.blended else "exact",
             "halo": self.layout.halo,
             **({} if self.flips == "none" else {"flips": self.flips}),
+            **({} if self.scaling is None else {"scaling": asdict(self.scaling)}),
         }
 
     def caution(self, spec: RasterSpec, shares: Mapping[str, float]) -> str | None:
@@ -675,7 +718,10 @@ class NetworkModel:
 
         Their original values (nodata, NaN) must not affect their neighbours. `as_stored`: in the
         type of the image, if it can hold that value; the type is the same for all blocks.
+
+        Where the image scales its pixels, that is done first.
         """
+        block = self._scaled_by_image(block)
         offset = np.array(self.card.scaling.offset, np.float32)
         # As float32 otherwise, because an offset of 103.9 does not fit into eight bits.
         dtype: np.dtype[Any] = np.dtype(np.float32)
@@ -766,6 +812,21 @@ class NetworkModel:
         if scores.shape[-1] == 1:
             return np.concatenate([1 - scores, scores], axis=-1)
         return scores
+
+
+def scaled_by_image(model: T, network: NetworkModel | Rescaled) -> T | ScalingFitter:
+    """A model, or the fitter that finds the scaling of the network inside it, if it needs one."""
+    inner = network.model if isinstance(network, Rescaled) else network
+    how = inner.card.image_scaling if isinstance(inner, NetworkModel) else None
+    return model if how is None else ScalingFitter.of(model, how)
+
+
+def _scaling_for_trial(block: Block, how: ImageScaling) -> Scaling:
+    """The scaling by one block; none where it has no valid pixel."""
+    try:
+        return scaling_of(block, how)
+    except NothingToFit:
+        return AS_THEY_ARE
 
 
 def _micrometres(size: str | None) -> float | None:

@@ -37,6 +37,7 @@ from maskloom.segcore.models.protocols import (
     Segmenter,
     SegmenterRecipe,
     caution_of,
+    requirements_of,
 )
 from maskloom.segcore.objects.stitching import SeamRule, Stitched, rules_of
 from maskloom.segcore.objects.tile_overlap import cut_by
@@ -189,7 +190,13 @@ class WatershedModel:
     @property
     def requirements(self) -> Requirements:
         """Those of the inner segmenter, plus a halo of three times `distance`."""
-        inner = self.segmenter.requirements
+        return self._around(self.segmenter.requirements)
+
+    def requirements_of(self, spec: RasterSpec) -> Requirements:
+        """As `requirements`, for such an image."""
+        return self._around(requirements_of(self.segmenter, spec))
+
+    def _around(self, inner: Requirements) -> Requirements:
         return replace(
             inner,
             halo=wider(inner.halo, 3 * self.distance),

@@ -216,6 +216,12 @@ class Store:
                     retry_on_conflict(partial(fs.rm_file, found))
             failpoint("removed", path)
 
+    def tidy(self) -> None:
+        """Remove the folder of temporary files if it is empty; files of others may be in it."""
+        if is_local(self.root):
+            with contextlib.suppress(OSError):
+                self._staging().rmdir()
+
     def publish(self, name: str, content: bytes) -> Artefact:
         """Put bytes under a name in one step, replacing any existing file. Raises `StoreError`."""
         with self.writing(name) as out:

@@ -27,6 +27,7 @@ from maskloom.segcore.models.protocols import (
     Model,
     ObjectSegmenter,
     Segmenter,
+    requirements_of,
 )
 from maskloom.segcore.pipeline.in_memory import blocks, fit_to, segment_source
 from maskloom.segcore.raster.spec import Block, RasterSpec
@@ -196,9 +197,9 @@ def _measure(work: Any, model: Fitter | Model, block: Block, slack: int) -> None
     finally:
         tracemalloc.stop()
     used = peak + block.pixels.nbytes + block.valid.nbytes
-    allowed = model.requirements.bytes_per_pixel * block.valid.size + slack
+    stated = requirements_of(model, block.spec).bytes_per_pixel
+    allowed = stated * block.valid.size + slack
     per_pixel = used / block.valid.size
     assert used <= allowed, (
-        f"{model}: {per_pixel:.1f} bytes per pixel; its requirements state "
-        f"{model.requirements.bytes_per_pixel}"
+        f"{model}: {per_pixel:.1f} bytes per pixel; its requirements state {stated}"
     )

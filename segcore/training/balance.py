@@ -14,7 +14,7 @@ import numpy as np
 
 from maskloom.segcore.errors import RecipeError
 from maskloom.segcore.training.class_counts import ClassCounts
-from maskloom.segcore.training.recipe import matches
+from maskloom.segcore.training.split import matches
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -52,7 +52,7 @@ def weighted(
 
 
 def chosen(shares: NDArray[np.float64], random: np.random.Generator) -> int:
-    """An index, drawn with these cumulative shares; all alike without them."""
+    """An index, drawn with these cumulative shares (index,)."""
     return int(np.searchsorted(shares, random.random() * shares[-1], side="right"))
 
 

@@ -80,9 +80,9 @@ class Memory:
             # Used last.
             os.utime(self.path)
             read, found, start = json.loads(entries.tobytes()), dict[str, Check](), 0
-            for (key, (shape, digests)), of in zip(read.items(), sizes, strict=True):
+            for (key, (shape, largest, digests)), of in zip(read.items(), sizes, strict=True):
                 end = start + int(np.prod(shape))
-                counts = ImageCounts(cells[start:end].reshape(shape), of)
+                counts = ImageCounts(cells[start:end].reshape(shape), of, int(largest))
                 found[key] = Check(counts, tuple(digests))
                 start = end
             return {number: found[key] for number, key in enumerate(self.keys) if key in found}
@@ -95,7 +95,10 @@ class Memory:
         kept = {key: checks[i] for i, key in enumerate(self.keys) if key is not None}
         if self.path is None or not kept:
             return
-        entries = {key: (each.counts.cells.shape, each.digests) for key, each in kept.items()}
+        entries = {
+            key: (each.counts.cells.shape, each.counts.largest, each.digests)
+            for key, each in kept.items()
+        }
         file = io.BytesIO()
         np.savez_compressed(
             file,

@@ -18,6 +18,7 @@ import fsspec
 import numpy as np
 
 from maskloom.segcore.errors import ImageError, RecipeError
+from maskloom.segcore.geometry import Box
 from maskloom.segcore.processes.helpers import spread
 from maskloom.segcore.storage.filesystems import configure
 from maskloom.segcore.training.labels import UNKNOWN
@@ -35,6 +36,8 @@ CELL = 64
 """Side of a cell of an image in pixels."""
 _CUBE = 16
 """Side of a cell of a volume in voxels: about as many as a cell of an image has pixels."""
+_MOST_LISTED = 2**20
+"""Greatest id of an object up to which objects are looked up in a list."""
 _FILES_SHOWN = 5
 _VALUES_SHOWN = 6
 
@@ -47,6 +50,8 @@ class ImageCounts:
     """(row of cells, column of cells, class), of volumes with planes of cells first."""
     sizes: NDArray[np.float64]
     """Median size of the objects of each class in pixels; NaN without objects."""
+    largest: int = 0
+    """Longest side of the box around an object, in pixels; 0 without objects."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -61,6 +66,10 @@ class ClassCounts:
     """(image, class): median size of the objects in pixels; NaN without objects. None: the masks do
     not number objects.
     """
+    largest: tuple[int, ...] | None = None
+    """Longest side of the box around an object of each image, in pixels; 0 without objects. None:
+    the masks do not number objects.
+    """
 
     @property
     def images(self) -> list[ImageCounts]:
@@ -68,7 +77,15 @@ class ClassCounts:
         sizes = self.sizes
         if sizes is None:
             sizes = np.array([np.full(cells.shape[-1], np.nan) for cells in self.cells])
-        return list(map(ImageCounts, self.cells, sizes))
+        return list(map(ImageCounts, self.cells, sizes, self.largest or [0] * len(self.cells)))
+
+    def largest_side(self, numbers: Sequence[int]) -> int:
+        """Longest side of the box around an object of these images, in pixels; 0 without objects.
+        Raises `ValueError` if the masks do not number objects.
+        """
+        if self.largest is None:
+            raise ValueError("the dataset of a training of objects must have their ids")
+        return max((self.largest[number] for number in numbers), default=0)
 
     @property
     def classes(self) -> NDArray[np.int64]:
@@ -156,8 +173,11 @@ def count_classes(
             "rest` to ignore all values that are not named."
         )
     ordered = [images[number] for number in range(len(dataset.pairs))]
-    sizes = np.array([each.sizes for each in ordered]) if dataset.decoder.numbered else None
-    return ClassCounts(tuple(each.cells for each in ordered), sizes)
+    cells = tuple(each.cells for each in ordered)
+    if not dataset.decoder.numbered:
+        return ClassCounts(cells)
+    sizes = np.array([each.sizes for each in ordered])
+    return ClassCounts(cells, sizes, tuple(each.largest for each in ordered))
 
 
 def _counter(
@@ -178,6 +198,7 @@ def _count_image(
     """Counts of an image, and how often its mask has which unknown values."""
     unknown: Counter[int] = Counter()
     objects: Counter[int] = Counter()
+    boxes: dict[int, Box] = {}
     counts = np.zeros((*_cells(dataset.shape(number), cell), classes), np.int64)
     try:
         for box, window, values in dataset.strips(number, cell[0]):
@@ -191,9 +212,11 @@ def _count_image(
             strip = _count(window.classes, cell, classes)
             counts[top : top + len(strip)] = strip
             objects += _objects(window, dataset.decoder.mapping.numbered)
+            _add_boxes(boxes, window.ids, box)
     except ImageError as error:
         raise RecipeError(f"{error} Fix the file, or add it to `split.leave_out`.") from error
-    return ImageCounts(counts, _medians(objects, classes)), unknown
+    largest = max((side for each in boxes.values() for side in each.shape), default=0)
+    return ImageCounts(counts, _medians(objects, classes), largest), unknown
 
 
 def require_labelled(
@@ -241,6 +264,27 @@ def _objects(window: DatasetWindow, numbered: Collection[int]) -> Counter[int]:
     keys = window.ids[own].astype(np.int64) * 256 + window.classes[own]
     found, pixels = np.unique(keys, return_counts=True)
     return Counter(dict(zip(found.tolist(), pixels.tolist(), strict=True)))
+
+
+def _add_boxes(boxes: dict[int, Box], ids: NDArray[np.integer] | None, place: Box) -> None:
+    """Let the boxes of objects, by their ids, enclose what a strip at this place shows of them."""
+    from scipy import ndimage
+
+    if ids is None or not ids.any():
+        return
+    # Ids may be any numbers, and `find_objects` makes a list up to the greatest.
+    found = None if ids.min() >= 0 and ids.max() <= _MOST_LISTED else np.unique(ids)
+    ranks = ids.astype(np.int32) if found is None else np.searchsorted(found, ids) + 1
+    for rank, seen in enumerate(ndimage.find_objects(ranks), 1):
+        number = rank if found is None else int(found[rank - 1])
+        if seen is None or number == 0:
+            continue
+        start = tuple(first + part.start for first, part in zip(place.start, seen, strict=True))
+        stop = tuple(first + part.stop for first, part in zip(place.start, seen, strict=True))
+        known = boxes.get(number)
+        if known is not None:
+            start, stop = tuple(map(min, start, known.start)), tuple(map(max, stop, known.stop))
+        boxes[number] = Box(start, stop)
 
 
 def _medians(objects: Mapping[int, int], classes: int) -> NDArray[np.float64]:

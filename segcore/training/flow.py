@@ -22,7 +22,6 @@ from maskloom.segcore.objects.flow import FlowRule
 from maskloom.segcore.raster.colours import PALETTE
 from maskloom.segcore.training.instances import (
     ObjectLabels,
-    largest_side,
     match,
     object_record,
     outlined,
@@ -36,7 +35,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from maskloom.segcore.deep.inference.card import Card
-    from maskloom.segcore.training.recipe import LossTerms
+    from maskloom.segcore.training.loss_terms import LossTerms
     from maskloom.segcore.training.sampling import Batch
 
 Tensor = Any
@@ -154,8 +153,8 @@ class FlowTask(SemanticTask):
         """The card of the network, with the side of the largest object in training."""
         setup = self.setup
         # Of objects larger than a patch, training has seen only parts.
-        largest = min(largest_side(setup.dataset, setup.training), setup.patch_shape.target[0])
-        about = {**about, "largest_object": largest}
+        largest = setup.class_counts.largest_side(setup.training)
+        about = {**about, "largest_object": min(largest, setup.patch_shape.target[0])}
         return self._card(model, sha256, about, VECTORS)
 
     def examples(self, trainer: Any) -> list[Example]:

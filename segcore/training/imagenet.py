@@ -7,23 +7,26 @@ kind. They are copied layer by layer; the other layers of the network begin as e
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import socket
 import tempfile
 import warnings
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
+from http.client import HTTPException
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from maskloom.segcore.deep.inference.card import Scaling
 from maskloom.segcore.deep.inference.files.weights import Weights, file_name
 from maskloom.segcore.deep.inference.runtime import import_keras
+from maskloom.segcore.deep.inference.scaling import Scaling
 from maskloom.segcore.deep.networks.layers.applications import (
     APPLICATIONS,
+    Application,
     kernels_for,
     layer_in,
 )
@@ -36,7 +39,10 @@ if TYPE_CHECKING:
 
 IMAGENET = "imagenet"
 _SUFFIX = ".h5"
+_SUBFOLDER = "models"
 _SECONDS = 30.0
+_UNFETCHED = re.compile("URL fetch failure|file hash")
+_MD5_LENGTH = 32
 _VGG_ENDS = tuple(f"stage{number}_pool" for number in range(1, 6))
 _NUMBERED = re.compile(r"layer_normalization(_\d+)?")
 
@@ -152,49 +158,71 @@ class ImageNet:
         """Arrays of the layers that have names of their own."""
         from maskloom.segcore.deep.inference.files.keras_files import check_finite
 
-        kind = APPLICATIONS[self.application]
-        if self.weights is not None:
-            model = _empty(self.application)
-            with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
-                # Keras leaves random weights in layers without stored arrays, and warns.
-                warnings.simplefilter("error", UserWarning)
-                name = file_name(self.location)
-                path = Path(folder) / name
-                path.write_bytes(self.weights.read())
-                try:
-                    model.load_weights(path)
-                except (ValueError, KeyError, OSError, TypeError, UserWarning) as error:
-                    raise RecipeError(
-                        f"initial: {name} does not fit {kind.constructor} without its top layers: "
-                        f"{str(error).splitlines()[0][:200]}"
-                    ) from error
+        kind, model = APPLICATIONS[self.application], _empty(self.application)
+        with self._file() as path, warnings.catch_warnings():
+            # Keras leaves random weights in layers without stored arrays, and warns.
+            warnings.simplefilter("error", UserWarning)
             try:
-                check_finite(model, self.location)
-            except WeightsError as error:
-                raise RecipeError(f"initial: {error}") from error
-        else:
-            model = self._loaded()
+                model.load_weights(path)
+            except (ValueError, KeyError, OSError, TypeError, UserWarning) as error:
+                raise RecipeError(
+                    f"initial: {path.name} does not fit {kind.constructor} without its top layers: "
+                    f"{str(error).splitlines()[0][:200]}"
+                ) from error
+        try:
+            check_finite(model, self.location)
+        except WeightsError as error:
+            raise RecipeError(f"initial: {error}") from error
         return {layer.name: layer.get_weights() for layer in model.layers if layer.weights}
 
-    def _loaded(self) -> Any:
-        kind = APPLICATIONS[self.application]
-        build = getattr(import_keras().applications, kind.constructor)
-        try:
-            with _time_limit(), warnings.catch_warnings():
-                # MobileNet warns that its input size is not that for classes.
-                warnings.simplefilter("ignore", UserWarning)
-                return build(include_top=False, weights=IMAGENET)
-        except Exception as error:
-            said = str(error)
-            if "URL fetch failure" not in said and "hash" not in said:
-                raise
-            raise RecipeError(
-                f"initial: imagenet: Keras could not load the weights of {kind.constructor}: "
-                f"{said.splitlines()[0][:300]}. Where there is internet, run `python -c 'import "
-                f"keras; keras.applications.{kind.constructor}(include_top=False)'`, and bring the "
-                "file that it puts into ~/.keras/models into that folder here, or name it: "
-                "initial: FILE.h5."
-            ) from error
+    @contextmanager
+    def _file(self) -> Iterator[Path]:
+        """The file on this machine."""
+        if self.weights is None:
+            yield _fetched(APPLICATIONS[self.application])
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, file_name(self.location))
+            path.write_bytes(self.weights.read())
+            yield path
+
+
+def _fetched(kind: Application) -> Path:
+    """The file in Keras' cache, which Keras fetches if it is not there. Raises `RecipeError`."""
+    folder = _cache()
+    try:
+        with _time_limit():
+            folder.mkdir(parents=True, exist_ok=True)
+            found = import_keras().utils.get_file(
+                kind.file_name,
+                kind.address,
+                cache_dir=str(folder),
+                cache_subdir=_SUBFOLDER,
+                file_hash=kind.digest,
+            )
+        return Path(found)
+    except Exception as error:
+        said = str(error)
+        # Keras raises bare exceptions for addresses that do not answer.
+        if not isinstance(error, OSError | HTTPException) and not _UNFETCHED.search(said):
+            raise
+        reason = (said.splitlines() or [type(error).__name__])[0].rpartition(" -- ")[2][:300]
+        algorithm = "MD5" if len(kind.digest) == _MD5_LENGTH else "SHA-256"
+        raise RecipeError(
+            f"initial: imagenet: the weights of {kind.constructor} could not be fetched: {reason}. "
+            f"Where there is internet, fetch {kind.address} ({algorithm} {kind.digest}). Then put "
+            f"it into {folder / _SUBFOLDER} on this machine (the variable KERAS_HOME names another "
+            "folder than ~/.keras), or name it where it lies, by a path or fsspec URI: initial: "
+            f"s3://bucket/{kind.file_name}"
+        ) from error
+
+
+def _cache() -> Path:
+    """The folder of Keras, or the one that it takes if that cannot be written to."""
+    home = Path(os.environ.get("KERAS_HOME") or "~/.keras").expanduser()
+    with suppress(OSError):
+        home.mkdir(parents=True, exist_ok=True)
+    return home if os.access(home, os.W_OK) else Path(tempfile.gettempdir(), ".keras")
 
 
 @contextmanager

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from maskloom.segcore.deep.inference.card import Scaling
+    from maskloom.segcore.deep.inference.scaling import Scaling
 
 _SHOWN = 5
 
@@ -44,12 +44,17 @@ class Initial:
         if card is None or card.network is None:
             raise RecipeError(
                 f"initial: {name} has no card that says how it is built. Give a file that "
-                "`maskloom train` wrote, with the .json beside it."
+                "`maskloom train` or `maskloom convert` wrote, with the .json beside it."
             )
         if card.kind != kind:
             raise RecipeError(
                 f"initial: {name} is a {card.kind}, and the recipe trains a {kind}. Give weights "
                 "of the same kind of network."
+            )
+        if card.image_scaling is not None:
+            raise RecipeError(
+                f"initial: {name} wants each image scaled by its own values, and training scales "
+                "all by the same numbers. Give other weights."
             )
         return cls(weights, card.scaling)
 
@@ -93,8 +98,8 @@ class Initial:
             return f"Starting from {name}."
         more = f" and {len(others) - _SHOWN} more" if len(others) > _SHOWN else ""
         return (
-            f"Starting from {name}, but for {', '.join(others[:_SHOWN])}{more}, which have other "
-            "shapes."
+            f"Starting from {name}, but for layers of other shapes: "
+            f"{', '.join(others[:_SHOWN])}{more}."
         )
 
     def _arrays(self) -> dict[str, list[NDArray[Any]]]:

@@ -22,12 +22,12 @@ from maskloom.segcore.annotations.object_metrics import (
     ObjectCounts,
     Overlaps,
 )
-from maskloom.segcore.deep.inference.card import Card, ReceptiveField
+from maskloom.segcore.deep.inference.card import Card
+from maskloom.segcore.deep.inference.receptive_field.field import ReceptiveField
 from maskloom.segcore.errors import RecipeError
 from maskloom.segcore.figures.training import Curve, Example, shown
 from maskloom.segcore.geometry import Box
 from maskloom.segcore.raster.colours import PALETTE
-from maskloom.segcore.training.class_counts import CELL
 from maskloom.segcore.training.labels import VOID
 from maskloom.segcore.training.sampling import Batch, PatchShape, scaled, sliding_windows
 from maskloom.segcore.training.setup import MeasuredEpoch, OnProgress, TrainingSetup
@@ -35,7 +35,6 @@ from maskloom.segcore.training.setup import MeasuredEpoch, OnProgress, TrainingS
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from maskloom.segcore.training.dataset import Dataset
     from maskloom.segcore.training.recipe import TrainingRecipe
 
 _LEAST_SCORE, _GREATEST_OVERLAP = 0.5, 0.5
@@ -112,7 +111,7 @@ class InstanceTask:
         """
         setup, recipe = self.setup, self.setup.recipe
         # Of objects larger than a patch, training has seen only parts.
-        largest = min(largest_side(setup.dataset, setup.training), setup.patch_shape.patch[0])
+        largest = setup.class_counts.largest_side(setup.training)
         return Card(
             kind=recipe.kind,
             sha256=sha256,
@@ -122,7 +121,7 @@ class InstanceTask:
             reach=ReceptiveField(halo=None, stride=recipe.network.strides[-1]),
             output="objects",
             parameters=int(model.count_params()),
-            about={**about, "largest_object": largest},
+            about={**about, "largest_object": min(largest, setup.patch_shape.patch[0])},
         )
 
     def examples(self, trainer: Any) -> list[Example]:
@@ -211,35 +210,6 @@ def object_record(
         for name, row in zip(classes[1:], tallies[1:], strict=True)
     }
     return score, record, {**record, "classes": by_class}
-
-
-def largest_side(dataset: Dataset, numbers: Sequence[int]) -> int:
-    """The greatest height or width of an object of these images, in pixels; 0 without objects.
-    Raises `ReadError`.
-    """
-    from scipy import ndimage
-
-    largest = 0
-    for number in numbers:
-        boxes: dict[int, tuple[int, ...]] = {}
-        for strip, window, _ in dataset.strips(number, CELL):
-            if window.ids is None:
-                raise ValueError("the dataset of a training of objects must have their ids")
-            ids, ranks = np.unique(window.ids, return_inverse=True)
-            for each, place in zip(
-                ids.tolist(), ndimage.find_objects(ranks.reshape(strip.shape) + 1), strict=True
-            ):
-                top, bottom = (strip.start[0] + row for row in (place[0].start, place[0].stop))
-                box = (-top, -place[1].start, bottom, place[1].stop)
-                boxes[each] = tuple(map(max, box, boxes.get(each, box)))
-        boxes.pop(0, None)
-        largest = max(
-            [
-                largest,
-                *(max(bottom + top, right + left) for top, left, bottom, right in boxes.values()),
-            ]
-        )
-    return largest
 
 
 def outlined(ids: NDArray[np.integer], classes: NDArray[np.integer]) -> NDArray[np.uint8]:

@@ -26,7 +26,13 @@ from maskloom.segcore.training import checkpoint, log
 from maskloom.segcore.training.balance import class_rates, weighted
 from maskloom.segcore.training.checkpoint import TrainingState
 from maskloom.segcore.training.feeding import Drawing, Feed, feeding
-from maskloom.segcore.training.optimisers import compiled, optimiser, precision
+from maskloom.segcore.training.optimisers import (
+    compiled,
+    first_epoch,
+    optimiser,
+    precision,
+    take_over,
+)
 from maskloom.segcore.training.sampling import Sampler, SamplingOptions
 from maskloom.segcore.training.steps import Steps, errors_of_memory
 
@@ -63,15 +69,21 @@ class TrainingLoop:
         with self._how.scope(), precision(recipe.training.precision):
             keras.utils.set_random_seed(recipe.training.seed)
             self._model = task.network()
-            stages = _stages(setup, self._model)
-            self._trainer, loss = task.trainer(self._model)
-            self._trainer.compile(
-                optimizer=optimiser(recipe, self._steps, stages),
-                loss=self._how.loss(loss),
-                jit_compile=compiled(self._trainer),
-            )
-            self._trainer.optimizer.build(self._trainer.trainable_variables)
+            self._trainer, self._loss = task.trainer(self._model)
+            self._stages = _stages(setup, self._model)
+            # Variables that are not trained include the states of random layers.
+            self._weights = [
+                *self._trainer.trainable_variables,
+                *self._trainer.non_trainable_variables,
+            ]
+            self._stage_variables = [
+                [variable for layer in stage for variable in layer.trainable_variables]
+                for stage in self._stages
+            ]
         self._state = TrainingState(plans=((0, recipe.training.epochs),))
+        # Which stages learn now.
+        self._learn: list[bool] | None = None
+        self._begin_phase()
 
     @property
     def state(self) -> TrainingState:
@@ -91,6 +103,8 @@ class TrainingLoop:
                 monitor.say(self._setup.initial.give(self._model))
             return
         state, values = found
+        # The checkpoint holds what an optimiser knows of the layers that learn at its epoch.
+        self._begin_phase(state.epoch)
         variables = self._variables()
         if [tuple(variable.shape) for variable in variables] != [value.shape for value in values]:
             raise RunError(
@@ -125,6 +139,7 @@ class TrainingLoop:
             while not self._over:
                 self._finish_steps(feed, monitor, stop)
                 self._finish_epoch(monitor, stop)
+                self._begin_phase(self._state.epoch)
                 self._write()
                 checkpoint.forget_all_but(self._store, self._state.best_epoch)
                 self._log(monitor)
@@ -144,6 +159,35 @@ class TrainingLoop:
     @property
     def _over(self) -> bool:
         return self._setup.recipe.training.end(self._state.scores) is not None
+
+    def _begin_phase(self, epoch: int = 0) -> None:
+        """Let those stages learn that learn after so many epochs. Steps go back no further than the
+        first layer that learns, and batch normalisation of the others keeps its means.
+        """
+        wanted = self._setup.recipe.training
+        learn = [epoch >= first_epoch(wanted, number) for number in range(len(self._stages))]
+        if self._learn == learn:
+            return
+        trainer, learned = self._trainer, self._trainer.trainable_variables
+        for stage, learns in zip(self._stages, learn, strict=True):
+            for layer in stage:
+                layer.trainable = learns
+        if not trainer.trainable_variables:
+            raise RecipeError(
+                "training.unfreeze: all layers of this network start from other weights, so none "
+                f"would learn before epoch {min(wanted.unfreeze) + 1}. Leave `unfreeze` out."
+            )
+        before = None if self._learn is None else trainer.optimizer
+        with self._how.scope(), precision(wanted.precision):
+            trainer.compile(
+                optimizer=optimiser(self._setup.recipe, self._steps, self._stage_variables),
+                loss=self._how.loss(self._loss),
+                jit_compile=compiled(trainer),
+            )
+            trainer.optimizer.build(trainer.trainable_variables)
+        if before is not None:
+            take_over(trainer.optimizer, trainer.trainable_variables, before, learned)
+        self._learn = learn
 
     def _finish_steps(self, feed: Feed, monitor: ProgressMonitor, stop: Callable[[], bool]) -> None:
         started = time.monotonic()
@@ -207,6 +251,14 @@ class TrainingLoop:
     def _record(self, measured: MeasuredEpoch, started: float) -> None:
         """End an epoch with these measures, and keep the network if it is the best."""
         state = self._state
+        validation = measured.record.get("validation_loss", 0.0)
+        if not np.isfinite(validation):
+            raise RunError(
+                f"The validation loss became {validation} in epoch {state.epoch + 1}: for some "
+                "validation images the network gives numbers that are not finite. Look for extreme "
+                "pixels in them, lower training.rate, set training.precision: float32, and name "
+                "another folder in `output`."
+            )
         before = sum(record["seconds"] for record in state.history)
         spent = state.seconds - before
         record = {
@@ -279,13 +331,7 @@ class TrainingLoop:
         return float(keras.ops.convert_to_numpy(self._trainer.optimizer.learning_rate))
 
     def _variables(self) -> list[Any]:
-        # Variables that are not trained include the states of random layers.
-        model = self._trainer
-        return [
-            *model.trainable_variables,
-            *model.non_trainable_variables,
-            *model.optimizer.variables,
-        ]
+        return [*self._weights, *self._trainer.optimizer.variables]
 
 
 def _value(variable: Any) -> NDArray[Any]:
@@ -296,17 +342,14 @@ def _value(variable: Any) -> NDArray[Any]:
 
 
 def _stages(setup: TrainingSetup, model: Any) -> list[list[Any]]:
-    """The variables of each stage that has weights of another training, if stages differ."""
+    """The layers that learn of each stage with weights of another training, if stages differ."""
     start, wanted = setup.initial, setup.recipe.training
     if start is None:
         return []
     start.prepare(model)
     if not wanted.unfreeze and wanted.stage_rate == 1:
         return []
-    return [
-        [variable for layer in stage for variable in layer.trainable_variables]
-        for stage in start.stages(model)
-    ]
+    return [[layer for layer in stage if layer.trainable] for stage in start.stages(model)]
 
 
 def with_plan(state: TrainingState, wanted: Training, steps: int) -> TrainingState:

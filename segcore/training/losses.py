@@ -13,7 +13,7 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from maskloom.segcore.training.recipe import LossTerms
+    from maskloom.segcore.training.loss_terms import LossTerms
 
 Tensor = Any
 _SMOOTH = 1.0
@@ -23,7 +23,7 @@ predicted costs nothing.
 
 
 def class_weights(terms: LossTerms, counts: NDArray[np.integer]) -> NDArray[np.float32]:
-    """Weight of each class, from the number of labelled pixels of each. Balanced weights give all
+    """(class,): weights, from the number of labelled pixels of each class. Balanced ones give all
     classes that occur the same total, with a mean of 1 per pixel.
     """
     if terms.weights == "none":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -44,44 +45,105 @@ class _Pace:
     factor: float
     """Of the rate."""
     begin: int
-    """Step of the optimiser before which they hold still."""
+    """Its first step of the optimiser."""
 
 
-def _paces(wanted: Training, steps: int, stages: Sequence[Sequence[Any]]) -> dict[str, _Pace]:
-    """Paces of variables by their paths. Empty: all learn alike."""
+def first_epoch(wanted: Training, stage: int) -> int:
+    """Number of epochs for which a stage holds still; the last stage is 0.
+
+    >>> from maskloom.segcore.training.recipe import Training
+    >>> [first_epoch(Training(unfreeze=(2, 4)), stage) for stage in range(3)]
+    [2, 4, 4]
+    """
+    return wanted.unfreeze[min(stage, len(wanted.unfreeze) - 1)] if wanted.unfreeze else 0
+
+
+def take_over(
+    now: Any, variables: Sequence[Any], before: Any, variables_before: Sequence[Any]
+) -> None:
+    """Give an optimiser that is built for some variables the state of the one before it, which was
+    built for fewer of them.
+    """
+    from keras import ops
+
+    known = _state(before, variables_before)
+    values = {id(variable): variable for variable in variables}
+    for (name, owner), variable in _state(now, variables).items():
+        if (name, owner) in known:
+            variable.assign(ops.convert_to_numpy(known[name, owner]))
+        elif name.endswith("_average"):
+            # What held still until now is its own average.
+            variable.assign(ops.convert_to_numpy(values[owner]))
+
+
+def _state(optimiser: Any, variables: Sequence[Any]) -> dict[tuple[str, int], Any]:
+    """Variables of an optimiser that is built for `variables`, by their names and the id of the one
+    that they are for, since layers of two models in a model may have the same name. 0: for all.
+    """
+    owners = defaultdict[str, list[int]](list)
+    for variable in variables:
+        for kind in ("average", "gradient_accumulator", "momentum", "velocity"):
+            owners[f"{variable.path.replace('/', '_')}_{kind}"].append(id(variable))
+    found = {
+        (each.name, owners[each.name].pop(0) if owners[each.name] else 0): each
+        for each in optimiser.variables
+    }
+    assert len(found) == len(optimiser.variables)
+    return found
+
+
+def _paces(wanted: Training, steps: int, stages: Sequence[Sequence[Any]]) -> dict[int, _Pace]:
+    """Paces of variables by their ids: paths may come twice. Empty: all learn alike."""
     if not wanted.unfreeze and wanted.stage_rate == 1:
         return {}
-    found: dict[str, _Pace] = {}
+    found: dict[int, _Pace] = {}
     for number, stage in enumerate(stages):
-        epochs = wanted.unfreeze[min(number, len(wanted.unfreeze) - 1)] if wanted.unfreeze else 0
-        pace = _Pace(wanted.stage_rate ** (number + 1), steps * epochs)
-        found |= {variable.path: pace for variable in stage}
+        pace = _Pace(wanted.stage_rate ** (number + 1), steps * first_epoch(wanted, number))
+        found |= {id(variable): pace for variable in stage}
     return found
 
 
 def _paced(kind: Any) -> Any:
     """A class of optimisers of keras whose variables may have paces."""
-    from keras import ops
 
     class Paced(kind):  # type: ignore[misc]
-        paces: Mapping[str, _Pace]
+        paces: Mapping[int, _Pace]
 
         def _backend_update_step(
             self, grads: Sequence[Any], trainable_variables: Sequence[Any], learning_rate: Any
         ) -> None:
             groups: dict[_Pace | None, tuple[list[Any], list[Any]]] = {}
             for gradient, variable in zip(grads, trainable_variables, strict=True):
-                one = groups.setdefault(self.paces.get(variable.path), ([], []))
+                one = groups.setdefault(self.paces.get(id(variable)), ([], []))
                 one[0].append(gradient)
                 one[1].append(variable)
             for pace, (some, variables) in groups.items():
                 rate = learning_rate
                 if pace is not None:
-                    learns = ops.cast(self.iterations >= pace.begin, learning_rate.dtype)
-                    rate = rate * pace.factor * learns
+                    rate = rate * pace.factor * _late_correction(self, pace.begin)
                 super()._backend_update_step(some, variables, rate)
 
     return Paced
+
+
+def _late_correction(optimiser: Any, begin: int) -> Any:
+    """Factor on the rate of variables that learn from the step `begin` on. The averages of adam
+    begin at 0, which it makes up for by the number of its steps; these variables have had fewer.
+    """
+    from keras import ops
+
+    if begin == 0 or not hasattr(optimiser, "beta_1"):
+        return 1.0
+
+    def correction(steps: Any) -> Any:
+        first, second = (
+            1 - ops.power(ops.cast(beta, "float32"), steps)
+            for beta in (optimiser.beta_1, optimiser.beta_2)
+        )
+        return ops.sqrt(second) / first
+
+    step = ops.cast(optimiser.iterations + 1, "float32")
+    return correction(step - begin) / correction(step)
 
 
 def averaging(wanted: Training) -> dict[str, Any]:

@@ -19,12 +19,12 @@ from maskloom.segcore import formats
 from maskloom.segcore.annotations.pairing import NameSuffixes, names_for_series, pair
 from maskloom.segcore.annotations.places import fit
 from maskloom.segcore.annotations.polygons.collect import LabelledGrid, collect
-from maskloom.segcore.deep.inference.card import Scaling
+from maskloom.segcore.deep.inference.scaling import Scaling
 from maskloom.segcore.errors import FormatError, ImageError, RecipeError
 from maskloom.segcore.processes.helpers import spread
 from maskloom.segcore.storage.filesystems import configure, filesystem, store_errors
 from maskloom.segcore.training.labels import Polygons
-from maskloom.segcore.training.recipe import matches
+from maskloom.segcore.training.split import matches
 
 if TYPE_CHECKING:
     from maskloom.segcore.annotations.pairing import MaskPairs

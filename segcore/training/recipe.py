@@ -5,122 +5,23 @@ They do not need keras; `segcore.training.loop` imports it.
 
 from __future__ import annotations
 
-import fnmatch
 import math
-import re
-from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from maskloom.segcore.errors import RecipeError
 from maskloom.segcore.raster.classes import ClassTable
-from maskloom.segcore.registry import Registry
+from maskloom.segcore.training.loss_terms import LossTerms
+from maskloom.segcore.training.split import Split
+from maskloom.segcore.values import check_range
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from maskloom.segcore.deep.inference.card import Scaling
-    from maskloom.segcore.training.augment import Augmentation
+    from maskloom.segcore.deep.inference.scaling import Scaling
+    from maskloom.segcore.training.augmentations.protocols import Augmentation
     from maskloom.segcore.training.labels import LabelKind
-
-Weighting = Literal["none", "balanced"]
-LOSSES: Registry[type] = Registry("loss")
-
-
-@dataclass(frozen=True, slots=True)
-class LossTerms:
-    """A loss as a weighted sum of its terms."""
-
-    cross_entropy: float = 0.0
-    dice: float = 0.0
-    focal: float = 0.0
-    gamma: float = 2.0
-    weights: Weighting | tuple[float, ...] = "none"
-
-
-@LOSSES.register("cross_entropy")
-@dataclass(frozen=True, slots=True)
-class CrossEntropy:
-    """Cross-entropy of each labelled pixel."""
-
-    weights: Weighting | tuple[float, ...] = "none"
-    """`balanced` gives all classes the same weight, however rare; or one number per class."""
-
-    @property
-    def terms(self) -> LossTerms:
-        """The loss as a sum of terms."""
-        return LossTerms(cross_entropy=1.0, weights=self.weights)
-
-
-@LOSSES.register("dice")
-@dataclass(frozen=True, slots=True)
-class DiceLoss:
-    """One minus the soft Dice coefficient, mean of the classes (Milletari 2016)."""
-
-    weights: Weighting | tuple[float, ...] = "none"
-    """Weight of each class in the mean: `none` all the same, `balanced` more for rare ones, or one
-    number per class.
-    """
-
-    @property
-    def terms(self) -> LossTerms:
-        """The loss as a sum of terms."""
-        return LossTerms(dice=1.0, weights=self.weights)
-
-
-@LOSSES.register("focal")
-@dataclass(frozen=True, slots=True)
-class FocalLoss:
-    """Cross-entropy with lower weights for pixels that the network is sure of (Lin 2017)."""
-
-    gamma: float = 2.0
-    """0 is the cross-entropy; larger values concentrate on hard pixels."""
-    weights: Weighting | tuple[float, ...] = "none"
-    """`balanced` gives all classes the same weight, however rare; or one number per class."""
-
-    def __post_init__(self) -> None:
-        _check("gamma", self.gamma, 0, 10)
-
-    @property
-    def terms(self) -> LossTerms:
-        """The loss as a sum of terms."""
-        return LossTerms(focal=1.0, gamma=self.gamma, weights=self.weights)
-
-
-@LOSSES.register("sum")
-@dataclass(frozen=True, slots=True)
-class SumOfLosses:
-    """A weighted sum of losses; by default cross-entropy and Dice in equal parts."""
-
-    cross_entropy: float = 1.0
-    """Share of the cross-entropy."""
-    dice: float = 1.0
-    """Share of the Dice loss."""
-    focal: float = 0.0
-    """Share of the focal loss."""
-    gamma: float = 2.0
-    """Exponent of the focal loss."""
-    weights: Weighting | tuple[float, ...] = "none"
-    """Weights of the classes, in all terms."""
-
-    def __post_init__(self) -> None:
-        for name, share in (
-            ("cross_entropy", self.cross_entropy),
-            ("dice", self.dice),
-            ("focal", self.focal),
-        ):
-            _check(name, share, 0, 1000)
-        if self.cross_entropy + self.dice + self.focal == 0:
-            raise ValueError(
-                "expected a share above 0 for one of cross_entropy, dice, focal; all are 0"
-            )
-        _check("gamma", self.gamma, 0, 10)
-
-    @property
-    def terms(self) -> LossTerms:
-        """The loss as a sum of terms."""
-        return LossTerms(self.cross_entropy, self.dice, self.focal, self.gamma, self.weights)
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,157 +40,7 @@ class Sampling:
     def __post_init__(self) -> None:
         for key, values in (("classes", self.classes), ("images", self.images)):
             for name, weight in values.items():
-                _check(f"{key}.{name}", weight, 0, 1000)
-
-
-@dataclass(frozen=True, slots=True)
-class Split:
-    """Which images are trained on. A pattern is compared with the name and the location of an
-    image, and may contain * and ?.
-    """
-
-    validation: float | tuple[str, ...] = 0.2
-    """Fraction of the images, or patterns of the images, for validation. 0: the training images
-    validate.
-    """
-    leave_out: tuple[str, ...] = ()
-    """Patterns of images that are not used, kept for a test."""
-    group: str | None = None
-    """Regular expression whose match in an image's name is its group: images of one group are
-    never on both sides.
-    """
-    group_column: str | None = None
-    """Column of the list files in `images` (.csv, .parquet) that has the group of each image."""
-    seed: int = 0
-    """Seed of the random choice."""
-    folds: int | None = None
-    """Cross-validation: the images are dealt into this many parts of about the same size, and one
-    network is trained for each, which validates it; `validation` is not used.
-    """
-    fold: int | None = None
-    """The only fold to train, from 1. None: all of them."""
-
-    def __post_init__(self) -> None:
-        if self.group is not None and self.group_column is not None:
-            raise ValueError("group: expected `group` or `group_column`, got both")
-        if self.folds is not None:
-            _check("folds", self.folds, 2, 1000)
-        if self.fold is not None:
-            if self.folds is None:
-                raise ValueError("fold: expected `folds`, the number of them, beside it")
-            _check("fold", self.fold, 1, self.folds)
-        if isinstance(self.validation, float | int) and not 0 <= self.validation < 1:
-            raise ValueError(
-                "validation: expected a fraction from 0 to less than 1, or patterns; got "
-                f"{self.validation}"
-            )
-        try:
-            re.compile(self.group or "")
-        except re.error as error:
-            raise ValueError(f"group: {self.group!r} is no regular expression: {error}") from error
-
-    def divide(
-        self,
-        names: Sequence[str],
-        locations: Sequence[str],
-        groups: Mapping[str, str] | None = None,
-    ) -> tuple[list[int], list[int]]:
-        """Numbers of the images to train on and of those to validate on. `groups`: group of each
-        location, for `group_column`. Raises `RecipeError` if one side has none.
-        """
-        group_of = self._groups(names, locations, groups)
-        if self.folds is not None:
-            held = self._fold(group_of, self.folds)
-        elif isinstance(self.validation, tuple):
-            held = {
-                i
-                for i, both in enumerate(zip(names, locations, strict=True))
-                if matches(both, self.validation)
-            }
-        else:
-            held = self._drawn(group_of)
-        training = [i for i in range(len(names)) if i not in held]
-        validation = sorted(held)
-        if self.validation == 0 and self.folds is None:
-            validation = training
-        if not training or not validation:
-            empty = "training" if not training else "validation"
-            raise RecipeError(
-                f"split: {len(names)} image(s) in {len(set(group_of))} group(s) leave none for "
-                f"{empty}. "
-                "Give more images, another `validation`, or 0 to measure on the training images."
-            )
-        return training, validation
-
-    @property
-    def all_folds(self) -> tuple[Split, ...]:
-        """The splits of a cross-validation, whichever fold this is; this one without any."""
-        if self.folds is None:
-            return (self,)
-        return tuple(replace(self, fold=number) for number in range(1, self.folds + 1))
-
-    @property
-    def each(self) -> tuple[Split, ...]:
-        """The splits to train: this one, or one for each fold."""
-        return (self,) if self.fold is not None else self.all_folds
-
-    def _fold(self, groups: Sequence[str], folds: int) -> set[int]:
-        """The images of this fold, the first if none is named. Whole groups are dealt, the largest
-        first, each to the fold with the fewest images.
-        """
-        import numpy as np
-
-        sizes = Counter(groups)
-        if len(sizes) < folds:
-            what = "image" if self.group is self.group_column is None else "group"
-            raise RecipeError(
-                f"split.folds: {folds} folds need as many {what}s; there "
-                f"{'is' if len(sizes) == 1 else 'are'} {len(sizes)}. "
-                + (
-                    f"Set it to {len(sizes)} or fewer."
-                    if len(sizes) > 1
-                    else f"Give more {what}s, or remove `folds`."
-                )
-            )
-        order = np.random.default_rng([self.seed, len(sizes)]).permutation(len(sizes))
-        names = sorted(sizes)
-        filled, fold_of = [0] * folds, dict[str, int]()
-        for name in sorted((names[i] for i in order), key=lambda name: -sizes[name]):
-            fold_of[name] = filled.index(min(filled))
-            filled[fold_of[name]] += sizes[name]
-        return {i for i, group in enumerate(groups) if fold_of[group] == (self.fold or 1) - 1}
-
-    def _drawn(self, groups: Sequence[str]) -> set[int]:
-        """Whole groups in a random order, until they have enough images."""
-        import numpy as np
-
-        distinct = sorted(set(groups))
-        order = np.random.default_rng([self.seed, len(distinct)]).permutation(len(distinct))
-        wanted = len(groups) * float(self.validation)  # type: ignore[arg-type]
-        held: set[int] = set()
-        for number in order:
-            members = {i for i, group in enumerate(groups) if group == distinct[number]}
-            # Always the first group, so that a small fraction of few images is not empty.
-            if self.validation == 0 or (held and len(held) + len(members) / 2 > wanted):
-                break
-            held |= members
-        return held
-
-    def _groups(
-        self, names: Sequence[str], locations: Sequence[str], groups: Mapping[str, str] | None
-    ) -> list[str]:
-        """The group of each image. Raises `RecipeError` if one has none."""
-        if self.group_column is not None:
-            known = groups or {}
-            without = [place for place in locations if place not in known]
-            if without:
-                raise RecipeError(
-                    f"split.group_column: {len(without)} of {len(locations)} images have no "
-                    f"{self.group_column!r} in the list, for example {without[0]}."
-                )
-            return [known[place] for place in locations]
-        found = [re.search(self.group, name) if self.group is not None else None for name in names]
-        return [match.group() if match else name for name, match in zip(names, found, strict=True)]
+                check_range(f"{key}.{name}", weight, 0, 1000)
 
 
 @dataclass(frozen=True, slots=True)
@@ -383,7 +134,7 @@ class Training:
     def __post_init__(self) -> None:
         sides = (self.patch,) if isinstance(self.patch, int) else self.patch
         for side in sides:
-            _check("patch", side, 8 if len(sides) < 3 else 1, 8192)
+            check_range("patch", side, 8 if len(sides) < 3 else 1, 8192)
         limits = {
             "batch": (1, 4096),
             "epochs": (1, 100_000),
@@ -395,11 +146,11 @@ class Training:
         for name, (least, most) in limits.items():
             value = getattr(self, name)
             if value is not None:
-                _check(name, value, least, most)
-        _check("rate", self.rate, 1e-12, 100)
-        _check("decay", self.decay, 0, 10)
-        _check("balance", self.balance, 0, 1)
-        _check("seed", self.seed, 0, 2**32 - 1)
+                check_range(name, value, least, most)
+        check_range("rate", self.rate, 1e-12, 100)
+        check_range("decay", self.decay, 0, 10)
+        check_range("balance", self.balance, 0, 1)
+        check_range("seed", self.seed, 0, 2**32 - 1)
         if self.ema is not None and not 0 < self.ema < 1:
             raise ValueError(f"ema: expected a share between 0 and 1, e.g. 0.999; got {self.ema}")
         if list(self.unfreeze) != sorted(set(self.unfreeze)) or min(self.unfreeze, default=0) < 0:
@@ -497,22 +248,3 @@ class TrainingRecipe:
 
 MOST_CLASSES = 250
 """Class ids that fit into 8 bits beside the marks of void and unknown pixels."""
-
-
-def matches(texts: Sequence[str], patterns: Sequence[str]) -> bool:
-    """Whether one of the texts, or the part of one after a /, matches one of the patterns.
-
-    >>> matches(["s3://scenes/tile5/a.png"], ["tile5/*"])
-    True
-    """
-    return any(
-        fnmatch.fnmatchcase(text, form)
-        for text in texts
-        for pattern in patterns
-        for form in (pattern, f"*/{pattern}")
-    )
-
-
-def _check(name: str, value: float, least: float, most: float) -> None:
-    if not least <= value <= most:
-        raise ValueError(f"{name}: expected {least} to {most}; got {value}")

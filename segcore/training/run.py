@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -266,6 +266,8 @@ def _finished(store: Store, prepared: Prepared) -> TrainingResult | None:
     try:
         found = json.loads(store.read(_STATE))
         settings, data, finished = found["settings"], found["data"], found["finished"]
+        settings = _without(_UNDECISIVE, settings)
+        settings = _with_defaults(settings, prepared.settings, prepared.recipe)
         changed = _differences(_without(_LENGTH, settings), _without(_LENGTH, prepared.settings))
     except (ValueError, KeyError, TypeError) as error:
         raise RecipeError(
@@ -348,6 +350,43 @@ def _differences(before: Any, now: Any, path: str = "") -> list[str]:
             for line in _differences(before.get(key), now.get(key), f"{path}.{key}".strip("."))
         ]
     return [] if before == now else [f"{path} was {json.dumps(before)} and is {json.dumps(now)}"]
+
+
+def _with_defaults(before: Any, now: Any, values: Any) -> Any:
+    """Recorded settings with the keys that versions of maskloom have added since, at their
+    defaults: what a training did when there was no such key. `now`: settings of the same recipe
+    today, made of the dataclasses `values`.
+    """
+    if isinstance(before, list) and isinstance(now, list) and isinstance(values, tuple):
+        if not len(before) == len(now) == len(values):
+            return before
+        return [_with_defaults(*each) for each in zip(before, now, values, strict=True)]
+    if not is_dataclass(values) or not isinstance(before, dict) or not isinstance(now, dict):
+        return before
+    if before.get("type") != now.get("type"):
+        return before
+    known = {
+        key: _with_defaults(value, now.get(key), getattr(values, key, None))
+        for key, value in before.items()
+    }
+    added = {
+        field.name: _default(field)
+        for field in fields(values)
+        if field.name in now and field.name not in before and _has_default(field)
+    }
+    return {**known, **added}
+
+
+def _has_default(field: Field[Any]) -> bool:
+    return field.default is not MISSING or field.default_factory is not MISSING
+
+
+def _default(field: Field[Any]) -> Any:
+    """The default of a field as a JSON value."""
+    made = field.default
+    if made is MISSING and field.default_factory is not MISSING:
+        made = field.default_factory()
+    return json.loads(canonical(made))
 
 
 def _require_writable(output: str) -> None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from maskloom.segcore.geometry import Box, per_axis
-from maskloom.segcore.training.augment import Geometry, Mixture, Patch, PixelChange
+from maskloom.segcore.training.augmentations.protocols import Geometry, Mixture, Patch, PixelChange
 from maskloom.segcore.training.balance import chosen
 from maskloom.segcore.training.class_counts import cell_of
 from maskloom.segcore.training.warping import Warp
@@ -24,10 +24,10 @@ from maskloom.segcore.training.warping import Warp
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from maskloom.segcore.deep.inference.card import Scaling
+    from maskloom.segcore.deep.inference.scaling import Scaling
     from maskloom.segcore.geometry import Shape
     from maskloom.segcore.processes.shared_memory import SharedMemory
-    from maskloom.segcore.training.augment import Augmentation
+    from maskloom.segcore.training.augmentations.protocols import Augmentation
     from maskloom.segcore.training.class_counts import ClassCounts
     from maskloom.segcore.training.dataset import Dataset, DatasetWindow
 

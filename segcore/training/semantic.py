@@ -26,7 +26,8 @@ from maskloom.segcore.training.setup import MeasuredEpoch, OnProgress, TrainingS
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from maskloom.segcore.deep.inference.card import AxisReach, Card
+    from maskloom.segcore.deep.inference.card import Card
+    from maskloom.segcore.deep.inference.receptive_field.field import AxisReach
     from maskloom.segcore.geometry import Shape
     from maskloom.segcore.training.recipe import TrainingRecipe
 
@@ -208,7 +209,7 @@ class SemanticTask:
         return self._card(model, sha256, about)
 
     def _card(self, model: Any, sha256: str, about: Mapping[str, Any], vectors: int = 0) -> Card:
-        from maskloom.segcore.deep.inference.files.examine import card_of_model
+        from maskloom.segcore.deep.inference.files.model_cards import card_of_model
 
         recipe, scaling = self.setup.recipe, self.setup.scaling
         return card_of_model(model, recipe.kind, recipe.classes, scaling, sha256, about, vectors)

@@ -17,7 +17,8 @@ from maskloom.segcore.figures.training import Curve, Example
 from maskloom.segcore.geometry import Box
 
 if TYPE_CHECKING:
-    from maskloom.segcore.deep.inference.card import Card, Scaling
+    from maskloom.segcore.deep.inference.card import Card
+    from maskloom.segcore.deep.inference.scaling import Scaling
     from maskloom.segcore.models.calibration import Calibration
     from maskloom.segcore.training.checkpoint import TrainingState
     from maskloom.segcore.training.class_counts import ClassCounts

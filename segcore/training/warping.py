@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from maskloom.segcore.geometry import Shape
-    from maskloom.segcore.training.augment import Patch
+    from maskloom.segcore.training.augmentations.protocols import Patch
 
     Pixels = NDArray[np.float32]
     Matrix = tuple[tuple[float, float], tuple[float, float]]

@@ -89,7 +89,7 @@ def class_picture(
     colours: Sequence[Colour],
     hidden: Collection[int],
 ) -> bytes:
-    """PNG of a mask of classes: a palette whose hidden classes are transparent."""
+    """PNG of class ids (y, x): a palette whose hidden classes are transparent."""
     count = len(colours)
     index = np.where(valid & (labels < count), labels, count)
     clear = {*hidden, count}
@@ -101,7 +101,7 @@ def class_picture(
 
 
 def object_picture(ids: NDArray[np.integer], valid: NDArray[np.bool_]) -> bytes:
-    """PNG of a mask of objects: neighbouring ids have different colours, background is clear."""
+    """PNG of ids of objects (y, x): neighbours have different colours, background is clear."""
     index = np.where(valid, rows_of_objects(ids), 0).astype(np.uint8)
     return _palette_png(index, object_palette().tolist(), {0})
 

@@ -104,8 +104,8 @@ class Pyramid:
         return tuple(-(-n // 2**level) for n in self.spec.shape)
 
     def read(self, level: int, box: Box) -> Pixels:
-        """Pixels and `valid` of a box of a level: those of the file at level 0. Raises
-        `ReadError`.
+        """Pixels (y, x, band) and `valid` (y, x) of a box in pixels of a level; level 0 is the
+        file. Raises `ReadError`.
         """
         stored = self._stored(2**level)
         scales = [n / m for n, m in zip(self.spec.shape, stored.shape, strict=True)]

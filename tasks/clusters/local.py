@@ -12,7 +12,6 @@ import signal
 import sys
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
 from maskloom.segcore.errors import RecipeError, RunError
@@ -26,6 +25,7 @@ from maskloom.tasks.fanout.dask import Dask
 if TYPE_CHECKING:
     import threading
     from collections.abc import Callable, Iterator, Sequence
+    from contextlib import AbstractContextManager
 
 _START_SECONDS = 90.0
 """How long the worker processes may take to start."""
@@ -75,8 +75,12 @@ class LocalCluster(Cluster):
 
     def open(self, prepare: Callable[[], None], stop: threading.Event) -> Dask:
         """A fan-out on worker processes, which end with it."""
-        connect = partial(started, self.worker_count, self.worker_memory, machine.gpus())
-        return Dask(connect, prepare, stop, own_workers=self.worker_count)
+
+        def connect() -> AbstractContextManager[Client]:
+            return started(fanout.workers_at_first, self.worker_memory, machine.gpus())
+
+        fanout = Dask(connect, prepare, stop, own_workers=self.worker_count)
+        return fanout
 
 
 @contextmanager

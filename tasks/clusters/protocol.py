@@ -61,13 +61,18 @@ class Cluster(ABC):
         """
 
     @contextlib.contextmanager
-    def opened(self, prepare: Callable[[], None], stop: threading.Event) -> Iterator[Fanout]:
-        """A started fan-out on this cluster; see `open`. Raises `RunError` if a plug-in's cluster
-        cannot be opened.
+    def opened(
+        self, prepare: Callable[[], None], stop: threading.Event, jobs: int | None = None
+    ) -> Iterator[Fanout]:
+        """A started fan-out on this cluster; see `open`. `jobs`: how many there are at first. None:
+        as many as there are workers. Raises `RunError` if a plug-in's cluster cannot be opened.
         """
         with contextlib.ExitStack() as stack:
             try:
-                fanout = stack.enter_context(self.open(prepare, stop))
+                fanout = self.open(prepare, stop)
+                if jobs is not None:
+                    fanout.expect(jobs)
+                stack.enter_context(fanout)
             except MaskloomError:
                 raise
             except Exception as error:

@@ -8,13 +8,11 @@ their time) are replaced.
 
 from __future__ import annotations
 
-import getpass
 import logging
 import re
 import shlex
 import shutil
 import signal
-import subprocess
 import tempfile
 import time
 from contextlib import ExitStack, contextmanager
@@ -28,6 +26,14 @@ from maskloom.segcore.storage.addresses import RelativeToRecipe
 from maskloom.tasks.clusters.protocol import CLUSTERS, Cluster, import_extra, parse_bytes
 from maskloom.tasks.clusters.scheduler import extensions
 from maskloom.tasks.clusters.settings import ONE_THREAD, SCHEDULER, WORKER, as_environment
+from maskloom.tasks.clusters.slurm_commands import (
+    jobs_in_queue,
+    margin_of,
+    refusal,
+    require_accepted,
+    seconds_of,
+    words_of,
+)
 from maskloom.tasks.clusters.tls import Tls
 from maskloom.tasks.fanout.client import Client, import_distributed
 from maskloom.tasks.fanout.dask import Dask
@@ -37,17 +43,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
 log = logging.getLogger("maskloom.cluster")
-
 _NAME = "maskloom"
 _BESIDE_WORKER = 512 * 2**20
 """Memory of a job beside that of its worker: the nanny, and the worker itself while a part that is
 suspected of killing workers runs in a child process.
 """
-_WALLTIME = re.compile(r"(?:(\d+)-)?(\d{1,2}):([0-5]\d):([0-5]\d)")
 _ASK_SECONDS = 10.0
 """How often SLURM is asked which jobs it has."""
-_COMMAND_SECONDS = 60.0
-"""How long a command of SLURM may take."""
 _CONNECT_SECONDS = 60
 """How long a worker looks for the driver. A job that starts after the driver has died ends then."""
 _FAILED_STARTS = 3
@@ -103,7 +105,7 @@ class SlurmCluster(Cluster):
             if getattr(self, name) < 1:
                 raise RecipeError(f"{name}: must be 1 or more, not {getattr(self, name)}.")
         parse_bytes(self.memory)
-        _seconds(self.walltime)
+        seconds_of(self.walltime)
         if re.search(r"\s", self.folder):
             raise RecipeError(
                 f"folder: {self.folder!r} has a space, which SLURM does not accept in the paths of "
@@ -134,22 +136,7 @@ class SlurmCluster(Cluster):
             "--gres": "gpu:1" if self.gpu else None,
         }
         options = [f"{key}={value}" for key, value in asked.items() if value is not None]
-        command = ["sbatch", "--test-only", "--ntasks=1", *options, *self.directives]
-        try:
-            answer = subprocess.run(
-                [*command, "--wrap=true"],
-                capture_output=True,
-                text=True,
-                timeout=_COMMAND_SECONDS,
-                check=False,
-            )
-        except (OSError, subprocess.TimeoutExpired) as error:
-            raise RunError(
-                f"SLURM does not answer (sbatch --test-only: {error}). Try `sinfo` on this machine."
-            ) from error
-        if answer.returncode:
-            said = " ".join(answer.stderr.split()) or f"exit code {answer.returncode}"
-            raise _refused(f"{said.rstrip('.')}.")
+        require_accepted([*options, *self.directives])
         return "SLURM would take its jobs"
 
     @property
@@ -201,7 +188,7 @@ class SlurmCluster(Cluster):
         """A `dask_jobqueue.SLURMCluster` whose scheduler runs and whose jobs are not submitted yet.
         Raises `RunError` if the scheduler cannot start.
         """
-        seconds, margin = _seconds(self.walltime), _margin(self.walltime)
+        seconds, margin = seconds_of(self.walltime), margin_of(self.walltime)
         # Nothing is imported from the folder in which the command was given.
         environment = {"PYTHONSAFEPATH": "1", **ONE_THREAD, **as_environment(WORKER)}
         try:
@@ -279,7 +266,7 @@ class _Jobs:
             try:
                 self._submit()
             except RuntimeError as error:
-                raise _refused(_said(error)) from error
+                raise refusal(words_of(error)) from error
             self._asked = self._reported = time.monotonic()
             yield stack.enter_context(distributed.Client(self._cluster, set_as_default=False))
 
@@ -298,7 +285,7 @@ class _Jobs:
         if time.monotonic() - self._asked < _ASK_SECONDS:
             return True
         ours = {name: job.job_id for name, job in dict(self._cluster.workers).items()}
-        states = _queue()
+        states = jobs_in_queue()
         self._asked = time.monotonic()
         if states is None:
             return True
@@ -330,7 +317,7 @@ class _Jobs:
             self._submit()
         except RuntimeError as error:
             # SLURM itself may be away for a while; the next time tries again.
-            log.info("SLURM took no new job: %s", _said(error))
+            log.info("SLURM took no new job: %s", words_of(error))
 
     def _report(self, reasons: list[str]) -> None:
         """Say now and then that no worker has come because the jobs wait."""
@@ -400,19 +387,6 @@ async def _up_to_date(cluster: Any) -> None:
     await cluster
 
 
-def _queue() -> dict[str, tuple[str, str]] | None:
-    """State and reason of the user's jobs by their ids. None: SLURM does not answer."""
-    command = ["squeue", "--noheader", f"--user={getpass.getuser()}", "--format=%A|%T|%r"]
-    try:
-        answer = subprocess.run(
-            command, capture_output=True, text=True, timeout=_COMMAND_SECONDS, check=True
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    found = [line.strip().split("|", 2) for line in answer.stdout.splitlines() if line.strip()]
-    return {number: (state, reason) for number, state, reason in found if state != "COMPLETING"}
-
-
 def _require_slurm() -> None:
     """Raise `RunError` unless this machine can submit jobs."""
     _jobqueue()
@@ -421,52 +395,3 @@ def _require_slurm() -> None:
             "cluster.kind slurm needs the command sbatch, which this machine does not have. "
             "Run on a login node of the SLURM cluster, or use another kind of cluster."
         )
-
-
-def _refused(said: str) -> RunError:
-    """The error of a job that SLURM does not take, for a reason in its words."""
-    if "contact slurm controller" in said or "configuration source" in said:
-        return RunError(
-            f"SLURM does not answer: {said} Try `sinfo` on this machine; if that fails too, ask "
-            "those who run SLURM."
-        )
-    if "generic resource" in said or "gres" in said.lower():
-        remedy = (
-            "No node of this partition offers GPUs under the name gpu: remove cluster.gpu, or name "
-            "another partition"
-        )
-    else:
-        remedy = (
-            "Correct the section `cluster` of the recipe (partition, account, walltime, memory, "
-            "directives)"
-        )
-    return RunError(f"SLURM refused a job: {said} {remedy}, then run the same command again.")
-
-
-def _said(error: RuntimeError) -> str:
-    """What a command of SLURM wrote, from dask-jobqueue's message."""
-    text = str(error)
-    said = text.partition("stderr:\n")[2].strip() or text.strip()
-    return said.replace("\n", " ").rstrip(".") + "."
-
-
-def _seconds(walltime: str) -> int:
-    """Seconds of a time limit. Raises `RecipeError` for another form, or less than a minute.
-
-    >>> _seconds("1-02:00:30")
-    93630
-    """
-    found = _WALLTIME.fullmatch(walltime)
-    days, hours, minutes, seconds = map(int, found.groups("0")) if found else (0, 0, 0, 0)
-    total = ((24 * days + hours) * 60 + minutes) * 60 + seconds
-    if total < 60:
-        raise RecipeError(
-            "walltime: must be [days-]hours:minutes:seconds, a minute or more, e.g. 04:00:00 in "
-            f"quotes, not {walltime!r}."
-        )
-    return total
-
-
-def _margin(walltime: str) -> float:
-    """Seconds before its time limit at which a worker has ended."""
-    return min(600.0, _seconds(walltime) / 6)

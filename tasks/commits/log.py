@@ -37,6 +37,7 @@ COMMITS = "runs/commits"
 """Folder of the records."""
 IMAGES = "tables/images"
 """The table that records which images are done."""
+AREAS = "tables/areas"
 _FILES = "files.json"
 
 

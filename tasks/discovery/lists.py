@@ -46,11 +46,6 @@ def is_list(address: str) -> bool:
     return without_query(address).lower().endswith(SUFFIXES)
 
 
-def read_list(entry: str, content: bytes) -> list[str]:
-    """The inputs that a list names; see `read_dated`."""
-    return read_dated(entry, content)[0]
-
-
 def read_dated(entry: str, content: bytes) -> tuple[list[str], dict[str, str]]:
     """The inputs that a list names, and when those were acquired for which it says so, as text in
     UTC. Raises `RecipeError` if it names none, has another text as a date, or cannot be read.

@@ -12,33 +12,29 @@ import posixpath
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from fsspec.implementations.local import LocalFileSystem
 
 from maskloom.segcore import formats
-from maskloom.segcore.errors import RecipeError, StoreError
-from maskloom.segcore.raster.source import (
-    ABSENT,
-    Grouping,
-    Member,
-    combined_version,
-    members_of,
-)
+from maskloom.segcore.errors import RecipeError
+from maskloom.segcore.raster.source import ABSENT, Grouping, Member, combined_version, members_of
 from maskloom.segcore.raster.spec import FORMATS, SeriesFormat
 from maskloom.segcore.raster.stored import ReadOptions
-from maskloom.segcore.storage.addresses import (
-    is_signed,
-    is_web,
-    redacted,
-    remember_address,
-    require_no_password,
-    without_query,
-    without_signature,
-)
-from maskloom.segcore.storage.filesystems import filesystem, is_local, store_errors, version_of
+from maskloom.segcore.storage.addresses import is_web, redacted, remember_address, without_query
+from maskloom.segcore.storage.filesystems import store_errors
 from maskloom.tasks.discovery import lists, stac
+from maskloom.tasks.discovery.entries import (
+    FoundImage,
+    existing_name,
+    found_file,
+    is_hidden,
+    place_of,
+    refuse_secrets,
+    shown_uri,
+    target_info,
+    uri_of,
+)
 from maskloom.tasks.discovery.files import info_of
 from maskloom.tasks.discovery.series import ReadHeaders
 
@@ -64,18 +60,6 @@ def image_suffixes() -> tuple[str, ...]:
         for suffix in kind.suffixes
         if not kind.named
     )
-
-
-@dataclass(frozen=True, slots=True)
-class FoundImage:
-    """A file, a folder or a series that is one image."""
-
-    address: str | None
-    """Where it is read. None: at its URI."""
-    version: str
-    size: int
-    members: tuple[Member, ...] = ()
-    is_folder: bool = False
 
 
 class Search:
@@ -118,14 +102,14 @@ class Search:
         """Add the images of an input; `chain` are the lists that led to it, and `acquired` is the
         date that the last of them states for it.
         """
-        _refuse_secrets(entry, chain)
-        fs, path = _place(entry)
+        refuse_secrets(entry, chain)
+        fs, path = place_of(entry)
         if path in chain:
             raise RecipeError(
                 f"inputs: the list {entry!r} names itself ({' -> '.join((*chain, path))}). Take it "
                 "out of its list."
             )
-        key = _uri(fs, path)
+        key = uri_of(fs, path)
         if key in self._visited:
             return
         fs.invalidate_cache()
@@ -180,7 +164,7 @@ class Search:
     def _match(self, fs: Any, path: str, wild: int) -> None:
         root = posixpath.dirname(path[:wild])
         found = {
-            name: _of_target(fs, info) if info.get("islink") else info
+            name: target_info(fs, info) if info.get("islink") else info
             for name, info in fs.glob(path, detail=True).items()
         }
         images: tuple[str, ...] = ()
@@ -199,7 +183,11 @@ class Search:
     def _search_folder(self, fs: Any, folder: str) -> None:
         for name in stac.CATALOGS:
             info = info_of(fs, path := f"{folder}/{name}")
-            if info.get("type") == "file" and info.get("size") and stac.is_catalog(_uri(fs, path)):
+            if (
+                info.get("type") == "file"
+                and info.get("size")
+                and stac.is_catalog(uri_of(fs, path))
+            ):
                 self._take(fs, folder, path, info)
                 return
         before, first = len(self.found) + len(self.unclaimed), len(self.documents)
@@ -238,7 +226,7 @@ class Search:
                 for entry in entries:
                     info = fs.info(entry)
                     if entry.is_symlink():
-                        info = _of_target(fs, info)
+                        info = target_info(fs, info)
                     if info["type"] == "directory":
                         waiting.append(info["name"])
                     else:
@@ -249,16 +237,16 @@ class Search:
     ) -> None:
         """Add a file in a folder if it is an image by its name, or may be one by its content."""
         below = name[len(folder) :]
-        if _is_hidden(below) and not _STORED_FOLDER.search(name):
+        if is_hidden(below) and not _STORED_FOLDER.search(name):
             return
         if below.lower().endswith(suffixes):
             self._take(fs, folder, name, info)
-        elif stac.is_document(name) and not _uri(fs, name).startswith(self._own_outputs):
+        elif stac.is_document(name) and not uri_of(fs, name).startswith(self._own_outputs):
             self._take(fs, folder, name, info, named=False)
-        elif not _uri(fs, name).startswith(self._own_outputs):
+        elif not uri_of(fs, name).startswith(self._own_outputs):
             if _is_sniffed(name):
-                uri, file = _found(fs, name, info)
-                self.unclaimed[uri] = (_written_uri(fs, folder), name, file)
+                uri, file = found_file(fs, name, info)
+                self.unclaimed[uri] = (shown_uri(fs, folder), name, file)
             else:
                 self._pass_over(name)
 
@@ -270,14 +258,14 @@ class Search:
         """
         folders = formats.image_folders(found)
         for folder, names in folders.items():
-            uri = _uri(fs, folder)
-            if _is_hidden(folder[len(root) :]) or uri.startswith(self._own_outputs):
+            uri = uri_of(fs, folder)
+            if is_hidden(folder[len(root) :]) or uri.startswith(self._own_outputs):
                 continue
             members = members_of(fs, {name: found[name] for name in names})
             size = sum(member.size for member in members)
             # If an input names the image itself, its id is the folder's name.
             above = posixpath.dirname(folder) if folder == root else root
-            self.folders.add(_written_uri(fs, above))
+            self.folders.add(shown_uri(fs, above))
             version = combined_version(members)
             self.found.setdefault(uri, FoundImage(None, version, size, is_folder=True))
         return tuple(f"{folder}/" for folder in folders)
@@ -313,16 +301,16 @@ class Search:
         within = (*chain, path)
         del content
         for name in names:
-            self.add(_existing(lists.absolute(name, entry)), within, dates.get(name))
+            self.add(existing_name(lists.absolute(name, entry)), within, dates.get(name))
 
     def _take(
         self, fs: Any, folder: str, name: str, info: Mapping[str, Any], *, named: bool = True
     ) -> str:
         """Add a file; returns its URI. `named`: as in `stac.Document`."""
-        uri, file = _found(fs, name, info)
+        uri, file = found_file(fs, name, info)
         if (fs, folder) != self._last_folder:
             self._last_folder = fs, folder
-            self.folders.add(_written_uri(fs, folder))
+            self.folders.add(shown_uri(fs, folder))
         if uri.startswith(self._own_outputs):
             return uri
         if stac.is_document(name):
@@ -397,70 +385,8 @@ class Search:
         )
 
 
-def _found(fs: Any, name: str, info: Mapping[str, Any]) -> tuple[str, FoundImage]:
-    """The URI of a listed file, and the file."""
-    address = _uri(fs, name)
-    uri = without_signature(address).encode("utf-8", "backslashreplace").decode()
-    version = version_of(info) if info else ABSENT
-    size = int(info.get("size") or 0)
-    return uri, FoundImage(None if address == uri else address, version, size)
-
-
-def _of_target(fs: Any, link: Mapping[str, Any]) -> Mapping[str, Any]:
-    """What a local store says of the file that a link names, whose version workers compare: fsspec
-    gives the time of the link. Of links to anything else, what it says of the link.
-    """
-    found = info_of(fs, link["name"])
-    return found if found.get("type") == "file" else link
-
-
 def _is_sniffed(name: str) -> bool:
     """Whether a file whose suffix no format claims may be an image by its content."""
     return _SNIFFED_NAME.search(name) is not None and any(
         kind.sniffed for image_format in FORMATS.values() for kind in image_format.kinds
     )
-
-
-def _written_uri(fs: Any, path: str) -> str:
-    return redacted(without_signature(str(fs.unstrip_protocol(path))))
-
-
-def _is_hidden(path: str) -> bool:
-    return any(part.startswith(".") for part in path.split("/"))
-
-
-def _place(entry: str) -> tuple[Any, str]:
-    """The file system of an input and the path in it, normalised for local files."""
-    try:
-        fs, path = filesystem(entry)
-    except StoreError as error:
-        raise RecipeError(f"inputs: {error}") from error
-    return fs, os.path.normpath(path) if "file" in fs.protocol else path
-
-
-def _refuse_secrets(entry: str, chain: tuple[str, ...]) -> None:
-    if "://" not in entry:
-        return
-    where = f"inputs: {redacted(entry)!r}" + (f" in the list {chain[-1]!r}" if chain else "")
-    require_no_password(entry, where)
-    if is_signed(entry) and not is_web(entry):
-        raise RecipeError(
-            f"{where}: only addresses that begin with https:// may be signed; leave the secret "
-            "parameter out."
-        )
-
-
-def _existing(name: str) -> str:
-    """A name of a list whose bytes are not UTF-8: unchanged if such a file exists, otherwise read
-    as spreadsheets write it.
-    """
-    plain = lists.spelled(name)
-    return (
-        name
-        if plain == name or (is_local(name) and filesystem(name)[0].exists(filesystem(name)[1]))
-        else plain
-    )
-
-
-def _uri(fs: Any, path: str) -> str:
-    return path if "file" in fs.protocol else str(fs.unstrip_protocol(path))

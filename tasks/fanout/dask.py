@@ -85,8 +85,10 @@ class Dask:
     ) -> None:
         """`connect` opens a client, in a background thread.
 
-        `own_workers` is the number of one-thread workers that `connect` starts for this run; they
-        are prepared while the driver still plans. None: the workers belong to an existing cluster.
+        `own_workers` is the number of one-thread workers of this run. `connect` starts as many as
+        `workers_at_first` says, and they are prepared while the driver still plans; the others
+        start when there are more jobs than these can take. None: the workers belong to an existing
+        cluster.
 
         `gpu`: jobs that want a GPU run on workers that offer one.
 
@@ -99,6 +101,7 @@ class Dask:
         self.in_flight = InFlightLimit()
         self._connect_client = connect
         self._own_workers = own_workers
+        self._expected = self._begun = own_workers or 0
         self._gpu = gpu
         self._expect_workers = expect_workers
         self._connection = Background(self._connect)
@@ -116,6 +119,11 @@ class Dask:
         return self._threads
 
     @property
+    def workers_at_first(self) -> int:
+        """Workers that this run starts at first; 0 if they belong to an existing cluster."""
+        return min(self._expected, self._own_workers or 0)
+
+    @property
     def busy(self) -> int:
         """Jobs in flight that the workers can run at once; some may just be on their way."""
         return min(self.in_flight.taken, self._threads)
@@ -125,6 +133,10 @@ class Dask:
         """The connection; waits for it. Raises `RunError` if it cannot be made."""
         return self._connection.result()
 
+    def expect(self, jobs: int) -> None:
+        """Start at first only as many workers as there are jobs."""
+        self._expected = max(1, jobs)
+
     def start(self) -> None:
         """Start the worker processes, or join the cluster, in the background."""
         self._connection.start()
@@ -133,6 +145,7 @@ class Dask:
         """A client of the cluster, which is ready for jobs."""
         client = self._open.enter_context(self._connect_client())
         if self._own_workers is not None:
+            self._begun = self.workers_at_first
             for address in client.nthreads():
                 future = client.submit(prepare_process, self.prepare, workers=[address], pure=False)
                 self._open.callback(future.release)
@@ -163,6 +176,15 @@ class Dask:
                     f"{missing:.0f} s: all died and none was restarted. Look for a lack of memory "
                     "(cluster.memory, tiling.tile), then run the same command again to continue."
                 )
+
+    def grow(self) -> None:
+        """Start the other workers of this run if there are more jobs than workers."""
+        with self._counting:
+            if self._own_workers is None or not self._begun < self._own_workers:
+                return
+            if self.in_flight.taken > self._begun:
+                self._begun = self._own_workers
+                self.client.cluster.scale(self._own_workers)
 
     def needs(self, job: object) -> dict[str, Any]:
         """What a worker must have for a job, as arguments of `Client.submit`."""
@@ -253,6 +275,7 @@ class _MapCall(Generic[JobType, ResultType]):
                 return
             self.waiting_for += 1
             self.in_flight[submitted.future.key] = submitted
+            self.dask.grow()
             submitted.future.add_done_callback(self._fetch)
 
     def _submit_next(self) -> _Submitted[JobType] | None:

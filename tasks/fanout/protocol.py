@@ -49,6 +49,12 @@ class Fanout(Protocol):
         """Jobs that run now, as far as the driver knows."""
         ...
 
+    def expect(self, jobs: int) -> None:
+        """Prepare for so many jobs at first, before `start`: workers that are not needed for them
+        start when more jobs come.
+        """
+        ...
+
     def start(self) -> None:
         """Start preparing, and return at once. Errors of the preparation are raised by `map`."""
         ...

@@ -38,6 +38,9 @@ class Serial:
         """Whether a job runs now: 0 or 1."""
         return int(self._turn.locked())
 
+    def expect(self, jobs: int) -> None:
+        """Nothing changes: there is one worker."""
+
     def start(self) -> None:
         """Start preparing this process."""
         self._prepared.start()

@@ -1,10 +1,11 @@
 """How fast a device runs a network from pixels to labels, against `keras.Model.predict` and against
 one compiled call.
 
-    KERAS_BACKEND=jax python tests/benchmarks/bench_device.py small|large [side] [rounds]
+    KERAS_BACKEND=jax python tests/benchmarks/bench_device.py small|large [SIDE] [ROUNDS] [BITS]
 
-small: U-Net of 1.9 million weights; large: 31 million. Patches are 8-bit squares of `side` pixels
-(512) without a halo, in memory. Four ways take turns, so that other work slows all alike:
+small: U-Net of 1.9 million weights; large: 31 million. Patches are 8-bit squares of SIDE pixels
+(512) without a halo, in memory. BITS is float32 or bfloat16; both, unless given. Four ways take
+turns, so that other work slows all alike:
 
     predict     keras.Model.predict of float32 patches, and arg max in NumPy
     one call    the engine's own compiled call with its transfers, one batch after the other
@@ -24,15 +25,18 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
+from numpy.typing import NDArray
 
-from maskloom.segcore.deep.inference.card import Card, ReceptiveField, Scaling
+from maskloom.segcore.deep.inference.card import Card
 from maskloom.segcore.deep.inference.engines.device import device_engine
 from maskloom.segcore.deep.inference.engines.protocol import PatchesOfImage, Precision
 from maskloom.segcore.deep.inference.files.weights import Weights
+from maskloom.segcore.deep.inference.receptive_field.field import ReceptiveField
 from maskloom.segcore.deep.inference.runtime import import_keras, set_threads
+from maskloom.segcore.deep.inference.scaling import Scaling
 from maskloom.segcore.deep.networks.unet import Unet
 
 FORMS = {
@@ -56,7 +60,7 @@ def turns(works: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
     return {name: statistics.median(values) for name, values in taken.items()}
 
 
-def main(name: str, side: int, rounds: int) -> None:
+def main(name: str, side: int, rounds: int, precisions: tuple[Precision, ...]) -> None:
     """Print a line for each way and precision."""
     set_threads(2)
     keras = import_keras()
@@ -67,7 +71,6 @@ def main(name: str, side: int, rounds: int) -> None:
         network.save(path)
         weights = Weights.of(str(path))
         card = Card("network", weights.sha256, 3, CLASSES, Scaling(), ReceptiveField(140, 16))
-        precisions: tuple[Precision, ...] = ("float32", "bfloat16")
         for precision in precisions:
             measure(network, weights, card, precision, (side, rounds))
 
@@ -78,11 +81,18 @@ def measure(
     """Print the lines of one precision."""
     side, rounds = sizes
     engine = device_engine(weights, card, precision)
+    random = np.random.default_rng(0)
+
+    def patches() -> tuple[NDArray[np.uint8], PatchesOfImage]:
+        count = BATCHES * engine.together((side, side))
+        pixels = random.integers(0, 256, (count, side, side, 3), np.uint8)
+        return pixels, PatchesOfImage((side, side), count)
+
+    pixels, of = patches()
+    # Batches halve if the device lacks memory.
+    list(engine.labels(enumerate(pixels), of))
+    pixels, of = patches()
     together = engine.together((side, side))
-    pixels = np.random.default_rng(0).integers(
-        0, 256, (BATCHES * together, side, side, 3), np.uint8
-    )
-    of = PatchesOfImage((side, side), len(pixels))
     batches = np.split(pixels, BATCHES)
     extents = np.full((together, 2), side, np.int32)
     start, fetch = engine.device.start, engine.device.fetch
@@ -114,4 +124,5 @@ if __name__ == "__main__":
         given[0],
         int(given[1]) if len(given) > 1 else 512,
         int(given[2]) if len(given) > 2 else 5,
+        (cast("Precision", given[3]),) if len(given) > 3 else ("float32", "bfloat16"),
     )

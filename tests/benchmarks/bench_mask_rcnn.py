@@ -26,9 +26,11 @@ import keras
 import numpy as np
 from PIL import Image
 
-from maskloom.segcore.deep.inference.card import Card, ReceptiveField, Scaling, card_name
+from maskloom.segcore.deep.inference.card import Card, card_name
 from maskloom.segcore.deep.inference.files.keras_files import load_keras
 from maskloom.segcore.deep.inference.files.weights import Weights
+from maskloom.segcore.deep.inference.receptive_field.field import ReceptiveField
+from maskloom.segcore.deep.inference.scaling import Scaling
 from maskloom.segcore.deep.networks.mask_rcnn.detections import Detections
 from maskloom.segcore.deep.networks.mask_rcnn.lattice import WindowLattice, mirrored
 from maskloom.segcore.deep.networks.mask_rcnn.prediction import Detector

@@ -55,17 +55,17 @@ def main() -> None:
     import keras
 
     from maskloom.flows.inventory import Sharing, take_inventory
+    from maskloom.flows.progress import Quiet, RunProgress
     from maskloom.flows.recipes import run as recipes
     from maskloom.flows.segment import segment
     from maskloom.flows.stages import Stages
-    from maskloom.segcore.deep.inference.card import Scaling
     from maskloom.segcore.deep.inference.engines.protocol import Choice
-    from maskloom.segcore.deep.inference.files.examine import card_of_model
+    from maskloom.segcore.deep.inference.files.model_cards import card_of_model
     from maskloom.segcore.deep.inference.files.weights import Weights
+    from maskloom.segcore.deep.inference.scaling import Scaling
     from maskloom.segcore.deep.networks.recipe import NETWORKS
     from maskloom.segcore.pipeline.worker import prepare_process
     from maskloom.tasks.clusters.local import LocalCluster
-    from maskloom.tasks.progress import Silent
 
     side, width = (
         (int(sys.argv[1]) if len(sys.argv) > 1 else 4096),
@@ -106,7 +106,7 @@ def main() -> None:
                 # The choice is made with the first image and kept for later ones, as in a scheduled
                 # run.
                 started = time.perf_counter()
-                segment(recipe, inventory, Stages(), fanout, Silent(), Sharing())
+                segment(recipe, inventory, Stages(), fanout, RunProgress(Quiet()), Sharing())
                 seconds = time.perf_counter() - started
                 choice = next(
                     iter(json.loads(next(output.glob("runs/*/choices.json")).read_text()).values())

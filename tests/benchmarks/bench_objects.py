@@ -21,15 +21,10 @@ from pyproj import CRS
 from maskloom.segcore.geometry import Box, Grid, Tile
 from maskloom.segcore.ground.space import Space
 from maskloom.segcore.raster.spec import RasterSpec
-from maskloom.segcore.statistics.objects.table import (
-    BandSums,
-    Measures,
-    TileObjects,
-    finish,
-    geo_metadata,
-    measure,
-    observe_bands,
-)
+from maskloom.segcore.statistics.objects.bands import BandSums, observe_bands
+from maskloom.segcore.statistics.objects.geoparquet import geo_metadata
+from maskloom.segcore.statistics.objects.measures import Measures
+from maskloom.segcore.statistics.objects.table import TileObjects, finish, measure
 from maskloom.segcore.storage.packing import pack, unpack
 
 TILE, BLOCK = 2048, 12

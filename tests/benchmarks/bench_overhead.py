@@ -68,17 +68,17 @@ def start_up(folder: Path) -> None:
 def timed_run(fanout: object, inputs: Path, output: Path, **keys: object) -> float:
     """Seconds of one run on a cluster that is up."""
     from maskloom.flows.inventory import Sharing, take_inventory
+    from maskloom.flows.progress import Quiet, RunProgress
     from maskloom.flows.recipes import run as recipes
     from maskloom.flows.segment import segment
     from maskloom.flows.stages import Stages
-    from maskloom.tasks.progress import Silent
 
     shutil.rmtree(output, ignore_errors=True)
     recipe = recipes.make(
         {"inputs": str(inputs), "output": str(output), "segmenter": KMEANS, **keys}, inputs.parent
     )
     started = time.perf_counter()
-    segment(recipe, take_inventory(recipe), Stages(), fanout, Silent(), Sharing())  # type: ignore[arg-type]
+    segment(recipe, take_inventory(recipe), Stages(), fanout, RunProgress(Quiet()), Sharing())
     return time.perf_counter() - started
 
 

@@ -101,12 +101,12 @@ def baseline(image: Path, folder: Path) -> float:
 def main() -> None:
     """Make the image, warm the workers, alternate the rounds, print medians and ratios."""
     from maskloom.flows.inventory import Sharing, take_inventory
+    from maskloom.flows.progress import Quiet, RunProgress
     from maskloom.flows.recipes import run as recipes
     from maskloom.flows.segment import segment
     from maskloom.flows.stages import Stages
     from maskloom.segcore.pipeline.worker import prepare_process
     from maskloom.tasks.clusters.local import LocalCluster
-    from maskloom.tasks.progress import Silent
 
     logging.basicConfig(level=logging.ERROR)
     with tempfile.TemporaryDirectory() as temporary:
@@ -127,7 +127,14 @@ def main() -> None:
                     {"inputs": str(source), "output": str(output), "segmenter": segmenter}, folder
                 )
                 started = time.perf_counter()
-                segment(recipe, take_inventory(recipe), Stages(), fanout, Silent(), Sharing())
+                segment(
+                    recipe,
+                    take_inventory(recipe),
+                    Stages(),
+                    fanout,
+                    RunProgress(Quiet()),
+                    Sharing(),
+                )
                 return time.perf_counter() - started
 
             for segmenter in SEGMENTERS.values():

@@ -31,7 +31,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import psutil
 
-from maskloom.flows.progress import Quiet, RunProgress
+from maskloom.flows.progress.displays import Quiet
+from maskloom.flows.progress.run import RunProgress
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

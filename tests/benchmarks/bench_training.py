@@ -3,8 +3,10 @@
 FOLDER has `images` and `labels`, one number per object. First the check of all images and masks,
 without and with what an earlier one has left; then the patches a second that one core draws; then
 training of a U-Net of depth 4 and 16 channels (1.94 million weights) on patches of 256: on one
-constant batch, fed by a thread, and fed by processes, in turn. A ratio of 1 means that the network
-never waits. The ratio of the processor's seconds is not spoiled by other work on the machine.
+constant batch, fed by a thread, and fed by processes, in turn: two, or on a GPU as many as maskloom
+takes of its own accord (there the constant batch lies on the card). A ratio of 1 means that the
+network never waits. The ratio of the processor's seconds is not spoiled by other work on the
+machine.
 """
 
 from __future__ import annotations
@@ -20,6 +22,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import cv2
+
 AUGMENTATION = [
     "flip",
     "rotate90",
@@ -30,7 +34,9 @@ AUGMENTATION = [
     *("noise", "blur"),
 ]
 """Of NUCLEI, all of them."""
-ROUNDS, STEPS = 7, 6
+ROUNDS = 7
+STEPS = int(os.environ.get("STEPS", "6"))
+"""Steps a round; a GPU takes more than a queue of batches holds only if there are some hundreds."""
 
 
 class Silent:
@@ -54,7 +60,15 @@ def main() -> None:
     from maskloom.flows.recipes import training as recipes
     from maskloom.segcore.deep.inference.runtime import import_keras
     from maskloom.segcore.storage.store import Store
-    from maskloom.segcore.training.feeding import Drawing, Feed, ProcessFeed, ThreadFeed
+    from maskloom.segcore.training.feeding import (
+        Drawing,
+        Feed,
+        ProcessFeed,
+        ThreadFeed,
+        feeding,
+        on_device,
+        runs_on_accelerator,
+    )
     from maskloom.segcore.training.loop import TrainingLoop
     from maskloom.segcore.training.run import prepare
     from maskloom.segcore.training.sampling import Sampler, SamplingOptions
@@ -90,6 +104,7 @@ def main() -> None:
             seconds = time.perf_counter() - started
             print(f"check of {len(sources[0])} images, {what} start: {seconds:.2f} s", flush=True)
         setup = prepared.setup
+        cv2.setNumThreads(1)
         for name, augmentation in (("none", ()), ("all", setup.recipe.augmentation)):
             options = SamplingOptions(setup.patch_shape, batch, 0.5, 0, augmentation)
             sampler = Sampler(
@@ -103,9 +118,16 @@ def main() -> None:
             print(f"one core draws, augmentation {name}: {rate:.0f} patches/s", flush=True)
         loop = TrainingLoop(setup, prepared.task, Store(f"{output}/model"))
         drawing = Drawing(sampler, prepared.task.arguments)
-        constant = drawing(0, 0)
+        constant, on_gpu = drawing(0, 0), runs_on_accelerator()
+        if on_gpu:
+            constant = on_device(constant)
         timed(loop._trainer, repeat(constant, 3))
-        with closing(ProcessFeed(drawing, 10**6, 2)) as processes:
+        several: Any = (
+            feeding(drawing, 10**6, setup.recipe.training)
+            if on_gpu
+            else closing(ProcessFeed(drawing, 10**6, 2))
+        )
+        with several as processes:
 
             def constantly(_: int) -> Iterator[Any]:
                 return repeat(constant, STEPS)
@@ -117,7 +139,7 @@ def main() -> None:
             ways = {
                 "constant batch": constantly,
                 "a thread": lambda number: fed_by(ThreadFeed(drawing, 10**6), number),
-                "2 processes": lambda number: fed_by(processes, number),
+                "processes": lambda number: fed_by(processes, number),
             }
             found: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
             for number in range(ROUNDS):

@@ -34,7 +34,7 @@ def test_dockerfiles():
     check("hadolint", *DOCKERFILES)
 
 
-def test_yaml():
+def test_yaml_passes_the_linter():
     check("yamllint", "--strict", "--config-file", DEPLOY / ".yamllint", DEPLOY)
 
 

@@ -265,7 +265,7 @@ def test_every_column_of_the_tables_is_described():
     from maskloom.segcore.statistics.area import Area
     from maskloom.tasks.image_rows import IMAGES_SCHEMA
     from maskloom.tasks.object_files import objects_schema
-    from maskloom.tasks.publish import table_schema
+    from maskloom.tasks.table_files import table_schema
 
     page = (DOCS / "outputs.md").read_text(encoding="utf-8")
     schemas = (IMAGES_SCHEMA, table_schema(Area()), objects_schema(1, located=True))

@@ -11,24 +11,17 @@ import pyarrow.parquet as pq
 import pytest
 import rasterio
 from affine import Affine
+from cli_support import command
 from skimage.measure import label
-from typer.testing import CliRunner
 
 import maskloom
 from maskloom.flows import change as flow
-from maskloom.flows.cli import app
 from maskloom.tasks.output import Output
 
 UTM = {"crs": "EPSG:32633", "transform": Affine(10, 0, 500000, 0, -10, 5300000)}
 FAR = {**UTM, "transform": Affine(10, 0, 600000, 0, -10, 5300000)}
 SHAPE = (60, 80)
 QUICK = ("--no-prefect", "--set", "cluster=serial", "--set", "report=false", "-q")
-
-
-def command(*words: object, exit_code: int = 0) -> str:
-    done = CliRunner().invoke(app, [str(word) for word in words])
-    assert done.exit_code == exit_code, done.output
-    return done.output
 
 
 def written(path: Path, bright: np.ndarray, place: dict[str, Any] = UTM) -> None:

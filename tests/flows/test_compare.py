@@ -234,7 +234,7 @@ def test_pixels_without_data_are_grey_and_have_no_class(tmp_path: Path) -> None:
         np.arange(900, dtype="uint16").reshape(30, 30) * 70,
     ],
 )
-def test_odd_images(pixels: np.ndarray, tmp_path: Path) -> None:
+def test_odd_images_are_drawn(pixels: np.ndarray, tmp_path: Path) -> None:
     compare(
         written(pixels, tmp_path),
         ["threshold", {"kind": "threshold", "method": "local"}],

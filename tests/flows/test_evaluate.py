@@ -13,19 +13,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
-from click.testing import Result
+from cli_support import invoke
+from matching_support import matched_share
 from PIL import Image
 from scipy import ndimage
 from sklearn import metrics
-from typer.testing import CliRunner
 
-from maskloom.flows.cli import app
 from maskloom.flows.evaluation.evaluate import _quality
 from maskloom.flows.recipes.training import make as make_training
 from maskloom.flows.train import sources
 from maskloom.segcore.annotations.label_mapping import LabelMapping, parse_values
 from maskloom.segcore.annotations.metrics import Confusion
-from maskloom.segcore.annotations.object_metrics import ObjectCounts, average_precision
+from maskloom.segcore.annotations.object_metrics import ObjectCounts
 from maskloom.segcore.evaluation.boundary import Boundary
 from maskloom.segcore.evaluation.scoring import (
     EvaluatedImage,
@@ -40,11 +39,6 @@ from maskloom.segcore.training.pairs import find_pairs
 
 DATA = os.environ.get("MASKLOOM_TEST_DATA")
 real = pytest.mark.skipif(not DATA, reason="MASKLOOM_TEST_DATA is not set")
-
-
-def command(*arguments: object) -> Result:
-    """Run maskloom in this process."""
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
 def blobs(seed: int) -> np.ndarray:
@@ -78,10 +72,10 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "-q",
     ]
     threshold = ["-s", "threshold", "-p", "value=140", "-p", "classes=[outside, cell]"]
-    assert command("segment", *common, "-o", folder / "out", *threshold).exit_code == 0
+    assert invoke("segment", *common, "-o", folder / "out", *threshold).exit_code == 0
     inner = "of={kind: threshold, value: 140, classes: [background, cell]}"
     assert (
-        command(
+        invoke(
             "segment", *common, "-o", folder / "cells", "-s", "connected_parts", "-p", inner
         ).exit_code
         == 0
@@ -104,7 +98,7 @@ SAID = ("--values", "0=outside,255=cell", "--void", "7", "--truth-suffix", "_mas
 
 
 def test_classes(made: Path) -> None:
-    done = command("evaluate", made / "out", "--truth", made / "truth" / "*.png", *SAID)
+    done = invoke("evaluate", made / "out", "--truth", made / "truth" / "*.png", *SAID)
     assert done.exit_code == 0, done.output
     assert "1 image has no truth and is not evaluated (p2.png)" in done.stderr
     assert "1200 pixels (5.6%) are void or no data in the truth" in done.stderr
@@ -148,7 +142,7 @@ def test_classes(made: Path) -> None:
 
 def test_two_workers_give_what_one_gives(made: Path, tmp_path: Path) -> None:
     for workers in (1, 2):
-        done = command(
+        done = invoke(
             "evaluate", made / "cells", "-t", made / "numbers", "--out", tmp_path / str(workers),
             "--workers", workers,
         )  # fmt: skip
@@ -171,7 +165,7 @@ def test_an_image_that_fails_is_named_and_does_not_stop_the_others(
     broken = tmp_path / "truth" / "p0_mask.png"
     broken.write_bytes(broken.read_bytes()[:-200])
     (tmp_path / "truth" / "notes.xyz").write_text("no mask")
-    done = command(
+    done = invoke(
         "evaluate", made / "out", "-t", tmp_path / "truth", *SAID, "--out", tmp_path / "here",
         "--workers", workers,
     )  # fmt: skip
@@ -182,7 +176,7 @@ def test_an_image_that_fails_is_named_and_does_not_stop_the_others(
     assert [row["image_id"] for row in table(tmp_path / "here", "images")] == [None, "p1"]
     # So does a truth of another size.
     Image.fromarray(np.zeros((90, 119), np.uint8)).save(broken)
-    other = command(
+    other = invoke(
         "evaluate", made / "out", "-t", tmp_path / "truth", *SAID, "--out", tmp_path / "here"
     )
     assert other.exit_code == 3, other.output
@@ -197,9 +191,9 @@ def test_folders_that_training_pairs_are_paired(made: Path, tmp_path: Path) -> N
         Image.fromarray((blobs(i) > 140).astype(np.uint8)).save(tmp_path / tile / "gt" / "p1.png")
     images = sorted(tmp_path.glob("*/rgb/*.png"))
     common = ["--no-prefect", "--set", "cluster=serial", "-q", "-o", tmp_path / "out"]
-    done = command("segment", *images, *common, "-s", "threshold", "-p", "value=140")
+    done = invoke("segment", *images, *common, "-s", "threshold", "-p", "value=140")
     assert done.exit_code == 0, done.output
-    done = command("evaluate", tmp_path / "out", "-t", tmp_path / "*" / "gt" / "*.png", "-q")
+    done = invoke("evaluate", tmp_path / "out", "-t", tmp_path / "*" / "gt" / "*.png", "-q")
     assert done.exit_code == 0, done.output
     assert "accuracy 1.000" in done.stdout
     recipe = {"network": "unet", "classes": ["out", "in"], "output": str(tmp_path / "model")}
@@ -213,7 +207,7 @@ def test_folders_that_training_pairs_are_paired(made: Path, tmp_path: Path) -> N
 
 
 def test_areas_are_of_all_images_of_the_run(made: Path) -> None:
-    assert command("evaluate", made / "out", "-t", made / "truth", *SAID, "-q").exit_code == 0
+    assert invoke("evaluate", made / "out", "-t", made / "truth", *SAID, "-q").exit_code == 0
     rows = {row["class_name"]: row for row in table(made / "out" / "evaluation", "areas")}
     masks = np.stack([mask_of(made / "out", f"p{i}.png") for i in range(3)])
     sample, truth = masks[:2, 5:], np.stack([blobs(i)[5:] > 150 for i in range(2)])
@@ -233,13 +227,13 @@ def test_areas_are_of_all_images_of_the_run(made: Path) -> None:
 
 
 def test_objects_are_compared_where_the_masks_hold_them(made: Path) -> None:
-    done = command("evaluate", made / "cells", "-t", made / "numbers", "--out", made / "here", "-q")
+    done = invoke("evaluate", made / "cells", "-t", made / "numbers", "--out", made / "here", "-q")
     assert done.exit_code == 0, done.output
     assert "PQ" in done.stdout
     rows = [row for row in table(made / "here", "objects") if row["image_id"] == "p0"]
     ids, truth = mask_of(made / "cells", "p0.png"), ndimage.label(blobs(0) > 150)[0]
     for row in rows:
-        assert row["ap_dsb2018"] == pytest.approx(average_precision(ids, truth, row["threshold"]))  # type: ignore[arg-type]
+        assert row["ap_dsb2018"] == pytest.approx(matched_share(ids, truth, row["threshold"]))  # type: ignore[arg-type]
         assert row["ap_coco"] is None
         found = int((np.unique(ids) > 0).sum())
         assert row["precision"] == row["matched"] / found  # type: ignore[operator]
@@ -251,7 +245,7 @@ def test_objects_are_compared_where_the_masks_hold_them(made: Path) -> None:
     assert len(rows) == 10
     assert rows[0]["matched"]
     # The same objects, found as connected parts of classes.
-    both = command(
+    both = invoke(
         "evaluate",
         made / "out",
         "-t",
@@ -270,7 +264,7 @@ def test_objects_are_compared_where_the_masks_hold_them(made: Path) -> None:
         if row["image_id"] == "p0" and row["class_name"] == "cell"
     ]
     assert [row["matched"] for row in again] == [row["matched"] for row in rows]
-    plain = command(
+    plain = invoke(
         "evaluate",
         made / "cells",
         "-t",
@@ -294,7 +288,7 @@ def test_a_file_of_colours_and_an_output_in_a_store(made: Path, tmp_path: Path) 
         Image.fromarray(colours).save(tmp_path / f"p{i}.png")
     fs = fsspec.filesystem("memory")
     fs.put(str(made / "out"), "/evaluated-run", recursive=True)
-    done = command(
+    done = invoke(
         "evaluate",
         "memory://evaluated-run",
         "-t",
@@ -309,7 +303,7 @@ def test_a_file_of_colours_and_an_output_in_a_store(made: Path, tmp_path: Path) 
     assert whole["void_pixels"] == 2 * 9 * 120
     # Names that a shell has expanded come as further arguments.
     files = sorted(tmp_path.glob("*.png"))
-    more = command(
+    more = invoke(
         "evaluate",
         made / "out",
         "-t",
@@ -357,7 +351,7 @@ def test_wrong_usage_ends_with_2(
         (made / name).mkdir(exist_ok=True)
     Image.fromarray(np.zeros((90, 119), np.uint8)).save(made / "small" / "p0.png")
     (made / "broken" / "p0.png").write_bytes(b"\x89PNG\r\n\x1a\nnothing more")
-    done = command("evaluate", *arguments)
+    done = invoke("evaluate", *arguments)
     assert done.exit_code == 2, done.output
     assert done.exception is None or isinstance(done.exception, SystemExit)
     assert re.search(told, done.stderr.replace("\n", " ")), done.stderr
@@ -366,7 +360,7 @@ def test_wrong_usage_ends_with_2(
 def test_a_mask_that_is_gone_ends_with_1(made: Path, tmp_path: Path) -> None:
     shutil.copytree(made / "out", tmp_path / "out")
     (tmp_path / "out" / "masks" / "p1.png").unlink()
-    done = command("evaluate", tmp_path / "out", "-t", made / "truth", *SAID)
+    done = invoke("evaluate", tmp_path / "out", "-t", made / "truth", *SAID)
     assert done.exit_code == 1, done.output
     assert "p1.png" in done.stderr
 
@@ -388,18 +382,18 @@ def interrupted(made: Path, output: Path, *kept: str) -> None:
 
 def test_a_run_that_is_not_finished(made: Path, tmp_path: Path) -> None:
     interrupted(made, tmp_path / "nothing")
-    done = command("evaluate", tmp_path / "nothing", "-t", made / "truth", *SAID)
+    done = invoke("evaluate", tmp_path / "nothing", "-t", made / "truth", *SAID)
     assert done.exit_code == 2
     assert re.search(
         "not finished: it has no mask yet, and 3 images are left. Run its recipe again", done.stderr
     )
     # What is there is evaluated as it will be when the run is finished.
     interrupted(made, tmp_path / "some", "p1")
-    done = command("evaluate", tmp_path / "some", "-t", made / "truth", *SAID)
+    done = invoke("evaluate", tmp_path / "some", "-t", made / "truth", *SAID)
     assert done.exit_code == 0, done.output
     assert "not finished, 2 images are left" in done.stderr
     assert (
-        command(
+        invoke(
             "evaluate", made / "out", "-t", made / "truth", *SAID, "--out", tmp_path / "whole"
         ).exit_code
         == 0
@@ -425,15 +419,15 @@ def test_masks_of_several_recipes_are_told_and_never_confused(made: Path, tmp_pa
     ]
     inner = "of={kind: threshold, value: 140, classes: [outside, cell]}"
     assert (
-        command(
+        invoke(
             "segment", made / "images" / "p1.png", *common, "-s", "connected_parts", "-p", inner
         ).exit_code
         == 0
     )
-    done = command("evaluate", tmp_path / "out", "-t", made / "truth", *SAID)
+    done = invoke("evaluate", tmp_path / "out", "-t", made / "truth", *SAID)
     assert done.exit_code == 2, done.output
     assert re.search(r"p1\.png holds ids of objects, other masks .* classes", done.stderr)
-    done = command("evaluate", tmp_path / "out", "-t", made / "truth" / "p0_mask.png", *SAID)
+    done = invoke("evaluate", tmp_path / "out", "-t", made / "truth" / "p0_mask.png", *SAID)
     assert done.exit_code == 0, done.output
     assert "made by 2 recipes" in done.stderr
 
@@ -455,10 +449,10 @@ def test_nothing_to_find_and_an_image_that_has_changed(tmp_path: Path) -> None:
         "-p",
         "value=9",
     ]
-    assert command("segment", tmp_path / "a.png", *common).exit_code == 0
+    assert invoke("segment", tmp_path / "a.png", *common).exit_code == 0
     # The picture is drawn without an image that has another size than its mask.
     Image.fromarray(np.zeros((60, 70), np.uint8)).save(tmp_path / "a.png")
-    done = command("evaluate", tmp_path / "out", "-t", tmp_path / "truth", "--objects", "-q")
+    done = invoke("evaluate", tmp_path / "out", "-t", tmp_path / "truth", "--objects", "-q")
     assert done.exit_code == 0, done.output
     assert "mean IoU 1.000, PQ -, AP (DSB2018) @0.5 -." in done.stdout
     assert (tmp_path / "out" / "evaluation" / "evaluation.png").exists()
@@ -484,7 +478,7 @@ def test_the_worst_images_are_those_with_errors() -> None:
 
 
 @real
-def test_membranes(tmp_path: Path) -> None:
+def test_a_threshold_on_a_real_slice_scores_as_scikit_learn_says(tmp_path: Path) -> None:
     """A threshold on a real slice: the figures are those of scikit-learn on the files
     themselves.
     """
@@ -493,10 +487,8 @@ def test_membranes(tmp_path: Path) -> None:
         Path(DATA) / "membrane" / name / "slice_18.png" for name in ("images", "labels")
     )
     common = ["--no-prefect", "--set", "cluster=serial", "-q", "-p", "classes=[membrane, inside]"]
-    assert (
-        command("segment", image, "-o", tmp_path / "o", "-s", "threshold", *common).exit_code == 0
-    )
-    done = command("evaluate", tmp_path / "o", "-t", truth, "-v", "0=membrane,255=inside", "-q")
+    assert invoke("segment", image, "-o", tmp_path / "o", "-s", "threshold", *common).exit_code == 0
+    done = invoke("evaluate", tmp_path / "o", "-t", truth, "-v", "0=membrane,255=inside", "-q")
     assert done.exit_code == 0, done.output
     true, mask = np.array(Image.open(truth)) > 0, mask_of(tmp_path / "o", "slice_18.png")
     rows = [
@@ -521,7 +513,9 @@ def save_volume(path: Path, values: np.ndarray) -> None:
 
 @pytest.mark.parametrize("suffix", [".npy", ".zarr"])
 @pytest.mark.parametrize("objects", [False, True], ids=["classes", "objects"])
-def test_volumes(tmp_path: Path, suffix: str, objects: bool) -> None:
+def test_measures_of_volumes_are_those_of_other_libraries(
+    tmp_path: Path, suffix: str, objects: bool
+) -> None:
     """Measures are those of scikit-learn, objects those of SciPy; boundaries go plane by plane."""
     shape = (10, 40, 50)
     field = ndimage.gaussian_filter(np.random.default_rng(3).normal(size=shape), 2)
@@ -540,10 +534,10 @@ def test_volumes(tmp_path: Path, suffix: str, objects: bool) -> None:
         f"inputs: images\noutput: out\nsegmenter: {segmenter}\ntiling: {{tile: 16}}\n"
         "cluster: serial\n"
     )
-    done = command("run", tmp_path / "recipe.yaml", "--no-prefect", "-q")
+    done = invoke("run", tmp_path / "recipe.yaml", "--no-prefect", "-q")
     assert done.exit_code == 0, done.output
     assert (tmp_path / "out" / "masks" / f"v{suffix}").exists()
-    done = command("evaluate", tmp_path / "out", "-t", tmp_path / "truth", "-q")
+    done = invoke("evaluate", tmp_path / "out", "-t", tmp_path / "truth", "-q")
     assert done.exit_code == 0, done.output
 
     found = volume > 150

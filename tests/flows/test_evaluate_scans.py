@@ -7,13 +7,11 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from click.testing import Result
+from cli_support import invoke
 from dicom_support import save, stack_of
 from scipy import ndimage
 from sklearn import metrics
-from typer.testing import CliRunner
 
-from maskloom.flows.cli import app
 from maskloom.flows.evaluation import report
 from maskloom.segcore.figures.evaluation import make_strip
 
@@ -27,11 +25,6 @@ LPS = np.diag([-0.8, -0.5, 2.0, 1.0])
 """The affine of `dicom_support.stack_of`."""
 THRESHOLD = ("-s", "threshold", "-p", "value=1000", "-p", "classes=[outside, inside]")
 OPTIONS = ("--no-prefect", "--quiet", "--set", "cluster=serial")
-
-
-def command(*arguments: object) -> Result:
-    """Run maskloom in this process."""
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
 def scan(path: Path, voxels: np.ndarray, affine: np.ndarray = LPS, axes: str = "LPS") -> Path:
@@ -53,7 +46,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("scans")
     save(folder / "in" / "ct", stack_of(VOXELS))
     scan(folder / "in" / "t1.nii.gz", VOXELS, axes="ASR")
-    done = command("segment", folder / "in", "-o", folder / "out", *THRESHOLD, *OPTIONS)
+    done = invoke("segment", folder / "in", "-o", folder / "out", *THRESHOLD, *OPTIONS)
     assert done.exit_code == 0, done.output
     return folder / "out"
 
@@ -70,7 +63,7 @@ EXPECTED = metrics.jaccard_score(TRUTH.ravel(), (VOXELS > 1000).ravel())
 def test_truth_in_any_order_of_its_axes_is_compared_where_it_is(run: Path, tmp_path: Path) -> None:
     scan(tmp_path / "ct" / "organs.nii.gz", TRUTH, axes="PIL")
     scan(tmp_path / "t1.nii.gz", TRUTH, axes="LAS")
-    done = command("evaluate", run, "--truth", tmp_path, "--out", tmp_path / "eval", "-q")
+    done = invoke("evaluate", run, "--truth", tmp_path, "--out", tmp_path / "eval", "-q")
     assert done.exit_code == 0, done.output
     assert done.stderr == ""
     found = iou(tmp_path / "eval")
@@ -90,7 +83,7 @@ def test_truth_elsewhere_is_refused_for_its_image(
 ) -> None:
     scan(tmp_path / "ct.nii.gz", TRUTH, affine)
     scan(tmp_path / "t1.nii.gz", TRUTH)
-    done = command("evaluate", run, "--truth", tmp_path, "--out", tmp_path / "eval", "-q")
+    done = invoke("evaluate", run, "--truth", tmp_path, "--out", tmp_path / "eval", "-q")
     assert done.exit_code == 3
     assert "ct.nii.gz lies elsewhere in the scanner than the mask of ct/series-" in done.stderr
     assert words in done.stderr
@@ -99,7 +92,7 @@ def test_truth_elsewhere_is_refused_for_its_image(
 
 def test_truth_without_a_place_is_compared_by_index_with_a_note(run: Path, tmp_path: Path) -> None:
     np.save(tmp_path / "ct.npy", TRUTH)
-    done = command("evaluate", run, "--truth", tmp_path, "--out", tmp_path / "eval", "-q")
+    done = invoke("evaluate", run, "--truth", tmp_path, "--out", tmp_path / "eval", "-q")
     assert done.exit_code == 0, done.output
     assert "1 image: of truth and mask only one says where its voxels are" in done.stderr
     assert iou(tmp_path / "eval")[None] == pytest.approx(EXPECTED)
@@ -107,7 +100,7 @@ def test_truth_without_a_place_is_compared_by_index_with_a_note(run: Path, tmp_p
 
 def test_truth_that_fits_no_series_names_those_that_would(run: Path, tmp_path: Path) -> None:
     scan(tmp_path / "ct1.nii.gz", TRUTH)
-    done = command("evaluate", run, "--truth", tmp_path, "-q")
+    done = invoke("evaluate", run, "--truth", tmp_path, "-q")
     assert done.exit_code == 2
     assert "of the folder: for example ct.nii.gz." in " ".join(done.stderr.split())
 
@@ -120,7 +113,7 @@ def test_the_picture_shows_the_series(
         report, "make_strip", lambda *given: seen.append(given[2]) or make_strip(*given)
     )
     scan(tmp_path / "ct.nii.gz", TRUTH)
-    done = command("evaluate", run, "--truth", tmp_path, "--out", tmp_path / "eval", "-q")
+    done = invoke("evaluate", run, "--truth", tmp_path, "--out", tmp_path / "eval", "-q")
     assert done.exit_code == 0, done.output
     (photo,) = seen
     # Some plane of the scan, stretched to the range of grey.

@@ -11,16 +11,9 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
-from maskloom.flows.progress import (
-    Bar,
-    Counter,
-    ItemProgress,
-    Lines,
-    Position,
-    Quiet,
-    RunProgress,
-    TrainingProgress,
-)
+from maskloom.flows.progress.displays import Bar, Lines, Position, Quiet
+from maskloom.flows.progress.run import Counter, ItemProgress, RunProgress
+from maskloom.flows.progress.training import TrainingProgress
 from maskloom.segcore.geometry import Tiling
 from maskloom.segcore.ground.space import AXES, Space
 from maskloom.segcore.pipeline.jobs import FinishJob, ImagesJob, RunSettings, TileRangeJob

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from tests_support import assert_same_results, photograph
 
-from maskloom.flows.progress import Both, Position, Quiet
+from maskloom.flows.progress.displays import Both, Position, Quiet
 from maskloom.flows.recipes.run import make
 from maskloom.flows.run import RunOptions, run
 from maskloom.flows.stages import Plain, Stages, Watched

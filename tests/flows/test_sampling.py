@@ -13,9 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 import rasterio
 from affine import Affine
-from typer.testing import CliRunner
+from cli_support import command
 
-from maskloom.flows.cli import app
 from maskloom.tasks.output import Output
 from maskloom.tasks.samples import Place, looked_up
 
@@ -24,12 +23,6 @@ SHAPE = (36, 44)
 UTM = {"crs": "EPSG:32633", "transform": Affine(10, 0, 500000, 0, -10, 5300000)}
 NEXT = {**UTM, "transform": Affine(10, 0, 510000, 0, -10, 5300000)}
 RNG = np.random.default_rng(4)
-
-
-def command(*words: object, exit_code: int = 0) -> str:
-    done = CliRunner().invoke(app, [str(word) for word in words])
-    assert done.exit_code == exit_code, done.output
-    return done.output
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from maskloom.flows.cli import app
 from maskloom.flows.orchestration.deployments import connected, when
-from maskloom.flows.recipes.run_file import Schedule
+from maskloom.flows.recipes.schedule import Schedule
 from maskloom.segcore.errors import RunError
 
 ZURICH = ZoneInfo("Europe/Zurich")

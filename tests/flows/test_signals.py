@@ -146,12 +146,12 @@ def folder(tmp_path: Path) -> Path:
         ("maskloom.tasks.segment:perform", "serial", ["--no-prefect"]),
         # In the driver.
         pytest.param(
-            "maskloom.flows.segment:write_plan", "serial", ["--no-prefect"], marks=NIGHTLY
+            "maskloom.flows.planning:write_plan", "serial", ["--no-prefect"], marks=NIGHTLY
         ),
-        pytest.param("maskloom.tasks.plan:describe", "serial", ["--no-prefect"], marks=NIGHTLY),
+        pytest.param("maskloom.tasks.describe:describe", "serial", ["--no-prefect"], marks=NIGHTLY),
         pytest.param("maskloom.tasks.fit:observe", "serial", ["--no-prefect"], marks=NIGHTLY),
         pytest.param("maskloom.tasks.fit:concluded", "local", ["--no-prefect"], marks=NIGHTLY),
-        pytest.param("maskloom.flows.segment:write_plan", "local", ["--quiet"], marks=NIGHTLY),
+        pytest.param("maskloom.flows.planning:write_plan", "local", ["--quiet"], marks=NIGHTLY),
         pytest.param("maskloom.tasks.segment:perform", "serial", [], marks=NIGHTLY),
     ],
 )

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from maskloom.flows.commands.results import print_result
+from maskloom.flows.outcome import Outcome
 from maskloom.flows.run import RunResult
-from maskloom.flows.segment import Outcome
 from maskloom.flows.terminal import EscapingFormatter, count, escaped, failure, line, recordable
 
 HOSTILE = [

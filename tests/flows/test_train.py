@@ -211,8 +211,24 @@ def test_the_command_trains_once_goes_on_for_more_epochs_and_tells_how_to_use_th
     assert second.exit_code == 0
     assert second.stdout.startswith("Nothing to do")
     assert path.stat().st_mtime_ns == before
-    changed = run(app, [*command, "training.rate=0.5"])
+    # Begun with a version of maskloom that had fewer keys: they were what is their default now.
+    record = folder / "out" / "training_state.json"
+    state = json.loads(record.read_text())
+    settings = state["settings"]
+    for section, keys in (
+        (settings, ["mask_suffix"]),
+        (settings["network"], ["encoder", "pooling"]),
+        (settings["augmentation"][0], ["horizontal", "z"]),
+        (settings["training"], ["optimiser", "unfreeze", "stage_rate"]),
+        (settings["split"], ["folds", "fold", "leave_out"]),
+    ):
+        for key in keys:
+            del section[key]
+    record.write_text(json.dumps(state))
+    assert run(app, [*command, "training.epochs=1"]).stdout.startswith("Nothing to do")
+    changed = run(app, [*command, "training.rate=0.5", "--set", "training.optimiser=sgd"])
     assert changed.exit_code == 2
+    assert 'training.optimiser was "adamw" and is "sgd"' in changed.stderr
     assert "training.rate was 0.02 and is 0.5" in changed.stderr
 
     # The rate of the default schedule follows the number of epochs: said, and kept in the card.

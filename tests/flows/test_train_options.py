@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import threading
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +28,12 @@ from typer.testing import CliRunner
 from maskloom.flows import series
 from maskloom.flows import train as flow
 from maskloom.flows.cli import app
-from maskloom.segcore.errors import RunError, Stopped
+from maskloom.segcore.deep.inference.files.model_cards import card_of_model
+from maskloom.segcore.deep.inference.files.weights import Weights
+from maskloom.segcore.deep.inference.scaling import Scaling
+from maskloom.segcore.deep.networks.recipe import NETWORKS
+from maskloom.segcore.errors import RecipeError, RunError, Stopped
+from maskloom.segcore.segmenters.network import NetworkModel
 from maskloom.segcore.storage.store import Store
 from maskloom.segcore.training import semantic
 from maskloom.segcore.training.log import write_curves
@@ -41,6 +46,7 @@ ALL = (
     "training.schedule=cosine",
     "training.sampling={classes: {bright: 3}, images: {'1': 2}}",
 )
+STAGES = ("initial=start.keras", "training.unfreeze=[1]", "training.stage_rate=0.5")
 
 
 @pytest.fixture
@@ -57,6 +63,18 @@ def never() -> bool:
     return False
 
 
+def write_start(folder: Path, classes: int = 3) -> list[np.ndarray]:
+    """Write the network of another training; this one has two classes."""
+    network = NETWORKS["unet"](width=2, depth=1, dropout=0.2, normalisation="batch")
+    model, path = network.build(1, classes), folder / "start.keras"
+    model.save(path)
+    sha256 = Weights.of(str(path)).sha256
+    card = card_of_model(model, "unet", tuple("abc"[:classes]), Scaling((0.0,), (1 / 255,)), sha256)
+    card = replace(card, network=asdict(network), dtype="uint8")
+    path.with_suffix(".json").write_bytes(card.dump())
+    return model.get_weights()
+
+
 @pytest.fixture
 def uncompiled(request):
     """No graphs, which take most of the time of small trainings, except in nightly cases."""
@@ -68,13 +86,43 @@ def uncompiled(request):
     tf.config.run_functions_eagerly(False)
 
 
+def require_averages(seen, paths, saved, tolerance):
+    mean = seen[0]
+    for values in seen[1:]:
+        mean = [0.8 * a + 0.2 * b for a, b in zip(mean, values, strict=True)]
+    for path, value in zip(paths, mean, strict=True):
+        if "moving" not in path:
+            found = [each for each in saved if each.shape == value.shape]
+            assert min(np.abs(each - value).max() for each in found) < tolerance
+
+
+@pytest.mark.filterwarnings("ignore:The structure of `inputs`:UserWarning")
+@pytest.mark.usefixtures("uncompiled")
+def test_a_network_without_numbers_for_a_validation_image_ends_the_training(folder):
+    for path in sorted((folder / "images").glob("*.png")):
+        pixels = np.asarray(Image.open(path)).astype(np.float32) / 255
+        if path.stem == "3":
+            pixels[8:16] = [[3e38, -3e38][i % 2] for i in range(pixels.shape[1])]
+        Image.fromarray(pixels).save(path.with_suffix(".tif"))
+        path.unlink()
+    training_run = made(
+        folder,
+        "training.epochs=1",
+        split={"validation": ["3"]},
+        scaling={"offset": [0.0], "factor": [1.0]},
+    )
+    with pytest.raises(RunError, match=r"validation loss became nan in epoch 1.*extreme pixels"):
+        flow.run(training_run, quiet=True)
+
+
 @pytest.mark.filterwarnings("ignore:The structure of `inputs`:UserWarning")
 @pytest.mark.usefixtures("uncompiled")
 @pytest.mark.parametrize(
     "options",
     [
-        pytest.param(ALL, id="all"),
-        pytest.param(ALL, id="all-compiled", marks=pytest.mark.nightly),
+        pytest.param((*ALL, *STAGES), id="all"),
+        pytest.param((*ALL, *STAGES), id="all-compiled", marks=pytest.mark.nightly),
+        pytest.param(STAGES, id="stages", marks=pytest.mark.nightly),
         *(pytest.param((each,), id=each[:14], marks=pytest.mark.nightly) for each in ALL),
         pytest.param(
             (*ALL, "training.precision=bfloat16", "network.normalisation=batch"),
@@ -84,14 +132,18 @@ def uncompiled(request):
     ],
 )
 def test_a_training_with_options_ends_the_same_after_interruptions(folder, options, monkeypatch):
-    """And saves the mean of the weights that its steps leave."""
+    """And saves the mean of the weights that its steps leave. Stages that wait hold still."""
     options = (*options, "training.epochs=2", "training.steps=2", "training.patch=32")
-    seen = []
+    if "initial=start.keras" in options:
+        options = (*options, "network.normalisation=batch")
+        start = write_start(folder)
+    seen, paths = [], []
     take = Steps.take
 
     def taken(how, trainer, arguments):
         loss = take(how, trainer, arguments)
-        seen.append([np.array(each, np.float64) for each in trainer.trainable_variables])
+        seen.append([np.array(each, np.float64) for each in trainer.weights])
+        paths[:] = [each.path for each in trainer.weights]
         return loss
 
     with monkeypatch.context() as patched:
@@ -117,15 +169,17 @@ def test_a_training_with_options_ends_the_same_after_interruptions(folder, optio
     for a, b in zip(saved, weights(folder / "cut"), strict=True):
         assert a.tobytes() == b.tobytes()
 
+    if "initial=start.keras" in options:
+        # But for the last layer, which has fewer classes. Means of batch normalisation hold too.
+        for values in seen[:2]:
+            same = [np.array_equal(a, b) for a, b in zip(values, start, strict=True)]
+            assert same == [True] * (len(start) - 2) + [False] * 2
+        assert not any(np.array_equal(a, b) for a, b in zip(seen[-1], seen[0], strict=True))
+
     if "training.ema=0.8" in options:
-        mean = seen[0]
-        for values in seen[1 : 2 * whole.epoch]:
-            mean = [0.8 * a + 0.2 * b for a, b in zip(mean, values, strict=True)]
-        for value in mean:
-            found = [each for each in saved if each.shape == value.shape]
-            # Of a batch in two parts, the average moves twice, half of the way each time.
-            tolerance = 0.02 if "training.accumulation=2" in options else 1e-5
-            assert min(np.abs(each - value).max() for each in found) < tolerance
+        # Of a batch in two parts, the average moves twice, half of the way each time.
+        tolerance = 0.02 if "training.accumulation=2" in options else 1e-5
+        require_averages(seen[: 2 * whole.epoch], paths, saved, tolerance)
 
     rows = table(folder / "cut" / "training_log.csv")
     history = json.loads((folder / "cut" / "training_history.json").read_text())["epochs"]
@@ -134,24 +188,13 @@ def test_a_training_with_options_ends_the_same_after_interruptions(folder, optio
 
 
 @pytest.mark.nightly
-def test_a_training_whose_stages_wait_ends_the_same_after_interruptions(folder):
-    short = ("training.epochs=2", "training.steps=2", "training.patch=32")
-    train(prepared(made(folder, *short, output="start")), Watch(), never)
-    (start,) = (folder / "start").glob("*.keras")
-    options = (*short, f"initial={start}", "training.unfreeze=[1]", "training.stage_rate=0.5")
-    train(prepared(made(folder, *options, output="whole")), Watch(), never)
-
-    def cut(watch, stop=never):
-        return train(prepared(made(folder, *options, output="cut")), watch, stop)
-
-    stop = threading.Event()
-    with pytest.raises(Stopped):
-        cut(Watch((1, 1), stop.set), stop.is_set)
-    with pytest.raises(Killed):
-        cut(Watch((2, 1), kill))
-    cut(Watch())
-    for a, b in zip(weights(folder / "whole"), weights(folder / "cut"), strict=True):
-        assert a.tobytes() == b.tobytes()
+def test_a_training_in_which_nothing_would_learn_is_refused(folder):
+    write_start(folder, 2)
+    options = (*STAGES, "network.normalisation=batch", "training.patch=32")
+    with pytest.raises(
+        RecipeError, match=r"none would learn before epoch 2\. Leave `unfreeze` out"
+    ):
+        train(prepared(made(folder, *options)), Watch(), never)
 
 
 @pytest.mark.nightly
@@ -248,7 +291,11 @@ def pretended(training_run, *_, **__):
     epochs = [{"epoch": 1, "loss": 0.5, "score": score}]
     store.publish("training_history.json", json.dumps({"epochs": epochs}).encode())
     metrics = {"mean_iou": score, "classes": {"dark": {"iou": 0.25, "dice": None}}}
-    store.publish("tiny.json", json.dumps({"about": {"metrics": metrics}}).encode())
+    card = {"kind": "unet", "about": {"metrics": metrics}}
+    store.publish("tiny.json", json.dumps(card).encode())
+    store.publish("tiny.keras", b"")
+    if recipe.training.rate == 0.5:
+        store.publish("report.html", b"")
     return TrainingResult(store.uri("tiny.keras"), ("mean IoU", score), 1, 1, 0.1, True)
 
 
@@ -280,6 +327,19 @@ def test_the_table_has_all_trials_and_the_last_line_the_best(folder, monkeypatch
     with Image.open(folder / "out" / "sweep.png") as picture:
         assert picture.size[0] > 100
 
+    # The page, which `maskloom report` writes again.
+    report = folder / "out" / "report.html"
+    assert f"Report: {report}" in ended.stdout
+    page = report.read_text()
+    assert "The best: rate 0.5, width 2, with a score of 0.5000." in page
+    assert page.count("failed: The loss became nan") == 2
+    assert '<a href="rate-0.5_width-2/report.html">' in page
+    assert "<td>rate-0.25_width-4</td>" in page
+    assert f"-s unet -p weights={folder / 'out' / 'rate-0.5_width-2' / 'tiny.keras'}" in page
+    report.unlink()
+    assert run(app, ["report", str(folder / "out")]).exit_code == 0
+    assert report.read_text() == page
+
     none = run(app, [*command, "--sweep", "rate=0.8,0.9"])
     assert none.exit_code == 1
     assert "All 2 trainings failed. The first: The loss became nan" in none.stderr
@@ -294,6 +354,9 @@ def test_the_table_has_all_trials_and_the_last_line_the_best(folder, monkeypatch
     assert [row["fold"] for row in rows] == ["1", "2", "3", "mean", "spread"] * 2
     assert [row["score"] for row in rows[3:5]] == ["0.25", "0.125"]
     assert (folder / "folds" / "rate-0.25" / "fold-3" / "tiny.json").exists()
+    page = (folder / "folds" / "report.html").read_text()
+    assert "The best: rate 0.25, mean of the folds, with a score of 0.5000." in page
+    assert "<td>rate-0.125/fold-2</td>" in page
 
 
 @pytest.mark.parametrize(
@@ -359,15 +422,21 @@ def test_folds_validate_each_image_once(folder):
         {"kind": "values", "values": {0: "dark", 1: "bright"}, "void": "rest"},
     ],
 )
-def test_whole_images_are_measured_as_evaluation_measures_them(folder, labels):
-    """The card has what `maskloom evaluate` says of masks that `maskloom segment` makes."""
+def test_whole_images_are_measured_as_evaluation_measures_them(folder, labels, monkeypatch, caplog):
+    """The card has what `maskloom evaluate` says of masks that `maskloom segment` makes; if the
+    training is quiet, so is that run.
+    """
     from maskloom.flows.evaluation import evaluate as evaluation
     from maskloom.flows.evaluation.options import EvaluationRequest
 
     path = write_recipe(folder, labels=labels)
     run = CliRunner().invoke
-    told = run(app, ["train", path, "--quiet"])
+    with monkeypatch.context() as patched:
+        patched.setattr(NetworkModel, "caution", lambda *_: "unlike those of training")
+        told = run(app, ["train", path, "--quiet"])
     assert told.exit_code == 0, told.output
+    cautions = [each for each in caplog.records if "unlike those" in each.getMessage()]
+    assert [each.levelname for each in cautions] == ["INFO"]
     card = json.loads((folder / "out" / "tiny.json").read_text())
     whole = card["about"]["metrics"]["whole_images"]
     assert f"On 1 whole image: mean IoU {whole['mean_iou']:.4f}" in told.stdout
@@ -388,14 +457,24 @@ def test_whole_images_are_measured_as_evaluation_measures_them(folder, labels):
 
 
 @pytest.mark.nightly
-def test_objects_of_whole_images_are_measured(folder):
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"labels": "instances"},
+        {"labels": {"kind": "instances", "border": "rim"}, "classes": ["dark", "bright", "rim"]},
+    ],
+)
+def test_objects_of_whole_images_are_measured(folder, changes):
     """By labels that number objects; the network finds none or some, and that is said."""
     from scipy import ndimage
 
     for path in (folder / "masks").iterdir():
         ids, _ = ndimage.label(np.asarray(Image.open(path)) == 1)
         Image.fromarray(ids.astype(np.uint16)).save(path)
-    told = CliRunner().invoke(app, ["train", write_recipe(folder, labels="instances"), "--quiet"])
+    told = CliRunner().invoke(app, ["train", write_recipe(folder, **changes), "--quiet"])
     assert told.exit_code == 0, told.output
     card = json.loads((folder / "out" / "tiny.json").read_text())
-    assert card["about"]["metrics"]["whole_images"]["classes"].keys() == {"dark", "bright"}
+    whole = card["about"]["metrics"]["whole_images"]
+    assert whole["classes"].keys() == {"dark", "bright"}
+    for measure in ("ap_dsb2018_50", "ap_dsb2018_50_by_image"):
+        assert (measure in whole) == ("border" in changes["labels"])

@@ -11,11 +11,13 @@ import pytest
 import yaml
 from dicom_support import save, stack_of
 from tests_support import assert_same_results, read_table
+from training_support import patch_shape_of
 from typer.testing import CliRunner
 
 from maskloom.flows import train as flow
 from maskloom.flows.cli import app
-from maskloom.flows.progress import Quiet, TrainingProgress
+from maskloom.flows.progress.displays import Quiet
+from maskloom.flows.progress.training import TrainingProgress
 from maskloom.flows.recipes import training as training_recipes
 from maskloom.segcore.annotations.masks import open_mask
 from maskloom.segcore.deep.inference.card import Card
@@ -95,13 +97,6 @@ def test_series_are_trained_with_masks_named_by_their_folders(tmp_path):
 def measured_once(monkeypatch):
     """How far a network looks, which takes seconds to measure, is measured once for all tests."""
     monkeypatch.setattr(semantic, "patch_shape_of", patch_shape_of)
-
-
-def patch_shape_of(recipe, channels, axes, *, measure=semantic.patch_shape_of, known={}):  # noqa: B006  what is known is kept on purpose
-    key = (recipe.network, recipe.training.patch, channels, axes, recipe.classes)
-    if key not in known:
-        known[key] = measure(recipe, channels, axes)
-    return known[key]
 
 
 @pytest.fixture

@@ -77,7 +77,7 @@ def test_answers_those_alone_who_know_the_token_and_name_an_image(
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "OPTIONS"])
 @pytest.mark.parametrize("address", ["", "api/images", "static/viewer.js"])
-def test_only_reads(client: TestClient, method: str, address: str) -> None:
+def test_the_page_only_reads(client: TestClient, method: str, address: str) -> None:
     assert client.request(method, f"/{TOKEN}/{address}").status_code == 405
 
 

@@ -15,8 +15,10 @@ from typing import Any
 import keras
 import numpy as np
 
-from maskloom.segcore.deep.inference.card import Card, ReceptiveField, Scaling
-from maskloom.segcore.deep.inference.files.examine import card_of_model
+from maskloom.segcore.deep.inference.card import Card
+from maskloom.segcore.deep.inference.files.model_cards import card_of_model
+from maskloom.segcore.deep.inference.receptive_field.field import ReceptiveField
+from maskloom.segcore.deep.inference.scaling import Scaling
 from maskloom.segcore.deep.networks.recipe import NETWORKS
 
 CLASSES = ("low", "middle", "high")
@@ -43,7 +45,7 @@ def write_networks(folder: Path) -> dict[str, str]:
     x = keras.layers.Conv2D(4, 3, padding="same", activation="relu")(inputs)
     models["network"] = keras.Model(inputs, keras.layers.Conv2D(3, 1, activation="softmax")(x))
     paths = {kind: _written(model, kind, folder) for kind, model in models.items()}
-    found = {"mask_rcnn": _write_mask_rcnn(folder), "instances": _write_vectors(folder)}
+    found = {"mask_rcnn": write_mask_rcnn(folder), "instances": _write_vectors(folder)}
     return {**paths, **found}
 
 
@@ -116,7 +118,7 @@ def _write_vectors(folder: Path) -> str:
     return str(path)
 
 
-def _write_mask_rcnn(folder: Path) -> str:
+def write_mask_rcnn(folder: Path) -> str:
     """A Mask R-CNN that finds the bright squares of `squares.png`.
 
     Its finest level is 1 channel of the image, pooled to cells of 4 pixels: a square of 16 pixels

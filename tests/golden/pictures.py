@@ -65,7 +65,7 @@ def write_pictures(folder: Path) -> None:
     many[..., 0] += _noise(*np.mgrid[:530, :510].astype(np.int64), 30).astype(np.uint16)
     _tiff(folder / MANY, many)
     os.utime(folder / MANY, (_TIME, _TIME))
-    Image.fromarray(_squares(240, 330)).save(folder / SQUARES)
+    Image.fromarray(squares(240, 330)).save(folder / SQUARES)
     Image.fromarray(_cells(260, 330)).save(folder / CELLS)
 
 
@@ -113,7 +113,7 @@ def _discs(y: np.ndarray, x: np.ndarray) -> np.ndarray:
     return np.asarray(near_y * near_y + near_x * near_x < radius * radius)
 
 
-def _squares(height: int, width: int) -> np.ndarray:
+def squares(height: int, width: int) -> np.ndarray:
     """Squares of 16 pixels whose corners are multiples of 16: (y, x, 3) uint8."""
     y, x = np.mgrid[:height, :width].astype(np.int64)
     bright = (y // 16 % 3 == 1) & (x // 16 % 4 == 2) & (_noise(y // 48, x // 64, 5) < 170)

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 from tests_support import photograph, read_masks, read_table, write_tiff
 
-import maskloom.flows.segment
+import maskloom.flows.planning
 from maskloom.segcore.raster.spec import FORMATS
 from maskloom.tasks import batching
 
@@ -48,7 +48,7 @@ def at(moment: str, monkeypatch: pytest.MonkeyPatch, act: Callable[[], None]) ->
     """Let something happen once, at a moment of the run."""
     once = [act]
     module, name = {
-        "planned": (maskloom.flows.segment, "write_plan"),
+        "planned": (maskloom.flows.planning, "write_plan"),
         "opened": (type(FORMATS["picture"]), "open"),
     }[moment]
     before = getattr(module, name)

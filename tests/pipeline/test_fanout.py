@@ -51,9 +51,15 @@ pytestmark = pytest.mark.timeout(5 * HANG)
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Dask]:
-    with LocalCluster(workers=2).open(jobs.prepare, threading.Event()) as dask:
+    """Two workers, of which the second starts when there are two jobs."""
+    dask = LocalCluster(workers=2).open(jobs.prepare, threading.Event())
+    dask.expect(1)
+    with dask:
+        assert len(list(dask.map(jobs.squares, bundles(1)))) == len(dask.client.nthreads()) == 1
+        list(dask.map(jobs.squares, bundles(2)))
         # Jobs given to the first worker would wait there for each other.
         dask.client.wait_for_workers(2)
+        assert comes_true(lambda: dask.require_workers() or dask.in_flight.limit == 6)
         yield dask
 
 

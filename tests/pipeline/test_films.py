@@ -274,7 +274,7 @@ def recipe(tmp_path: Path, **keys: object) -> Path:
     return path
 
 
-def test_plan_and_audit(inputs, tmp_path, maskloom):
+def test_plan_counts_all_times_and_audit_takes_a_film(inputs, tmp_path, maskloom):
     planned = maskloom("plan", recipe(tmp_path))
     assert planned.exit_code == 0, planned.output
     assert "images 13 of 13 (0 unreadable)" in planned.output

@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import cv2
 import keras
@@ -17,9 +18,9 @@ from detections_support import BlobFinder, write_weights
 from skimage import draw, filters
 from tests_support import assert_same_results, read_masks, read_table
 
-from maskloom.segcore.deep.inference.card import Scaling
-from maskloom.segcore.deep.inference.files.examine import card_of_model
+from maskloom.segcore.deep.inference.files.model_cards import card_of_model
 from maskloom.segcore.deep.inference.files.weights import Weights
+from maskloom.segcore.deep.inference.scaling import Scaling
 from maskloom.segcore.deep.networks.recipe import NETWORKS
 from maskloom.segcore.segmenters import mask_rcnn
 
@@ -47,13 +48,15 @@ def weights(tmp_path_factory) -> str:
 # By day tests/flows/test_train_volumes.py does it with another U-Net, and the golden runs without
 # workers.
 @pytest.mark.nightly
-def test_tiles_and_workers_change_no_pixel(collection, maskloom, weights, two_workers):
+@pytest.mark.parametrize("scaling", [None, {"by": "range", "percentiles": [1, 99]}])
+def test_tiles_and_workers_change_no_pixel(collection, maskloom, weights, two_workers, scaling):
     segmenter = {
         "kind": "unet",
         "weights": weights,
         "patch": 128,
         "precision": "float32",
         "engine": "tensorflow",
+        **({} if scaling is None else {"scaling": scaling}),
     }
     recipe = collection.recipe(segmenter=segmenter, inputs=["images/p*.*"])
     workers = ["tiling.tile=64", f"cluster={two_workers}"]
@@ -81,15 +84,19 @@ def test_tiles_and_workers_change_no_pixel(collection, maskloom, weights, two_wo
 
 
 def test_the_choice_of_a_run_is_recorded_and_kept(collection, maskloom, weights):
-    recipe = collection.recipe(
-        segmenter={"kind": "unet", "weights": weights, "patch": 128}, inputs=["images/p*.png"]
-    )
+    segmenter = {"kind": "unet", "weights": weights, "patch": 128}
+    # Of each image, although `fit` is the collection.
+    segmenter["scaling"] = {"by": "deviation", "bands": "together"}
+    recipe = collection.recipe(segmenter=segmenter, inputs=["images/p*.png"])
     assert maskloom("run", recipe, *QUIET).exit_code == 0
     (path,) = collection.output.glob("runs/*/choices.json")
     ((_, choice),) = json.loads(path.read_text()).items()
     for row in read_table(collection.output, "images"):
         said = json.loads(row["segmenter"])
         assert (said["engine"], said["precision"]) == (choice["engine"], choice["precision"])
+        pixels = cv2.imread(str(collection.folder / "images" / Path(row["uri"]).name))
+        np.testing.assert_allclose(said["scaling"]["offset"], [pixels.mean()], rtol=1e-12)
+    assert not list(collection.output.glob("runs/*/model.json"))
     assert "Nothing to do" in maskloom("run", recipe, *QUIET).output
 
 

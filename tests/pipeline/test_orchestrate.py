@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import textwrap
@@ -16,13 +17,17 @@ from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NoReturn
 
 import psutil
 import pytest
+from prefect_support import ask, url
 
 from maskloom.flows.orchestration import prefect as prefect_module
+from maskloom.flows.orchestration import server as server_module
 from maskloom.flows.orchestration.prefect import Prefect
+from maskloom.flows.orchestration.server import started_early
 from maskloom.flows.signals import stop_on_signals
 from maskloom.flows.stages import Orchestrator, Plain, Stages, Watched
 from maskloom.segcore.errors import FitError, RunError, Stopped
@@ -49,8 +54,6 @@ class FirstRuns:
 
 @pytest.fixture
 def first_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FirstRuns:
-    import sqlite3
-
     home = tmp_path / "prefect"
     monkeypatch.setenv("PREFECT_HOME", str(home))
     monkeypatch.delenv("PREFECT_API_URL", raising=False)
@@ -80,26 +83,15 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def prefect(home: Path) -> Iterator[Prefect]:
-    """Prefect with a server that all tests of this module share."""
-    with Prefect(PARAMETERS) as orchestrator:
+    """Prefect with a server that all tests of this module share, started before it."""
+    with started_early(True) as server, Prefect(PARAMETERS, server) as orchestrator:
+        assert orchestrator._server is server is not None
         yield orchestrator
 
 
 @pytest.fixture(params=["plain", "prefect"])
 def orchestrator(request: pytest.FixtureRequest) -> Orchestrator:
     return Plain() if request.param == "plain" else request.getfixturevalue("prefect")
-
-
-def url(prefect: Prefect) -> str:
-    assert prefect._api is not None
-    return prefect._api.result()
-
-
-def ask(prefect: Prefect, path: str, **filters: Any) -> Any:
-    """What the server answers."""
-    import httpx
-
-    return httpx.post(f"{url(prefect)}/{path}", json=filters).json()
 
 
 def task_runs(prefect: Prefect) -> Counter[tuple[str, str]]:
@@ -402,9 +394,56 @@ def test_a_configured_server_is_used(
         )
         assert url(other) == url(prefect)
         assert task_runs(other) == {("add", "COMPLETED"): 1}
-        assert other.run_url is not None
-        assert str(other.flow_run_id) in other.run_url
     assert ask(prefect, "flow_runs/count") > 0
+
+
+def test_a_server_that_no_run_needs_ends(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with started_early(True) as server:
+        assert server is not None
+    server._child.wait(HANG)
+    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
+    for wanted in (True, False):
+        with started_early(wanted) as server:
+            assert server is None
+
+
+def test_a_database_is_migrated_where_it_may_have_to_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "prefect.db"
+    migrated: list[str] = []
+
+    def write(revision: str) -> None:
+        with closing(sqlite3.connect(file)) as database, database:
+            database.execute("create table if not exists alembic_version (version_num text)")
+            database.execute("delete from alembic_version")
+            database.execute("insert into alembic_version values (?)", (revision,))
+
+    async def create_db() -> None:
+        migrated.append("newest")
+        write("newest")
+
+    url = f"sqlite+aiosqlite:///{file}"
+    database = SimpleNamespace(
+        database_config=SimpleNamespace(connection_url=url), create_db=create_db
+    )
+    monkeypatch.setattr("prefect.server.database.provide_database_interface", lambda: database)
+
+    def migrations() -> int:
+        before = len(migrated)
+        with server_module._exclusive(tmp_path) as known:
+            server_module._migrate(known)
+        return len(migrated) - before
+
+    assert [migrations(), migrations()] == [1, 0]
+    write("of an older Prefect")
+    assert [migrations(), migrations()] == [1, 0]
+    file.unlink()
+    assert [migrations(), migrations()] == [1, 0]
+    monkeypatch.setattr("prefect.__version__", "4.0.0")
+    assert [migrations(), migrations()] == [1, 0]
+    database.database_config.connection_url = "postgresql+asyncpg://localhost/prefect"
+    assert [migrations(), migrations()] == [1, 1]
 
 
 def test_a_configured_server_that_does_not_answer_ends_the_run(

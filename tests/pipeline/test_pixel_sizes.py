@@ -174,7 +174,7 @@ def test_a_map_keeps_its_areas_and_says_so(tmp_path, segment, caplog):
         ("level='1 parsec'", "got 'parsec'"),
     ],
 )
-def test_wrong_sizes(tmp_path, segment, given, message):
+def test_wrong_pixel_sizes_are_refused_with_a_reason(tmp_path, segment, given, message):
     Image.fromarray(SQUARE).save(tmp_path / "in" / "a.png")
     result = segment(given)
     assert message in result.output

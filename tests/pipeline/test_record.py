@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import yaml
 from PIL import Image
+from prefect_support import ask, url
 
 from maskloom.flows.orchestration import record
 from maskloom.flows.orchestration.prefect import Prefect
@@ -83,17 +84,6 @@ def settle() -> None:
 
     for worker in (EventsWorker, APILogWorker):
         worker.drain_all(timeout=HANG)
-
-
-def url(prefect: Prefect) -> str:
-    assert prefect._api is not None
-    return prefect._api.result()
-
-
-def ask(prefect: Prefect, path: str, **filters: Any) -> Any:
-    import httpx
-
-    return httpx.post(f"{url(prefect)}/{path}", json=filters).json()
 
 
 def last_flow_run(prefect: Prefect) -> dict[str, Any]:
@@ -244,7 +234,8 @@ def test_a_cancel_at_the_server_stops_a_run(
 def test_progress_is_on_record_and_ends_where_the_run_is(
     prefect: Prefect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from maskloom.flows.progress import Quiet, RunProgress
+    from maskloom.flows.progress.displays import Quiet
+    from maskloom.flows.progress.run import RunProgress
 
     monkeypatch.setattr(record, "SECONDS", 0.05)
 

@@ -20,7 +20,8 @@ from PIL import Image
 
 from maskloom.flows import segment as flow
 from maskloom.flows.inventory import Sharing, take_inventory
-from maskloom.flows.progress import Quiet, RunProgress
+from maskloom.flows.progress.displays import Quiet
+from maskloom.flows.progress.run import RunProgress
 from maskloom.flows.recipes import run as recipes
 from maskloom.flows.stages import Stages
 from maskloom.segcore.pipeline.records import ImageResult, PlannedImage
@@ -29,8 +30,11 @@ from maskloom.segcore.raster.source import Source
 from maskloom.segcore.raster.spec import RasterSpec
 from maskloom.segcore.storage.store import Store
 from maskloom.tasks import plan as planning
+from maskloom.tasks import plan_file
 from maskloom.tasks.clusters.serial import SerialCluster
-from maskloom.tasks.plan import Fingerprint, LastRun, empty_plan, make_shards, read_plan, write_plan
+from maskloom.tasks.last_run import LastRun
+from maskloom.tasks.plan import Fingerprint, empty_plan, make_shards
+from maskloom.tasks.plan_file import read_plan, write_plan
 
 WORK = Fingerprint("name", "f1", {})
 
@@ -59,7 +63,7 @@ def peak_of_plan(store: Store, count: int) -> int:
 
 
 def test_a_plan_is_never_in_memory_as_a_whole(tmp_path, monkeypatch):
-    monkeypatch.setattr(planning, "ROW_GROUP", 250)
+    monkeypatch.setattr(plan_file, "ROW_GROUP", 250)
     monkeypatch.setattr(planning, "SHARD_IMAGES", 50)
     store = Store(str(tmp_path))
     peak_of_plan(store, 1)  # what is imported and cached once
@@ -113,7 +117,7 @@ def run_of(tmp_path):
 def test_images_and_results_alive_in_the_driver_do_not_grow_with_the_run(run_of, monkeypatch):
     monkeypatch.setattr(flow, "SHARDS_AT_ONCE", 1)
     monkeypatch.setattr(planning, "SHARD_IMAGES", 4)
-    monkeypatch.setattr(planning, "ROW_GROUP", 4)
+    monkeypatch.setattr(plan_file, "ROW_GROUP", 4)
     assert run_of(24) <= run_of(8)
 
 

@@ -20,8 +20,6 @@ from serving_support import (
     write_recipe,
 )
 
-from maskloom.flows.recipes.run_file import Schedule
-
 pytestmark = pytest.mark.timeout(3 * HANG)
 
 
@@ -61,24 +59,6 @@ def test_schedules_and_events_start_runs_and_a_restart_pauses_nothing(
         assert [each["active"] for each in server.deployment("nightly")["schedules"]] == [True]
         nightly.serve()
         wait_until("scheduled runs", lambda: server.runs("nightly", "Scheduled"))
-
-
-def is_scheduled(server: Server, name: str) -> bool:
-    """Whether a deployment has an active schedule with runs to come."""
-    deployment = server.deployment(name)
-    active = [each["active"] for each in deployment["schedules"]]
-    wait_until("scheduled runs", lambda: server.runs(name, "Scheduled"))
-    return active == [True] and not deployment["paused"]
-
-
-def register_again(server: Server, name: str, recipe: Path, schedule: Schedule) -> None:
-    """What a service does when it starts."""
-    from prefect.settings import temporary_settings
-
-    from maskloom.flows.orchestration.deployments import Deployed, connected, register
-
-    with temporary_settings({"api.url": server.url}), connected() as client:
-        register(client, Deployed(name, str(recipe), (), schedule))
 
 
 @pytest.mark.nightly

@@ -25,7 +25,7 @@ from several_files import (
 )
 from tests_support import photograph, read_masks, read_table
 
-import maskloom.flows.segment as flow
+import maskloom.flows.planning as planning
 from maskloom.segcore.masks import MASKS
 from maskloom.segcore.raster.spec import FORMATS
 from maskloom.tasks import batching
@@ -291,15 +291,15 @@ def test_a_run_that_stopped_goes_on_with_its_plan(tmp_path, maskloom, monkeypatc
     save_series(f"{tmp_path}/in/scan", PICTURE)
     save_chunks(f"{tmp_path}/in/scene.chunks", PICTURE)
     command = ("segment", tmp_path / "in", "-o", tmp_path / "out", *THRESHOLD, *QUIET)
-    write_plan = flow.write_plan
+    write_plan = planning.write_plan
 
     def killed(*arguments):
         write_plan(*arguments)
         raise RuntimeError("killed")
 
-    monkeypatch.setattr(flow, "write_plan", killed)
+    monkeypatch.setattr(planning, "write_plan", killed)
     assert maskloom(*command).exit_code == 1
-    monkeypatch.setattr(flow, "write_plan", write_plan)
+    monkeypatch.setattr(planning, "write_plan", write_plan)
 
     assert maskloom(*command).exit_code == 0
     assert len(list(Path(tmp_path / "out" / "runs").glob("*/plan.json"))) == 1

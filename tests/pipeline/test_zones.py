@@ -84,20 +84,6 @@ def rows(output: Path) -> list[dict[str, Any]]:
     )
 
 
-def pixel_polygons(transform: Affine) -> list[list[Any]]:
-    """The outline of each pixel in the CRS of the image."""
-    height, width = SHAPE
-    return [
-        [
-            shapely.Polygon(
-                [transform @ (x + dx, y + dy) for dx, dy in ((0, 0), (1, 0), (1, 1), (0, 1))]
-            )
-            for x in range(width)
-        ]
-        for y in range(height)
-    ]
-
-
 def brute(polygon: Any, transform: Affine) -> dict[str | None, float]:
     """Area of a polygon by class, pixel by pixel."""
     height, width = SHAPE

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from plans_support import plan_of
 
 from maskloom.segcore.ground.space import Space
 from maskloom.segcore.pipeline.records import Failure, PlannedImage
@@ -15,19 +16,9 @@ from maskloom.segcore.raster.source import Source
 from maskloom.segcore.raster.spec import RasterSpec
 from maskloom.segcore.storage.store import Store
 from maskloom.tasks.commits.ledger import Committed
-from maskloom.tasks.plan import (
-    HEAD,
-    Fingerprint,
-    LastRun,
-    identify,
-    make_plan,
-    pending,
-    read_head,
-    read_plan,
-    with_addresses,
-    write_head,
-    write_plan,
-)
+from maskloom.tasks.last_run import HEAD, LastRun, read_head, write_head
+from maskloom.tasks.plan import Fingerprint, identify, pending
+from maskloom.tasks.plan_file import read_plan, with_addresses, write_plan
 
 WORK = Fingerprint("name", "f1", {"segmenter": {"kind": "kmeans"}})
 
@@ -88,7 +79,7 @@ def test_a_plan_is_read_back_as_it_was_written(tmp_path):
     spec = item(3).spec
     assert spec is not None
     placed = replace(item(3), spec=replace(spec, space=points, notes=("it is placed by points",)))
-    plan = make_plan(WORK, LastRun("before", 4), "name-1", [item(1), item(2), placed, broken], {})
+    plan = plan_of(WORK, LastRun("before", 4), "name-1", [item(1), item(2), placed, broken], {})
     write_plan(store, plan)
     assert read_plan(store, "name-1") == plan
     assert (plan.parent, plan.sequence) == ("before", 5)
@@ -101,7 +92,7 @@ def test_addresses_are_not_in_plans_and_come_back_from_the_inputs(tmp_path):
         replace(item(i), source=replace(source(i), address=f"https://host/{i}?sig=c0ffee"))
         for i in range(2)
     ]
-    write_plan(store, make_plan(WORK, LastRun(), "r", items, {}))
+    write_plan(store, plan_of(WORK, LastRun(), "r", items, {}))
 
     assert not any(b"c0ffee" in path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
     plan = read_plan(store, "r")
@@ -115,7 +106,7 @@ def test_addresses_are_not_in_plans_and_come_back_from_the_inputs(tmp_path):
 
 def test_images_that_replace_rows_go_where_these_rows_are():
     committed = {row(i).uri: row(i, file=f"{i % 2}.parquet") for i in range(4)}
-    plan = make_plan(WORK, LastRun(), "new", [item(i) for i in range(6)], committed)
+    plan = plan_of(WORK, LastRun(), "new", [item(i) for i in range(6)], committed)
     files = {shard.file: [i.source.image_id for i in shard.images] for shard in plan.shards}
     assert files == {
         "0.parquet": ["0", "2"],
@@ -127,7 +118,7 @@ def test_images_that_replace_rows_go_where_these_rows_are():
 @given(st.lists(st.integers(1, 40_000), min_size=1, max_size=60))
 def test_shards_hold_every_image_once_in_order_and_stay_small(sides):
     items = [item(i, side) for i, side in enumerate(sides)]
-    plan = make_plan(WORK, LastRun(), "run", items, {})
+    plan = plan_of(WORK, LastRun(), "run", items, {})
     assert [i for shard in plan.shards for i in shard.images] == items
     for shard in plan.shards:
         assert len(shard.images) == 1 or sum(i.spec.pixels for i in shard.images if i.spec) <= 2**29
@@ -163,7 +154,7 @@ def test_a_head_that_is_behind_its_manifests_is_put_right(tmp_path, head):
 
 def test_runs_that_end_side_by_side_leave_the_last_of_them_as_head(tmp_path):
     store = Store(str(tmp_path))
-    plans = [make_plan(WORK, LastRun(), identity, [item(1)], {}) for identity in ("r-a", "r-b")]
+    plans = [plan_of(WORK, LastRun(), identity, [item(1)], {}) for identity in ("r-a", "r-b")]
     for plan in plans:
         record = {"run_id": plan.run_id, "sequence": plan.sequence}
         store.publish(f"runs/{plan.run_id}/manifest.json", json.dumps(record).encode())

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from plans_support import plan_of
 
 from maskloom.segcore.pipeline.records import Failure, ImageResult, PlannedImage, Shard
 from maskloom.segcore.raster.source import Source
@@ -15,7 +16,9 @@ from maskloom.segcore.storage.parquet import read_parquet
 from maskloom.segcore.storage.store import Store
 from maskloom.tasks.commits.ledger import Ledger
 from maskloom.tasks.image_rows import IMAGES_SCHEMA
-from maskloom.tasks.plan import Fingerprint, LastRun, make_plan, write_plan
+from maskloom.tasks.last_run import LastRun
+from maskloom.tasks.plan import Fingerprint
+from maskloom.tasks.plan_file import write_plan
 from maskloom.tasks.publish import Tables
 
 SOURCES = [Source(f"s3://bucket/{name}.tif", name, "1", 10) for name in "abc"]
@@ -23,7 +26,7 @@ FAILED = Failure("FormatError", "no header", permanent=True)
 
 
 def tables_of(store: Store) -> Tables:
-    plan = make_plan(
+    plan = plan_of(
         Fingerprint("name", "f1", {}),
         LastRun("before", 4),
         "name-1",

@@ -14,7 +14,7 @@ from tls_support import certificates
 
 from maskloom.flows.recipes.run import load
 from maskloom.segcore.errors import RecipeError, RunError
-from maskloom.tasks.clusters import slurm
+from maskloom.tasks.clusters import slurm_commands
 from maskloom.tasks.clusters.slurm import SlurmCluster
 from maskloom.tasks.clusters.tls import Tls
 
@@ -154,10 +154,10 @@ def test_the_queue_is_what_squeue_says(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     program.write_text("#!/bin/sh\necho '7|PENDING|(Resources)'\necho '8|COMPLETING|None'\n")
     program.chmod(0o755)
-    assert slurm._queue() == {"7": ("PENDING", "(Resources)")}
+    assert slurm_commands.jobs_in_queue() == {"7": ("PENDING", "(Resources)")}
     # Where SLURM itself is away no job is taken for lost.
     program.write_text("#!/bin/sh\necho 'Unable to contact slurm controller' >&2\nexit 1\n")
-    assert slurm._queue() is None
+    assert slurm_commands.jobs_in_queue() is None
 
 
 def test_the_recipe_of_deploy_loads() -> None:

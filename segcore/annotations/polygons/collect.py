@@ -355,8 +355,8 @@ def polygonal(shapes: NDArray[Any], counts: _Counts) -> NDArray[Any]:
     invalid = areal & ~shapely.is_valid(shapes)
     collections = areal & (shapely.get_type_id(shapes) == shapely.GeometryType.GEOMETRYCOLLECTION)
     for i in np.flatnonzero(invalid | collections).tolist():
-        mended = shapely.make_valid(shapes[i], method="structure", keep_collapsed=False)
-        parts = shapely.get_parts(shapely.get_parts(mended))
+        repaired = shapely.make_valid(shapes[i], method="structure", keep_collapsed=False)
+        parts = shapely.get_parts(shapely.get_parts(repaired))
         parts = parts[shapely.get_type_id(parts) == shapely.GeometryType.POLYGON]
         parts = parts[np.isfinite(shapely.bounds(parts)).all(axis=1)]
         shapes[i] = shapely.multipolygons(parts) if len(parts) else None

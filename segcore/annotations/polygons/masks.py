@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from maskloom.segcore.annotations.label_mapping import VOID
+from maskloom.segcore.annotations.polygons.drawn import DrawnCells
 from maskloom.segcore.annotations.polygons.store import Bounds, Feature, StoreReader
 from maskloom.segcore.errors import FormatError
 from maskloom.segcore.geometry import Box, Shape
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
 CELL = 256
 """Side of a cell in pixels."""
 _CACHED_BYTES = 2**25
+_DRAWN = DrawnCells(2**26)
+"""For readers of the same image, one after the other."""
 _MARGIN = 2
 """Pixels around a cell within which edges are kept when a large polygon is cut to the cell."""
 _MANY_VERTICES = 1000
@@ -95,7 +98,7 @@ class PolygonReader:
         values = np.empty(box.shape, np.int64)
         wanted = list(self._cells_of(box))
         absent = [index for index in wanted if index not in self._cells]
-        drawn = self._draw(absent)
+        drawn = self._drawn(absent)
         for index in wanted:
             cell = self._cell(index)
             labels = drawn[index] if index in drawn else self._cells[index]
@@ -146,6 +149,20 @@ class PolygonReader:
             self._cells.move_to_end(index)
         while len(self._cells) * CELL * CELL * 8 > _CACHED_BYTES:
             self._cells.popitem(last=False)
+
+    def _drawn(self, indices: Sequence[Shape]) -> dict[Shape, NDArray[np.int64]]:
+        """The values of these cells, drawn now or by an earlier reader."""
+        # A store is written once, and its path is its own.
+        mask, space, rules = self.mask, self.mask.space, self.mask.rules
+        place = mask.shape, mask.reduction, space.affine, space.crs
+        drawing = rules.overlap, rules.all_touched, rules.outside_id, rules.numbered
+        image = mask.store, mask.groups, place, drawing
+        known = {index: _DRAWN.get((image, index)) for index in indices}
+        found = {index: cell for index, cell in known.items() if cell is not None}
+        fresh = self._draw([index for index in indices if index not in found])
+        for index, cell in fresh.items():
+            _DRAWN.put((image, index), cell)
+        return found | fresh
 
     def _draw(self, indices: Sequence[Shape]) -> dict[Shape, NDArray[np.int64]]:
         """The values of these cells, -1 for void."""

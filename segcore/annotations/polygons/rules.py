@@ -17,7 +17,7 @@ USUAL_ATTRIBUTES = ("class_name", "class", "classification", "label")
 QuPath and of other programs.
 """
 _BITS = 32
-"""Of the number of an object in a value; the class stands above them."""
+"""Low bits of a value, which hold the number of the object; the class is in those above."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +84,7 @@ class PolygonRules:
         return VOID if name == VOID_NAME else self.classes.index(name)
 
     def _own_name(self, text: str) -> str | None:
-        """The class that a value names by itself: by its name or its id."""
+        """The class that a value names without a rule: by its name or its id."""
         if text in self.classes:
             return text
         folded = [name for name in self.classes if name.casefold() == text.casefold()]

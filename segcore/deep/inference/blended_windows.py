@@ -33,9 +33,9 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from maskloom.segcore.deep.inference.card import ReceptiveField
     from maskloom.segcore.deep.inference.engines.protocol import Engine
     from maskloom.segcore.deep.inference.patches import Prepare, ScoredRegion
+    from maskloom.segcore.deep.inference.receptive_field.field import ReceptiveField
     from maskloom.segcore.geometry import Shape
     from maskloom.segcore.raster.spec import Block
 

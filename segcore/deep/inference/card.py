@@ -13,20 +13,27 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
-import numpy as np
-
+from maskloom.segcore.deep.inference.receptive_field.field import (
+    LARGEST,
+    ReceptiveField,
+    check_count,
+)
+from maskloom.segcore.deep.inference.scaling import (
+    AS_THEY_ARE,
+    GREATEST,
+    ImageScaling,
+    Scaling,
+)
 from maskloom.segcore.errors import WeightsError
-from maskloom.segcore.geometry import by_axis
 from maskloom.segcore.raster.classes import BACKGROUND_NAMES
 from maskloom.segcore.raster.colours import parse_colour
 from maskloom.segcore.storage.canonical import with_tuples
 
 if TYPE_CHECKING:
+    import numpy as np
     from numpy.typing import NDArray
-
-    from maskloom.segcore.geometry import Shape
 
 Output = Literal["scores", "logits", "sigmoid", "labels", "objects"]
 """Output of a network per pixel.
@@ -35,156 +42,7 @@ Output = Literal["scores", "logits", "sigmoid", "labels", "objects"]
 the second class, `labels` a class id; `objects` are the detections of a Mask R-CNN.
 """
 _SUFFIX = ".json"
-_GREATEST = 1e30
 _LEAST_SHARE, _MOST_SLACK = 1e-6, 2.0
-"""Beyond this value, the product with a pixel may be infinite in float32."""
-_LARGEST = 2**16
-"""Maximum plausible number of pixels or bands in a card."""
-
-
-@dataclass(frozen=True, slots=True)
-class Scaling:
-    """Scaling of pixels to network input, equal for all pixels and images.
-
-    The input is (value - offset) * factor. Scaling never uses the extremes or the mean of a tile or
-    an image, because the result would depend on the tiling.
-    """
-
-    offset: tuple[float, ...] = (0.0,)
-    """One number per band, or one for all bands."""
-    factor: tuple[float, ...] = (1 / 255,)
-    """One number per band, or one for all bands."""
-
-    # Read by pydantic, which otherwise ignores unknown keys of a dataclass inside a section.
-    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
-
-    def __post_init__(self) -> None:
-        for name, values in (("offset", self.offset), ("factor", self.factor)):
-            if not values or not all(abs(value) < _GREATEST for value in values):
-                raise ValueError(
-                    f"scaling.{name}: expected finite numbers, one for all bands or one a band; "
-                    f"got {list(values)}"
-                )
-        if not all(self.factor):
-            raise ValueError(
-                "scaling.factor: expected numbers other than 0, which would hide the image; got "
-                f"{list(self.factor)}"
-            )
-
-    def apply(self, pixels: NDArray[np.generic]) -> NDArray[np.float32]:
-        """Return scaled pixels (..., band) as a new float32 array."""
-        scaled = pixels.astype(np.float32)
-        if any(self.offset):
-            scaled -= np.array(self.offset, np.float32)
-        scaled *= np.array(self.factor, np.float32)
-        return scaled
-
-
-@dataclass(frozen=True, slots=True)
-class AxisReach:
-    """A receptive field along one axis, in pixels; the fields are those of `ReceptiveField`."""
-
-    halo: int | None
-    stride: int
-    margin: int
-    residue: int
-    fixed: int | None = None
-
-    def fitting(self, least: int) -> int:
-        """The smallest size from `least` on that the network takes along this axis; a fixed size
-        is always itself.
-        """
-        return self.fixed or least + (self.residue - least) % self.stride
-
-
-@dataclass(frozen=True, slots=True)
-class ReceptiveField:
-    """Receptive field and valid sizes of a network, as measured.
-
-    A value is one number for all axes, or one per axis, in the order of the axes: a network of
-    volumes often looks less far across planes than in them.
-    """
-
-    halo: int | Shape | None
-    """Maximum distance in pixels over which an output pixel depends on the input. None: it may
-    depend on the whole image.
-    """
-    stride: int | Shape = 1
-    """Shifting the input by multiples of this many pixels shifts the output by as many. Height and
-    width must be multiples of it, or have the form that `residue` defines.
-    """
-    margin: int | Shape = 0
-    """Pixels by which the output is smaller than the input on each side (unpadded convolutions). 0:
-    input and output have the same size.
-    """
-    residue: int | Shape = 0
-    """Height and width modulo `stride`; nonzero only with a margin (572 = 12 modulo 16)."""
-    fixed: Shape | None = None
-    """The only (height, width), or (depth, height, width), that the file accepts. None: any size
-    that fits the stride.
-    """
-
-    @classmethod
-    def of_axes(cls, axes: Sequence[AxisReach]) -> ReceptiveField:
-        """The field of some axes; without a finite halo if one of them has none."""
-        halos = [each.halo for each in axes if each.halo is not None]
-        fixed = tuple(each.fixed for each in axes if each.fixed is not None)
-        return cls(
-            by_axis(halos) if len(halos) == len(axes) else None,
-            by_axis([each.stride for each in axes]),
-            by_axis([each.margin for each in axes]),
-            by_axis([each.residue for each in axes]),
-            fixed or None,
-        )
-
-    def __post_init__(self) -> None:
-        if len(self.lengths) > 1 or not self.lengths <= {2, 3}:
-            raise ValueError(
-                "reach: expected one number for all axes, or one for each of 2 or 3 axes; got "
-                f"lists of {sorted(self.lengths)} numbers"
-            )
-        for axis in range(max(self.lengths, default=1)):
-            along = self.along(axis)
-            _check_count("reach.halo", along.halo or 0, 0, _LARGEST)
-            _check_count("reach.stride", along.stride, 1, _LARGEST)
-            _check_count("reach.margin", along.margin, 0, _LARGEST)
-            _check_count("reach.residue", along.residue, 0, along.stride - 1)
-            if self.fixed is not None:
-                _check_count("reach.fixed", along.fixed, 1, _LARGEST)
-
-    @property
-    def lengths(self) -> set[int]:
-        """How many axes have numbers of their own, as far as there are such."""
-        values = (self.halo, self.stride, self.margin, self.residue, self.fixed)
-        return {len(value) for value in values if isinstance(value, tuple)}
-
-    def along(self, axis: int) -> AxisReach:
-        """The field along an axis, counted from 0."""
-
-        def of(value: int | Shape) -> int:
-            return value[axis] if isinstance(value, tuple) else value
-
-        return AxisReach(
-            None if self.halo is None else of(self.halo),
-            of(self.stride),
-            of(self.margin),
-            of(self.residue),
-            None if self.fixed is None else self.fixed[axis],
-        )
-
-    def axes(self, dimensions: int) -> tuple[AxisReach, ...]:
-        """The field along each axis."""
-        return tuple(self.along(axis) for axis in range(dimensions))
-
-    def output_sizes(self, sizes: Shape) -> Shape:
-        """The sizes of the output for an input of these sizes."""
-        axes = self.axes(len(sizes))
-        return tuple(size - 2 * reach.margin for size, reach in zip(sizes, axes, strict=True))
-
-    @property
-    def farthest(self) -> int | None:
-        """The largest halo of all axes. None: unbounded."""
-        return max(self.halo) if isinstance(self.halo, tuple) else self.halo
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,6 +58,7 @@ class Card:
     classes: tuple[str, ...]
     """Names of the classes by class id; for objects, class 0 is the background."""
     scaling: Scaling
+    """Beside `image_scaling`, that of no change."""
     reach: ReceptiveField
     output: Output = "scores"
     dimensions: int = 2
@@ -214,6 +73,8 @@ class Card:
     """Peak memory per pixel or voxel of a patch in float32, as measured."""
     dtype: str = ""
     """NumPy name of the pixel type that `scaling` is meant for. Empty: unknown."""
+    image_scaling: ImageScaling | None = None
+    """How the values of each image scale it. None: `scaling` does."""
     interpretation: str = "bands"
     """`rgb` if the bands are red, green and blue: the network then uses these bands of any colour
     image, and the band of a grey image for all three.
@@ -249,25 +110,26 @@ class Card:
         ) == len(self.classes):
             raise ValueError(f"classes: expected different names; got {list(self.classes)}")
         self._check_colours()
+        self._check_scaling()
         if not isinstance(self.about, Mapping):
             raise ValueError(f"about: expected names and values; got {self.about!r}")
         if not isinstance(self.network, Mapping | None):
             raise ValueError(f"network: expected names and values; got {self.network!r}")
         size = self.pixel_size
-        if size is not None and not (isinstance(size, int | float) and 0 < size < _GREATEST):
+        if size is not None and not (isinstance(size, int | float) and 0 < size < GREATEST):
             raise ValueError(f"pixel_size: expected um above 0, or null; got {size!r}")
-        if not (isinstance(self.temperature, int | float) and 0 < self.temperature < _GREATEST):
+        if not (isinstance(self.temperature, int | float) and 0 < self.temperature < GREATEST):
             raise ValueError(f"temperature: expected a number above 0; got {self.temperature!r}")
-        _check_count("channels", self.channels, 1, _LARGEST)
-        _check_count("dimensions", self.dimensions, 2, 3)
+        check_count("channels", self.channels, 1, LARGEST)
+        check_count("dimensions", self.dimensions, 2, 3)
         self._check_vectors()
         if not self.reach.lengths <= {self.dimensions}:
             raise ValueError(
                 f"reach: expected numbers for {self.dimensions} axes; got "
                 f"{sorted(self.reach.lengths)}"
             )
-        _check_count("parameters", self.parameters, 0, 10**12)
-        _check_count("bytes_per_pixel", self.bytes_per_pixel, 1, 10**8)
+        check_count("parameters", self.parameters, 0, 10**12)
+        check_count("bytes_per_pixel", self.bytes_per_pixel, 1, 10**8)
 
     def _check_vectors(self) -> None:
         if self.vectors not in (0, self.dimensions) or (
@@ -278,6 +140,17 @@ class Card:
                 f"{self.vectors!r}"
             )
 
+    def _check_scaling(self) -> None:
+        if self.image_scaling is None:
+            return
+        if self.scaling != AS_THEY_ARE:
+            raise ValueError(
+                "scaling: expected offset 0 and factor 1 beside image_scaling; got "
+                f"{list(self.scaling.offset)} and {list(self.scaling.factor)}"
+            )
+        if self.output == "objects":
+            raise ValueError("image_scaling: a network that finds objects takes `scaling`")
+
     def _check_colours(self) -> None:
         if not isinstance(self.colours, Mapping):
             raise ValueError(f"colours: expected names and colours; got {self.colours!r}")
@@ -285,6 +158,12 @@ class Card:
             if name not in self.classes:
                 raise ValueError(f"colours: expected names of `classes`; got {name!r}")
             parse_colour(colour)
+
+    def scaled_by(self, scaling: Scaling | ImageScaling) -> Card:
+        """The card with another scaling, which is meant for pixels of any type."""
+        if isinstance(scaling, ImageScaling):
+            return dataclasses.replace(self, scaling=AS_THEY_ARE, image_scaling=scaling, dtype="")
+        return dataclasses.replace(self, scaling=scaling, image_scaling=None, dtype="")
 
     @property
     def bands(self) -> tuple[int, ...] | None:
@@ -316,7 +195,7 @@ class Card:
 
         A range is (least, greatest), in pixels. None: unknown.
         """
-        return self._ranges("sizes", _GREATEST)
+        return self._ranges("sizes", GREATEST)
 
     def _ranges(self, of: str, most: float) -> tuple[tuple[float, float] | None, ...]:
         recorded = self.about.get(of)
@@ -409,6 +288,8 @@ class Card:
             del fields["temperature"]
         if self.vectors == 0:
             del fields["vectors"]
+        if self.image_scaling is None:
+            del fields["image_scaling"]
         return (json.dumps({"card": 1, **fields}, indent=1) + "\n").encode()
 
     @classmethod
@@ -429,6 +310,10 @@ class Card:
             receptive_field = {
                 name: with_tuples(value) for name, value in record.pop("reach").items()
             }
+            if record.get("image_scaling") is not None:
+                record["image_scaling"] = ImageScaling(
+                    **{name: with_tuples(value) for name, value in record["image_scaling"].items()}
+                )
             if record.get("network") is not None:
                 record["network"] = {
                     name: with_tuples(value) for name, value in record["network"].items()
@@ -467,8 +352,3 @@ def _range(recorded: object, most: float) -> tuple[float, float] | None:
         return None
     least, greatest = map(float, recorded)
     return (least, greatest) if 0 <= least <= greatest <= most else None
-
-
-def _check_count(name: str, value: object, least: int, most: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
-        raise ValueError(f"{name}: expected a whole number from {least} to {most}; got {value!r}")

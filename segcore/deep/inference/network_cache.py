@@ -1,10 +1,12 @@
 """What was found out about a file of weights once, kept in a folder of the user, so that a run
 starts in seconds.
 
-Two things take most of the start of a run with a network: to convert a `.keras` file for OpenVINO,
-which takes TensorFlow, and to examine a file without a card. What comes out is kept under a digest
-of all that it depends on: the bytes of the weights, the recipe of the network, precision, and the
-versions of the libraries and of this code. Whatever fails here only costs the time to do it again.
+Three things take most of the start of a run with a network: to convert a `.keras` file for
+OpenVINO, which takes TensorFlow, to select an engine, and to examine a file without a card. What
+comes out is kept under a digest of all that it depends on: the bytes of the weights, the recipe of
+the network, precision, and the versions of the libraries and of this code; for an engine, also the
+machine and the pixels on which engines were compared. Whatever fails here only costs the time to do
+it again.
 
 The folder is `MASKLOOM_CACHE`, or `maskloom` in the user's cache (`~/.cache`). `MASKLOOM_CACHE` set
 to nothing keeps nothing.
@@ -17,8 +19,9 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
+from dataclasses import asdict
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -27,6 +30,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import maskloom
 from maskloom.segcore import deep
 from maskloom.segcore.deep.inference.card import Card
+from maskloom.segcore.deep.inference.engines.protocol import Choice
 from maskloom.segcore.errors import WeightsError
 
 if TYPE_CHECKING:
@@ -36,10 +40,21 @@ if TYPE_CHECKING:
 Value = TypeVar("Value")
 
 VARIABLE = "MASKLOOM_CACHE"
-_LIBRARIES = ("keras", "onnxruntime", "openvino", "tensorflow", "tf2onnx")
+_LIBRARIES = (
+    "ai-edge-litert",
+    "jax",
+    "keras",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "openvino",
+    "tensorflow",
+    "tensorflow-cpu",
+    "tf2onnx",
+    "torch",
+)
 _MOST_BYTES = 2_000_000_000
 """Of all that is kept; the least recently used goes first."""
-_NETWORK, _CARD, _ONNX = "network.xml", "card.json", "network.onnx"
+_NETWORK, _CARD, _CHOICE, _ONNX = "network.xml", "card.json", "choice.json", "network.onnx"
 _OTHERS_WRITE = 0o022
 
 
@@ -92,6 +107,20 @@ def kept_card(weights: Weights, examine: Callable[[], Card]) -> Card:
     return _kept(_key(weights, "card", weights.suffix), read, examine, write)
 
 
+def kept_choice(
+    weights: Weights, depends_on: Sequence[Any], select: Callable[[], Choice]
+) -> Choice:
+    """The engine of a network: the one that is kept, else the one that `select` finds, which is
+    then kept. `depends_on`: JSON values that the choice depends on, apart from the weights.
+    """
+    return _kept(
+        _key(weights, "choice", weights.suffix, *depends_on),
+        lambda place: Choice(**json.loads((place / _CHOICE).read_bytes())),
+        select,
+        lambda choice, place: (place / _CHOICE).write_text(json.dumps(asdict(choice))),
+    )
+
+
 def _kept(
     key: str,
     read: Callable[[Path], Value],
@@ -106,7 +135,7 @@ def _kept(
         try:
             value = read(place)
             os.utime(place)
-        except (OSError, RuntimeError, WeightsError):
+        except (OSError, RuntimeError, TypeError, ValueError, WeightsError):
             shutil.rmtree(place, ignore_errors=True)
         else:
             return value

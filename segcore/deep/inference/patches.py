@@ -18,7 +18,9 @@ pixel is bit-identical in every tiling. There are three kinds of networks:
 A tile computes each square that intersects its core. It need not read the whole patch: pixels
 outside the receptive field of the core cannot change its scores and may have any value, so the halo
 is the receptive field alone, whatever the size of the tile. Squares cut by a tile's edge are
-computed once in each tile; tiles whose sides are multiples of the square's waste nothing.
+computed once in each tile; tiles whose sides are multiples of the square's waste nothing. A model
+that also labels a margin around tiles would compute two squares across each seam for it; for such
+models the squares of large images lie over the seams (`shifted_beyond`).
 """
 
 from __future__ import annotations
@@ -39,8 +41,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from maskloom.segcore.deep.inference.card import AxisReach, ReceptiveField
     from maskloom.segcore.deep.inference.engines.protocol import BatchEngine, Engine
+    from maskloom.segcore.deep.inference.receptive_field.field import AxisReach, ReceptiveField
     from maskloom.segcore.geometry import Shape
     from maskloom.segcore.raster.spec import Block
 
@@ -76,6 +78,10 @@ class Patching:
     """
     dimensions: int = 2
     """Of the network: 2 for images, 3 for volumes."""
+    shifted_beyond: int | None = None
+    """Size of an image in pixels beyond which the lattice starts half a square before it, so that
+    the seams of tiles are in the middle of squares. None: it never does.
+    """
 
     def __post_init__(self) -> None:
         if min(per_axis(self.side, self.dimensions)) < 1:
@@ -119,9 +125,10 @@ class Patching:
         `size` is the length of the image in pixels; the core is (start, stop).
         """
         side = self.sides[axis]
+        before = self._before(axis, size)
         return [
             self._span(axis, size, square, core)
-            for square in range(core[0] // side * side, core[1], side)
+            for square in range((core[0] + before) // side * side - before, core[1], side)
         ]
 
     def of_image(self, shape: Shape) -> PatchesOfImage:
@@ -129,6 +136,13 @@ class Patching:
         spans = [self.spans(axis, size, (0, size)) for axis, size in enumerate(shape)]
         sizes = tuple(max(span.length for span in along) for along in spans)
         return PatchesOfImage(sizes, prod(map(len, spans)))
+
+    def _before(self, axis: int, size: int) -> int:
+        """Pixels between the start of the lattice and that of an image."""
+        if self.shifted_beyond is None or size <= self.shifted_beyond:
+            return 0
+        stride = self.receptive_field.along(axis).stride
+        return self.sides[axis] // 2 // stride * stride
 
     def _span(self, axis: int, size: int, square: int, core: tuple[int, int]) -> Span:
         reach, side = self.receptive_field.along(axis), self.sides[axis]

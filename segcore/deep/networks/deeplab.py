@@ -32,7 +32,9 @@ if TYPE_CHECKING:
     import keras
 
 Tensor = Any
-DeeplabBackbone = Literal["resnet18", "resnet50", "resnet50v1"]
+DeeplabBackbone = Literal[
+    "resnet18", "resnet50", "resnet50v1", "mobilenetv3small", "mobilenetv3large"
+]
 ScaleNormalisation = Literal["batch", "group"]
 ImagePooling = Literal["none", "whole_image"]
 _LOW_STRIDE = 4
@@ -46,8 +48,9 @@ class Deeplab:
     """DeepLab v3+ (Chen 2018). Height and width must be multiples of `output_stride`."""
 
     backbone: DeeplabBackbone = "resnet50"
-    """Backbone that extracts the feature maps. `resnet50v1` is that of keras.applications, with
-    weights for `initial: imagenet`.
+    """Backbone that extracts the feature maps. `resnet50v1` and those after it are those of
+    keras.applications, with weights for `initial: imagenet`; mobilenetv3 takes means over the whole
+    image.
     """
     output_stride: Literal[8, 16] = 16
     """Image pixels per pixel of the deepest feature maps. 8 resolves more detail and takes about

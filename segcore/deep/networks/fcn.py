@@ -43,6 +43,7 @@ FcnBackbone = Literal[
     "resnet50v1",
     "convnext_tiny",
     "efficientnetv2b0",
+    "efficientnetv2s",
     "mobilenetv3small",
     "mobilenetv3large",
 ]

@@ -50,6 +50,7 @@ UnetEncoder = Literal[
     "resnet50v1",
     "convnext_tiny",
     "efficientnetv2b0",
+    "efficientnetv2s",
     "mobilenetv3small",
     "mobilenetv3large",
 ]
@@ -94,7 +95,8 @@ class Unet:
     """
     encoder: UnetEncoder = "plain"
     """Contracting path: the paper's, or a backbone of keras.applications, with weights for
-    `initial: imagenet`. Such a backbone has `depth: 5`, and `width` is that of the expanding path.
+    `initial: imagenet`. Of such a backbone the first `depth` halvings are used, 2 to 5 (5: all of
+    it), and `width` is that of the expanding path.
     """
     pooling: tuple[Factors, ...] | None = None
     """Factors of each pooling along the axes, 1 or 2, the first level first. For slices two to four
@@ -128,8 +130,12 @@ class Unet:
             )
 
     def _check_encoder(self) -> None:
+        if not 2 <= self.depth <= 5:
+            raise ValueError(
+                f"depth: `encoder: {self.encoder}` halves its maps five times: expected 2 to 5; "
+                f"got {self.depth}"
+            )
         for name, value, needed in (
-            ("depth", self.depth, 5),
             ("dimensions", self.dimensions, 2),
             ("padding", self.padding, "same"),
             ("pooling", self.pooling, None),
@@ -195,7 +201,7 @@ def unet(
     positions: list[Tensor] = []
     x = inputs
     if recipe.application is not None:
-        *skips, x = _encoded(inputs, recipe.application)
+        *skips, x = _encoded(inputs, recipe.application, recipe.depth)
     for level in range(recipe.depth - len(skips)):
         x = _block(x, recipe, level, f"down{level}")
         skips.append(x)
@@ -222,16 +228,16 @@ def unet(
     return keras.Model(inputs, layers.Softmax(dtype="float32", name="scores")(x), name="unet")
 
 
-def _encoded(inputs: Tensor, application: str) -> list[Tensor | None]:
-    """Maps of a backbone with the strides 1, 2, 4, 8, 16 and 32. None: it has no such map."""
+def _encoded(inputs: Tensor, application: str, depth: int) -> list[Tensor | None]:
+    """Maps of a backbone with the strides 1, 2, 4 ... 2 ** depth. None: it has no such map."""
     from maskloom.segcore.deep.networks.layers.applications import feature_maps
     from maskloom.segcore.deep.networks.layers.backbones import vgg
 
     if application.startswith("vgg"):
         skips: list[Tensor | None] = []
         maps = vgg(inputs, application, unpooled=skips)
-        return [*skips, maps[-1]]
-    return [None, *feature_maps(inputs, application)]
+        return [*skips[:depth], maps[depth - 1]]
+    return [None, *feature_maps(inputs, application)[:depth]]
 
 
 def unet_tutorial() -> keras.Model:

@@ -16,8 +16,6 @@ from maskloom.segcore.formats.dicom.slices import Slice, slices_of
 from maskloom.segcore.raster.places import Place
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
     from numpy.typing import NDArray
 
     from maskloom.segcore.geometry import Box
@@ -43,12 +41,7 @@ class DicomReader:
     def __enter__(self) -> DicomReader:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         """Release the decoded slices."""
         self.kept.clear()
 

@@ -22,7 +22,6 @@ from maskloom.segcore.geometry import Box
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from types import TracebackType
 
     from numpy.typing import NDArray
 
@@ -85,12 +84,7 @@ class OpenSlideReader:
     def __enter__(self) -> OpenSlideReader:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.slide.close()
 
     def read(self, box: Box) -> tuple[NDArray[np.generic], NDArray[np.bool_]]:

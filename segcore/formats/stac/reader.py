@@ -15,8 +15,6 @@ from maskloom.segcore.raster.stored import ReadOptions
 from maskloom.segcore.storage.addresses import redacted
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
     from numpy.typing import NDArray
 
     from maskloom.segcore.geometry import Box
@@ -45,12 +43,7 @@ class AssetsReader:
     def __enter__(self) -> AssetsReader:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         """Close the files."""
         self.resources.close()
 

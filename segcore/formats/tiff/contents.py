@@ -12,22 +12,30 @@ cropped the picture, and is ignored.
 
 from __future__ import annotations
 
-import itertools
-import json
 import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from maskloom.segcore.errors import FormatError
+from maskloom.segcore.formats.tiff.descriptions import (
+    PlaneAxes,
+    companion_of,
+    imagej_axes,
+    ome_axes,
+    ome_pages,
+    ome_planes,
+    ome_root,
+    refuse_other_files,
+    tifffile_axes,
+)
 from maskloom.segcore.formats.tiff.pages import Page, Pages
 
 if TYPE_CHECKING:
     from xml.etree.ElementTree import Element
 
     from maskloom.segcore.formats.source import StoredFile
-    from maskloom.segcore.geometry import Shape
 
 _MOST_COUNTED = 20
 """Largest number of pages counted for a message; each may be one request to a remote store."""
@@ -70,22 +78,6 @@ class Contents:
         return self.pages[0]
 
 
-@dataclass(frozen=True, slots=True)
-class _Axes:
-    """The planes of a file according to its description."""
-
-    writer: str
-    channels: int = 1
-    slices: int = 1
-    times: int = 1
-    unnamed: int = 1
-    """Planes that the description does not explain."""
-
-    @property
-    def planes(self) -> int:
-        return self.channels * self.slices * self.times * self.unnamed
-
-
 def read_contents(source: StoredFile) -> Contents:
     """The contents of a TIFF. Raises `FormatError` if it has more than one picture or a broken
     structure, and `Unavailable`.
@@ -100,11 +92,11 @@ def _contents(pages: Pages, source: StoredFile) -> Contents:
     if first is None:
         raise FormatError(f"{source.location} is a TIFF without a page. Write the file again.")
     if first.depth > 1:
-        raise _stacked(source.location, _Axes("a TIFF", unnamed=first.depth))
-    ome = _ome_root(source.location, first) if "<OME" in first.description else None
+        raise _stacked(source.location, PlaneAxes("a TIFF", unnamed=first.depth))
+    ome = ome_root(source.location, first) if "<OME" in first.description else None
     if ome is not None:
         return _ome(pages, source, ome, [first, *_until(chain, _MOST_CHANNELS)])
-    axes = _imagej(first) or _tifffile(first) or _Axes("a TIFF")
+    axes = imagej_axes(first) or tifffile_axes(first) or PlaneAxes("a TIFF")
     most = max(axes.channels, _MOST_COUNTED)
     found = [first, *_until(chain, most)]
     slide = first.description.startswith("Aperio") and first.tiled
@@ -127,7 +119,7 @@ def _contents(pages: Pages, source: StoredFile) -> Contents:
     )
 
 
-def _alone(source: StoredFile, page: Page, axes: _Axes) -> Contents:
+def _alone(source: StoredFile, page: Page, axes: PlaneAxes) -> Contents:
     """The only page of a file whose description lists more. Raises `FormatError` if further planes
     follow that page.
     """
@@ -174,7 +166,7 @@ def _refuse_hidden_originals(pages: Pages, first: Page, further: Sequence[Page])
     )
 
 
-def _channels(location: str, axes: _Axes, pages: Sequence[Page]) -> tuple[Page, ...]:
+def _channels(location: str, axes: PlaneAxes, pages: Sequence[Page]) -> tuple[Page, ...]:
     if len(pages) != axes.channels:
         raise FormatError(
             f"{location} is {axes.writer} of {axes.channels} channels by its description, but has "
@@ -192,55 +184,6 @@ def _channels(location: str, axes: _Axes, pages: Sequence[Page]) -> tuple[Page, 
     return tuple(pages)
 
 
-def _imagej(page: Page) -> _Axes | None:
-    """The planes according to the description by ImageJ; None without one."""
-    if not page.description.startswith("ImageJ="):
-        return None
-    found = dict(
-        re.findall(
-            r"^(images|channels|slices|frames)=(\d{1,9})\s*$", page.description, re.MULTILINE
-        )
-    )
-    sizes = {name: max(1, int(value)) for name, value in found.items()}
-    named = math.prod(sizes.get(name, 1) for name in ("channels", "slices", "frames"))
-    unnamed = -(-sizes.get("images", 1) // named)
-    return _Axes(
-        "an ImageJ stack",
-        sizes.get("channels", 1),
-        sizes.get("slices", 1),
-        sizes.get("frames", 1),
-        unnamed,
-    )
-
-
-def _tifffile(page: Page) -> _Axes | None:
-    """The planes according to the JSON of tifffile; None if it is absent or describes another
-    picture.
-    """
-    if not page.description.startswith('{"'):
-        return None
-    try:
-        record = json.loads(page.description)
-        shape, axes = [int(n) for n in record["shape"]], str(record.get("axes", ""))
-    except (ValueError, TypeError, KeyError, RecursionError):
-        return None
-    # The samples of a pixel are the last axis, or the first if stored in planes.
-    if list(page.shape) not in (shape[-2:], shape[-3:-1]) or min(shape) < 1:
-        return None
-    planes = max(1, math.prod(shape) // (math.prod(page.shape) * page.samples))
-    sizes = dict(zip(axes, shape, strict=True)) if len(axes) == len(shape) else {}
-    channels, slices, times = (sizes.get(name, 1) for name in "CZT")
-    # The samples of one page may also be called C.
-    channels = channels if planes % channels == 0 else 1
-    return _Axes(
-        "a stack of tifffile",
-        channels,
-        slices,
-        times,
-        max(1, planes // (channels * slices * times)),
-    )
-
-
 def _ome(pages: Pages, source: StoredFile, root: Element, found: Sequence[Page]) -> Contents:
     """The channels of an OME-TIFF."""
     location, first = source.location, found[0]
@@ -251,8 +194,8 @@ def _ome(pages: Pages, source: StoredFile, root: Element, found: Sequence[Page])
     pixels = images[0][1] if images else None
     if pixels is None:
         raise FormatError(
-            f"{location} is OME-TIFF, but what it holds is told in another file "
-            f"({_companion(root)}). "
+            f"{location} is OME-TIFF, but its metadata are in another file "
+            f"({companion_of(root)}). "
             "Save it as one OME-TIFF with its metadata."
         )
     attached = [ATTACHMENTS.fullmatch(name.strip()) is not None for name, _ in images]
@@ -262,13 +205,13 @@ def _ome(pages: Pages, source: StoredFile, root: Element, found: Sequence[Page])
         )
         raise _several(
             location,
-            sum(map(_planes, root.iterfind("{*}Image/{*}Pixels"))),
+            sum(map(ome_planes, root.iterfind("{*}Image/{*}Pixels"))),
             f"{location} is an OME-TIFF of {len(images)} pictures ({named}), which cannot be told "
             f"apart. {SPLIT_HELP}.",
         )
-    channels, slices, times = _sizes(pixels)
-    axes = _Axes("an OME-TIFF", channels, slices, times)
-    _refuse_other_files(location, root, pixels)
+    channels, slices, times = ome_axes(pixels)
+    axes = PlaneAxes("an OME-TIFF", channels, slices, times)
+    refuse_other_files(location, root, pixels)
     if axes.planes > first.samples and not any(page.content for page in found[1:]):
         return _alone(source, first, axes)
     if slices > 1 or times > 1:
@@ -279,7 +222,7 @@ def _ome(pages: Pages, source: StoredFile, root: Element, found: Sequence[Page])
             "OME metadata has it, cannot be made of. "
             "Write the file again."
         )
-    numbers = _ome_pages(pixels, channels // first.samples)
+    numbers = ome_pages(pixels, channels // first.samples)
     beyond = [number for number in numbers if number >= len(found)]
     if beyond:
         raise FormatError(
@@ -300,64 +243,7 @@ def _ome(pages: Pages, source: StoredFile, root: Element, found: Sequence[Page])
     return Contents(first, tuple(chosen), (SLIDE_NOTE,) if any(attached) else ())
 
 
-def _ome_root(location: str, page: Page) -> Element | None:
-    """The OME metadata of a page; None if it describes a picture of another size."""
-    from xml.etree.ElementTree import ParseError, fromstring
-
-    text = page.description
-    # Without a document type there are no entities, so nothing expands or refers to other files.
-    if "<!DOCTYPE" in text or "<!ENTITY" in text:
-        raise FormatError(
-            f"{location}: its OME metadata declares a document type, which OME never does. Write "
-            "the file again."
-        )
-    try:
-        root = fromstring(text.encode("utf-8", "replace"))  # noqa: S314
-    except (ParseError, LookupError, ValueError) as error:
-        raise FormatError(
-            f"{location}: its OME metadata cannot be read: {error}. Write the file again."
-        ) from error
-    pixels = root.find("{*}Image/{*}Pixels")
-    shape = (
-        None if pixels is None else (_whole(pixels.get("SizeY"), 0), _whole(pixels.get("SizeX"), 0))
-    )
-    return root if shape in (None, page.shape) else None
-
-
-def _companion(root: Element) -> str:
-    binary = root.find("{*}BinaryOnly")
-    return (binary.get("MetadataFile") if binary is not None else None) or "not named"
-
-
-def _refuse_other_files(location: str, root: Element, pixels: Element) -> None:
-    own = (root.get("UUID") or "").strip()
-    for uuid in pixels.iterfind("{*}TiffData/{*}UUID"):
-        if (uuid.text or "").strip() != own:
-            raise FormatError(
-                f"{location} is one of several files of an OME-TIFF; a part lies in "
-                f"{uuid.get('FileName') or uuid.text}. "
-                "Save the channels in one file."
-            )
-
-
-def _ome_pages(pixels: Element, count: int) -> list[int]:
-    """The page number of each of `count` channels, of one slice and one time."""
-    where: dict[int, int] = {}
-    following = 0
-    for data in itertools.islice(pixels.iterfind("{*}TiffData"), count):
-        start, channel = _whole(data.get("IFD"), following), _whole(data.get("FirstC"), 0)
-        # Without a number of planes: one if the position is given, otherwise all.
-        planes = _whole(data.get("PlaneCount"), 1 if data.get("IFD") is not None else count)
-        where.update(
-            (channel + i, start + i)
-            for i in range(min(planes, count - channel))
-            if channel + i not in where
-        )
-        following = start + planes
-    return [where.get(channel, channel) for channel in range(count)]
-
-
-def _stacked(location: str, axes: _Axes) -> FormatError:
+def _stacked(location: str, axes: PlaneAxes) -> FormatError:
     sizes = (
         ("channels", axes.channels),
         ("slices (z)", axes.slices),
@@ -392,43 +278,9 @@ def _several(location: str, planes: int, message: str) -> FormatError:
     return SeveralPictures(message)
 
 
-def ome_pixels(description: str, shape: Shape | None = None) -> list[Element]:
-    """The elements Pixels of OME metadata, one for each picture; none of other texts, or if the
-    first has another `shape` (y, x).
-    """
-    from xml.etree.ElementTree import ParseError, fromstring
-
-    if "<OME" not in description or "<!DOCTYPE" in description or "<!ENTITY" in description:
-        return []
-    try:
-        # Without a document type there are no entities, so nothing expands.
-        root = fromstring(description.encode("utf-8", "replace"))  # noqa: S314
-    except (ParseError, LookupError, ValueError):
-        return []
-    found = root.findall("{*}Image/{*}Pixels")
-    sizes = [(_whole(each.get("SizeY"), 0), _whole(each.get("SizeX"), 0)) for each in found[:1]]
-    return found if shape is None or sizes == [shape] else []
-
-
-def _sizes(pixels: Element) -> tuple[int, int, int]:
-    """Channels, slices and times."""
-    channels, slices, times = (max(1, _whole(pixels.get(f"Size{axis}"), 1)) for axis in "CZT")
-    return channels, slices, times
-
-
-def _planes(pixels: Element) -> int:
-    return math.prod(_sizes(pixels))
-
-
 def _number(count: int, most: int) -> str:
     return f"more than {most}" if count > most else str(count)
 
 
 def _size(page: Page) -> str:
     return f"{page.shape[1]} x {page.shape[0]}"
-
-
-def _whole(text: Any, default: int) -> int:
-    return (
-        int(text) if isinstance(text, str) and re.fullmatch(r"\d{1,9}", text.strip()) else default
-    )

@@ -13,12 +13,12 @@ import numpy as np
 from maskloom.segcore.errors import ImageError, ReadError, SourceChanged
 from maskloom.segcore.formats.pixels import drop_not_finite
 from maskloom.segcore.formats.source import StoredFile
-from maskloom.segcore.formats.tiff.stack import DAMAGE, Picture, in_tifffile, picture_of
+from maskloom.segcore.formats.tiff.opening import DAMAGE, in_tifffile
+from maskloom.segcore.formats.tiff.pictures import Picture
+from maskloom.segcore.formats.tiff.stack import picture_of
 from maskloom.segcore.raster.stored import ReadOptions
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
     from numpy.typing import NDArray
 
     from maskloom.segcore.geometry import Box
@@ -57,13 +57,8 @@ class StackReader:
     def __enter__(self) -> StackReader:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.resources.__exit__(kind, error, trace)
+    def __exit__(self, *exception: Any) -> None:
+        self.resources.__exit__(*exception)
 
     def read(self, box: Box) -> tuple[NDArray[np.generic], NDArray[np.bool_]]:
         """Pixels and `valid` of a box; see `segcore.raster.spec.Reader.read`."""

@@ -13,21 +13,18 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from maskloom.segcore.masks.cog.ome import xml_text
-from maskloom.segcore.masks.cog.structure import SHORT, Tag, framed, pack_cog_head
-from maskloom.segcore.masks.cog.writer import (
-    DEFLATE,
-    LARGEST_CLASSIC_FILE,
+from maskloom.segcore.masks.cog.blocks import (
     SPOOL_MEMORY,
     Spool,
     block_size,
     build_level,
-    directories_of,
     encode_level,
     encoded_levels,
-    geo_tags,
-    resolution_tags,
 )
+from maskloom.segcore.masks.cog.ome import xml_text
+from maskloom.segcore.masks.cog.structure import SHORT, Tag, framed, pack_cog_head
+from maskloom.segcore.masks.cog.tags import DEFLATE, directories_of, geo_tags, resolution_tags
+from maskloom.segcore.masks.cog.writer import LARGEST_CLASSIC_FILE
 from maskloom.segcore.masks.protocol import EncodedBlock, PublishedMask
 from maskloom.segcore.masks.quantised import MOST, NODATA
 

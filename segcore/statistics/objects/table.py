@@ -19,8 +19,8 @@ import pyarrow as pa
 from maskloom.segcore.geometry import Box
 from maskloom.segcore.ground.lonlat import is_located, to_lonlat, vertex_spacing
 from maskloom.segcore.statistics.exact_areas import add_areas, check_areas, quanta_in_unit
-from maskloom.segcore.statistics.objects.bands import BandSums, observe_bands
-from maskloom.segcore.statistics.objects.geoparquet import geo_metadata, nulls, schema
+from maskloom.segcore.statistics.objects.bands import BandSums
+from maskloom.segcore.statistics.objects.geoparquet import nulls, schema
 from maskloom.segcore.statistics.objects.hulls import Hulls
 from maskloom.segcore.statistics.objects.int96 import as_floats, normalised
 from maskloom.segcore.statistics.objects.measures import Measures
@@ -36,17 +36,6 @@ if TYPE_CHECKING:
 
     Integers = NDArray[np.int64]
     Floats = NDArray[np.float64]
-
-__all__ = [
-    "BandSums",
-    "Measures",
-    "TileObjects",
-    "finish",
-    "geo_metadata",
-    "measure",
-    "observe_bands",
-    "schema",
-]
 
 _LONGEST_SIDE = 2**16
 """Longest side in pixels of a tile whose second moments always fit into 64 bits."""

@@ -10,7 +10,6 @@ from maskloom.segcore.errors import RecipeError
 from maskloom.segcore.formulas import FormulaError
 
 CLASSES = ("soil", "weed", "crop", "bare soil")
-HECTARE = Quantity(1e4, (2, 0, 0))
 
 
 def values(**sizes: float) -> dict[tuple[str, str], Quantity]:

@@ -407,3 +407,27 @@ def test_a_store_without_its_package_names_the_extra(uri, extra, monkeypatch):
         make(inputs=uri)
     with pytest.raises(RecipeError, match=r"Did you mean https://\?"):
         make(inputs="htps://h/a.tif")
+
+
+def test_an_ensemble_is_not_fitted_to_images_and_collection_at_once():
+    network = {"kind": "unet", "weights": "nuclei", "scaling": {"by": "deviation"}}
+    members = [network, {"kind": "threshold", "method": "otsu"}]
+    with pytest.raises(RecipeError, match="fit: the values of each image scale it"):
+        make(segmenter=members)
+    assert make(segmenter=members, fit="image").fit == "image"
+    assert make(segmenter=[network, network]).fit == "collection"
+
+
+@pytest.mark.parametrize(
+    ("scaling", "message"),
+    [
+        ({"by": "mean"}, r"scaling\.by: expected deviation or range, got 'mean'\.$"),
+        ({"factor": 3}, r"scaling\.factor: expected a list, got 3\.$"),
+        ({"by": "range", "percentile": [1, 99]}, r"Did you mean `percentiles`\?"),
+        ({"by": "range", "percentiles": [99, 1]}, "two ascending numbers from 0 to 100"),
+        ({"percentiles": [1, 99]}, r"scaling\.by: this key is required\.$"),
+    ],
+)
+def test_of_two_kinds_of_section_the_closer_one_is_spoken_of(scaling, message):
+    with pytest.raises(RecipeError, match=message):
+        make(segmenter={"kind": "unet", "weights": "nuclei", "scaling": scaling})

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 from typer.testing import CliRunner
+from view_support import findings
 
 from maskloom.flows.cli import app
 
@@ -23,8 +24,6 @@ pytestmark = pytest.mark.reports
 
 HOSTILE = "<script>alert(1)<⁄script>"
 IMAGES = [f"2026-05-{number:02d} <b>.png" for number in range(1, 11)]
-AXE = Path(__file__).parent / "axe" / "axe.min.js"
-SERIOUS = ("serious", "critical")
 
 
 def run(folder: Path, *more: str) -> str:
@@ -91,7 +90,7 @@ def test_a_report_that_fails_fails_no_run(
     assert "no ink" in caplog.text
 
 
-def test_without_pictures(output: Path) -> None:
+def test_pictures_and_the_report_itself_may_be_left_out(output: Path) -> None:
     run(output.parent, "--set", "output=bare", "--set", "report={pictures: false}")
     bare = output.parent / "bare"
     assert not (bare / "tables" / "pictures").exists()
@@ -182,16 +181,6 @@ def browser() -> Iterator[Any]:
         started = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         yield started
         started.close()
-
-
-def findings(page: Any) -> list[str]:
-    page.evaluate(AXE.read_text())
-    found = page.evaluate("() => axe.run()")["violations"]
-    return [
-        f"{each['id']}: {each['nodes'][0]['html'][:200]}"
-        for each in found
-        if each["impact"] in SERIOUS
-    ]
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

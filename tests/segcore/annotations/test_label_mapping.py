@@ -71,7 +71,7 @@ def test_values_below_zero_have_a_meaning_too() -> None:
         parse_values(["-3..4=nucleus"])
 
 
-def test_colours() -> None:
+def test_colours_are_text_or_numbers_and_a_class_may_have_several() -> None:
     table = {
         "nucleus": "#3C1098",
         "debris": [132, 41, 246],

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from matching_support import iou_matrix, matches
 from scipy import ndimage
-from scipy.optimize import linear_sum_assignment
 
 from maskloom.segcore.annotations.object_metrics import (
     THRESHOLDS,
@@ -20,7 +20,6 @@ from maskloom.segcore.annotations.object_metrics import (
     ObjectCounts,
     Overlaps,
     RankedObjects,
-    average_precision,
 )
 
 
@@ -50,34 +49,6 @@ def objects(
     )
 
 
-def iou_matrix(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    a, b = (np.unique(labels[labels > 0]) for labels in (one, other))
-    shared = np.array([[((one == i) & (other == j)).sum() for j in b] for i in a]).reshape(
-        len(a), len(b)
-    )
-    union = np.array([[((one == i) | (other == j)).sum() for j in b] for i in a]).reshape(
-        len(a), len(b)
-    )
-    return shared / np.maximum(union, 1)
-
-
-def matches(
-    predicted: np.ndarray, truth: np.ndarray, threshold: float
-) -> tuple[int, int, int, float]:
-    """Matched, false, missed, and the sum of the matches' overlaps, by assignment."""
-    iou = iou_matrix(predicted, truth)
-    good = np.where(iou > threshold, 1 + iou, 0)
-    rows, columns = linear_sum_assignment(-good)
-    chosen = good[rows, columns] > 0
-    matched = int(chosen.sum())
-    return (
-        matched,
-        iou.shape[0] - matched,
-        iou.shape[1] - matched,
-        float(iou[rows, columns][chosen].sum()),
-    )
-
-
 @given(st.integers(0, 10**6))
 def test_agrees_with_an_assignment_by_brute_force(seed: int) -> None:
     truth = cells(seed)
@@ -87,9 +58,7 @@ def test_agrees_with_an_assignment_by_brute_force(seed: int) -> None:
     for t, threshold in enumerate(THRESHOLDS):
         matched, false, missed, overlap = matches(predicted, truth, threshold)
         assert found.tallies[0, t].tolist() == [matched, false, missed]
-        assert average_precision(predicted, truth, threshold) == pytest.approx(
-            matched / (matched + false + missed)
-        )
+        assert found.ap_dsb2018[0, t] == pytest.approx(matched / (matched + false + missed))
         if t == 0 and matched:
             assert found.sq[0] == pytest.approx(overlap / matched)
             assert found.pq[0] == pytest.approx(overlap / (matched + false / 2 + missed / 2))
@@ -325,25 +294,23 @@ def test_what_lies_in_void_is_no_error_at_thresholds_that_it_misses() -> None:
     assert found.counts(1).tallies[0, :, :2].tolist() == [[1, 0]] * 8 + [[0, 0]] * 2
 
 
+def average_precision(predicted: np.ndarray, truth: np.ndarray, number: int = 0) -> float:
+    """`ap_dsb2018` of two label images at a threshold, by its number."""
+    matching = Matching.of(Overlaps.of(predicted, truth), objects(predicted), objects(truth))
+    return float(matching.counts(1).ap_dsb2018[0, number])
+
+
 def test_average_precision_of_plain_cases() -> None:
     truth = cells(3)
     assert average_precision(truth, truth) == 1
     assert average_precision(np.zeros_like(truth), truth) == 0
-    assert (
-        average_precision(
-            truth.astype(np.uint16), (truth + 3 * (truth > 0)).astype(np.uint32), 0.95
-        )
-        == 1
-    )
+    renumbered = (truth + 3 * (truth > 0)).astype(np.uint32)
+    assert average_precision(truth.astype(np.uint16), renumbered, THRESHOLDS.index(0.95)) == 1
     assert np.isnan(average_precision(np.zeros((4, 4), int), np.zeros((4, 4), int)))
     # Half of an object is not more than half of it.
     half = np.zeros((4, 4), int)
     half[:, :2] = 1
     assert average_precision(half, np.ones((4, 4), int)) == 0
-    with pytest.raises(ValueError, match=r"0\.5"):
-        average_precision(truth, truth, 0.3)
-    with pytest.raises(ValueError, match="one shape"):
-        average_precision(truth, truth[1:])
 
 
 def ranked(scores: list[float], hits: list[int], true: int) -> float:

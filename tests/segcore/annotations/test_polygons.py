@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import pickle
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import geopandas
@@ -18,7 +20,9 @@ from pyproj import Transformer
 from rasterio.features import rasterize
 
 from maskloom.segcore.annotations.label_mapping import VOID, LabelMapping
+from maskloom.segcore.annotations.polygons import masks
 from maskloom.segcore.annotations.polygons.collect import LabelledGrid, collect
+from maskloom.segcore.annotations.polygons.drawn import DrawnCells
 from maskloom.segcore.annotations.polygons.masks import CELL, Placing
 from maskloom.segcore.annotations.polygons.rules import PolygonRules, attribute_text
 from maskloom.segcore.errors import RecipeError
@@ -29,6 +33,14 @@ from maskloom.segcore.raster.spec import RasterSpec
 CLASSES = ("background", "field", "water")
 UTM = rasterio.crs.CRS.from_epsg(32633).to_wkt()
 AFFINE = (10.0, 0.0, 400_000.0, 0.0, -10.0, 5_500_000.0)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _nothing_kept() -> Iterator[None]:
+    """Each reader draws by itself, so that readers can be compared."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(masks, "_DRAWN", DrawnCells(0))
+        yield
 
 
 def grid(shape=(600, 700), crs=UTM, affine=AFFINE, name="a", **more) -> LabelledGrid:
@@ -82,6 +94,42 @@ def one(path: Path, rules: PolygonRules, image: LabelledGrid | None = None):
 def only(found):
     (mask,) = found.masks.values()
     return mask
+
+
+def test_an_image_that_is_opened_again_is_not_drawn_again(tmp_path, monkeypatch):
+    """Unless its rules are others, or too much was drawn meanwhile."""
+    drawings = []
+    whole = masks.draw_cell
+    monkeypatch.setattr(masks, "draw_cell", lambda *a: drawings.append(1) or whole(*a))
+    monkeypatch.setattr(masks, "_DRAWN", DrawnCells(2**20))
+    scene().to_file(path := tmp_path / "a.gpkg")
+    mask = only(one(path, PolygonRules(CLASSES)))
+    first = drawn(mask)
+    assert len(drawings) == 9
+    assert np.array_equal(drawn(mask), first)
+    assert len(drawings) == 9
+    touched = replace(mask, rules=PolygonRules(CLASSES, all_touched=True))
+    assert not np.array_equal(drawn(touched), first)
+    assert len(drawings) == 18
+    monkeypatch.setattr(masks, "_DRAWN", DrawnCells(2000))
+    assert all(np.array_equal(drawn(mask), first) for _ in range(2))
+    assert 27 < len(drawings) <= 36
+
+
+@pytest.mark.parametrize(
+    ("values", "most"), [([-1, 127], 1), ([0, 128], 2), ([-1, 2**39], 8), ([7, 7], 1)]
+)
+def test_kept_cells_are_the_same_and_the_oldest_go(values, most):
+    random = np.random.default_rng(0)
+    cells = DrawnCells(2**13)
+    shown = [random.choice(np.array(values), (32, 30)) for _ in range(40)]
+    for key, cell in enumerate(shown):
+        cells.put(key, cell)
+        assert np.array_equal(cells.get(key), cell)
+        assert cells.get(key).dtype == np.int64
+    assert cells.get(0) is None
+    assert cells._bytes <= 2**13
+    assert all(np.dtype(each.dtype).itemsize == most for each in cells._cells.values())
 
 
 @pytest.mark.parametrize("all_touched", [False, True])

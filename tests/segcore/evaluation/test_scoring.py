@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from affine import Affine
+from matching_support import matched_share
 from PIL import Image
 from scipy import ndimage
 from tests_support import write_tiff
@@ -20,7 +21,6 @@ from maskloom.segcore.annotations.label_mapping import (
     parse_values,
 )
 from maskloom.segcore.annotations.metrics import Confusion
-from maskloom.segcore.annotations.object_metrics import average_precision
 from maskloom.segcore.errors import RecipeError
 from maskloom.segcore.evaluation.scoring import (
     EvaluatedImage,
@@ -95,7 +95,7 @@ def test_objects_of_a_semantic_mask_are_its_connected_parts(tmp_path: Path) -> N
     parts = ndimage.label(mask, np.ones((3, 3)))[0]
     found = score(subject(tmp_path, truth, mask), terms(tile=64)).objects
     assert found is not None
-    assert found.ap_dsb2018[1, 0] == pytest.approx(average_precision(parts, truth))
+    assert found.ap_dsb2018[1, 0] == pytest.approx(matched_share(parts, truth))
     # A class that the truth gives by a single value has connected parts, too.
     again = score(
         subject(tmp_path, (truth > 0).astype(np.uint8), mask),
@@ -112,7 +112,7 @@ def test_masks_of_objects_are_compared_by_their_ids(tmp_path: Path) -> None:
     one = subject(tmp_path, truth, ids, (0, 1, 1), 1)
     found = score(one, terms(numbered=True, tile=64))
     assert found.objects is not None
-    assert found.objects.ap_dsb2018[1, 0] == pytest.approx(average_precision(ids, truth))
+    assert found.objects.ap_dsb2018[1, 0] == pytest.approx(matched_share(ids, truth))
     expected = Confusion.of((truth > 0).astype(int), mask.astype(int), 2)
     np.testing.assert_array_equal(found.confusion.counts, expected.counts)
     with pytest.raises(RecipeError, match="min_size"):
@@ -268,7 +268,7 @@ def test_a_mask_of_another_kind_than_the_others_is_refused(tmp_path: Path) -> No
         score(subject(tmp_path, truth, mask), terms(numbered=True))
 
 
-def test_pictures_too(tmp_path: Path) -> None:
+def test_masks_may_be_pictures(tmp_path: Path) -> None:
     truth, mask = scene()
     Image.fromarray(truth).save(tmp_path / "t.png")
     Image.fromarray(mask).save(tmp_path / "m.png")

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import rasterio
 import tifffile
+from pictures_support import chunk
 from PIL import Image
 from skimage import data
 
@@ -125,15 +126,6 @@ def test_whole_jpegs_are_read_whatever_surrounds_their_pixels(
         with Image.open(path) as opened:
             expected = np.asarray(opened.convert("L" if mode == "L" else "RGB"))
         np.testing.assert_array_equal(read(path, "picture"), expected.reshape(*shape, -1))
-
-
-def chunk(name: bytes, content: bytes) -> bytes:
-    return (
-        struct.pack(">I", len(content))
-        + name
-        + content
-        + struct.pack(">I", zlib.crc32(name + content))
-    )
 
 
 def png(depth: int, colour: int, stream: bytes, interlaced: int = 0) -> bytes:

@@ -20,11 +20,12 @@ from hypothesis import strategies as st
 from rasterio.control import GroundControlPoint
 from rasterio.enums import ColorInterp
 from skimage import data
+from tiff_support import read
 
 import maskloom.segcore.formats  # noqa: F401  registers all formats
 from maskloom.segcore.errors import FormatError, ReadError, SourceChanged
 from maskloom.segcore.geometry import Box
-from maskloom.segcore.raster.spec import FORMATS, RasterSpec
+from maskloom.segcore.raster.spec import FORMATS
 
 TIFF = FORMATS["tiff"]
 DATA = os.environ.get("MASKLOOM_TEST_DATA")
@@ -52,14 +53,6 @@ def write(path: Path, bands: np.ndarray, **profile: Any) -> Path:
             edit(file)
             file.write(bands)
     return path
-
-
-def read(
-    path: Path | str, bands: tuple[int, ...] | None = None
-) -> tuple[np.ndarray, np.ndarray, RasterSpec]:
-    spec = TIFF.describe(str(path), "v").select(bands)
-    with TIFF.open(spec) as reader:
-        return *reader.read(Box.whole(spec.shape)), spec
 
 
 def rgb() -> np.ndarray:

@@ -7,12 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from volumes_support import describe, pixels_of
 
-from maskloom.segcore import formats
 from maskloom.segcore.errors import FormatError, ReadError
-from maskloom.segcore.geometry import Box
-from maskloom.segcore.raster.spec import FORMATS, RasterSpec
-from maskloom.segcore.raster.stored import ReadOptions, StoredImage
 
 VOLUME = np.random.default_rng(0).integers(-900, 900, (4, 5, 6), np.int16)
 """(z, y, x)"""
@@ -38,17 +35,6 @@ def save(
     text = "".join(f"{key} = {value}\n" for key, value in {**kept, "ElementDataFile": data}.items())
     path.write_bytes(text.encode() + (content if data == "LOCAL" else b""))
     return path
-
-
-def describe(path: Path, part: str = "") -> RasterSpec:
-    name = formats.format_of(str(path), path.read_bytes()[:512])
-    return FORMATS[name].describe_image(StoredImage(str(path), "1", part), ReadOptions())
-
-
-def pixels_of(path: Path, part: str = "") -> np.ndarray:
-    spec = describe(path, part)
-    with formats.open_image(spec) as reader:
-        return reader.read(Box.whole(spec.shape))[0]
 
 
 def test_the_rows_of_the_matrix_are_the_directions_of_the_axes(tmp_path: Path) -> None:
@@ -79,7 +65,7 @@ def test_the_rows_of_the_matrix_are_the_directions_of_the_axes(tmp_path: Path) -
 @pytest.mark.parametrize("order", ["<", ">"])
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("detached", [False, True])
-def test_numbers(
+def test_numbers_of_every_type_order_and_packing_are_read(
     tmp_path: Path, kind: str, dtype: str, order: str, packed: bool, detached: bool
 ) -> None:
     stored = (VOLUME % 99).astype(order + dtype)

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from volumes_support import describe
 
 from maskloom.segcore import formats
 from maskloom.segcore.errors import FormatError, ReadError, Unavailable
@@ -51,11 +52,6 @@ def change(path: Path, **fields: Any) -> None:
     for name, value in fields.items():
         header[name] = value
     path.write_bytes(content)
-
-
-def describe(path: Path, part: str = "") -> RasterSpec:
-    name = formats.format_of(str(path), path.read_bytes()[:512])
-    return FORMATS[name].describe_image(StoredImage(str(path), "1", part), ReadOptions())
 
 
 def read(spec: RasterSpec) -> tuple[np.ndarray, np.ndarray]:

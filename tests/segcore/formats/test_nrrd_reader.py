@@ -9,13 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from volumes_support import describe, pixels_of
 
-from maskloom.segcore import formats
 from maskloom.segcore.errors import FormatError, ReadError
 from maskloom.segcore.formats.unpacking import MOST_RATIO
-from maskloom.segcore.geometry import Box
-from maskloom.segcore.raster.spec import FORMATS, RasterSpec
-from maskloom.segcore.raster.stored import ReadOptions, StoredImage
+from maskloom.segcore.raster.spec import RasterSpec
 
 nrrd = pytest.importorskip("nrrd")
 VOLUME = np.random.default_rng(0).integers(-900, 900, (4, 5, 6), np.int16)
@@ -32,17 +30,6 @@ DATA = Path(os.environ.get("MASKLOOM_TEST_DATA", "absent"))
 def save(path: Path, pixels: np.ndarray = VOLUME, **header: Any) -> Path:
     nrrd.write(str(path), pixels, header, index_order="C")
     return path
-
-
-def describe(path: Path, part: str = "") -> RasterSpec:
-    name = formats.format_of(str(path), path.read_bytes()[:512])
-    return FORMATS[name].describe_image(StoredImage(str(path), "1", part), ReadOptions())
-
-
-def pixels_of(path: Path, part: str = "") -> np.ndarray:
-    spec = describe(path, part)
-    with formats.open_image(spec) as reader:
-        return reader.read(Box.whole(spec.shape))[0]
 
 
 def affine_of(spec: RasterSpec) -> np.ndarray:
@@ -244,7 +231,7 @@ def test_without_pynrrd_the_remedy_is_named(
 @pytest.mark.skipif(not DATA.is_dir(), reason="needs the test data")
 @pytest.mark.parametrize("name", ["brain1", "breast1"])
 @pytest.mark.parametrize("kind", ["image", "label"])
-def test_real_scans(name: str, kind: str) -> None:
+def test_real_scans_are_read_as_pynrrd_reads_them(name: str, kind: str) -> None:
     path = DATA / "mri_ct_pyradiomics" / f"{kind}s" / f"{name}_{kind}.nrrd"
     spec = describe(path)
     pixels, header = nrrd.read(str(path), index_order="C")

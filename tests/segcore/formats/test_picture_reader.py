@@ -16,6 +16,7 @@ import fsspec
 import imagecodecs
 import numpy as np
 import pytest
+from pictures_support import chunk
 from PIL import Image, ImageOps
 from skimage import data
 
@@ -34,15 +35,6 @@ def read(path: Path) -> tuple[np.ndarray, np.ndarray, RasterSpec]:
     spec = PICTURE.describe(str(path), "v")
     with PICTURE.open(spec) as reader:
         return *reader.read(Box.whole(spec.shape)), spec
-
-
-def chunk(name: bytes, content: bytes) -> bytes:
-    return (
-        struct.pack(">I", len(content))
-        + name
-        + content
-        + struct.pack(">I", zlib.crc32(name + content))
-    )
 
 
 def png(

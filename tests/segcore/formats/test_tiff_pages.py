@@ -205,7 +205,7 @@ def test_parts_in_other_files_and_pages_that_are_missing_are_named(tmp_path: Pat
         ' PlaneCount="1"/>',
         '><UUID FileName="b.tif">urn:uuid:2</UUID></TiffData>',
     )
-    with pytest.raises(FormatError, match=r"several files .* lies in b\.tif"):
+    with pytest.raises(FormatError, match=r"several files .* is in b\.tif"):
         describe(path)
     write_ome(
         path,
@@ -217,7 +217,7 @@ def test_parts_in_other_files_and_pages_that_are_missing_are_named(tmp_path: Pat
     np.testing.assert_array_equal(read(path)[0], np.moveaxis(STACK, 0, -1))
     text = '<OME><BinaryOnly MetadataFile="x.companion.ome" UUID="urn:uuid:2"/></OME>'
     tifffile.imwrite(path, PHOTO, description=text, metadata=None)
-    with pytest.raises(FormatError, match=r"told in another file \(x\.companion\.ome\)"):
+    with pytest.raises(FormatError, match=r"metadata are in another file \(x\.companion\.ome\)"):
         describe(path)
 
 

@@ -15,24 +15,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from skimage import data
+from tiff_support import read
 
 import maskloom.segcore.formats  # noqa: F401  registers all formats
 from maskloom.segcore.annotations.masks import open_mask
 from maskloom.segcore.formats import describe
 from maskloom.segcore.geometry import Box
-from maskloom.segcore.raster.spec import FORMATS, RasterSpec
+from maskloom.segcore.raster.spec import FORMATS
 
 TIFF = FORMATS["tiff"]
 PHOTO = data.camera()[:96, :130]
 WHITE, BLACK = 0, 1
-
-
-def read(
-    path: Path, bands: tuple[int, ...] | None = None
-) -> tuple[np.ndarray, np.ndarray, RasterSpec]:
-    spec = TIFF.describe(str(path), "v").select(bands)
-    with TIFF.open(spec) as reader:
-        return *reader.read(Box.whole(spec.shape)), spec
 
 
 def write_bits(

@@ -425,7 +425,7 @@ def test_parts_in_other_files_are_refused_and_not_opened(tmp_path):
     binary = '<?xml version="1.0"?><OME><BinaryOnly MetadataFile="x.companion.ome" UUID="a"/></OME>'
     with tifffile.TiffFile(path, mode="r+") as file:
         file.pages[0].tags[270].overwrite(binary)
-    with pytest.raises(FormatError, match=r"told in another file \(x\.companion\.ome\)"):
+    with pytest.raises(FormatError, match=r"metadata are in another file \(x\.companion\.ome\)"):
         images(path)
 
 
@@ -514,7 +514,7 @@ def test_any_store_gives_the_same_image(tmp_path, options):
 @pytest.mark.skipif(
     "MASKLOOM_TEST_DATA" not in os.environ, reason="needs the folder of test images"
 )
-def test_real_stacks():
+def test_real_stacks_are_read_as_tifffile_reads_them():
     folder = Path(os.environ["MASKLOOM_TEST_DATA"])
     path = folder / "wsi/images/multi-channel-z-series.ome.tif"
     [spec] = images(path).values()

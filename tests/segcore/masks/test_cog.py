@@ -29,7 +29,8 @@ from maskloom.segcore.ground.space import Metric, Space
 from maskloom.segcore.masks import EncodedBlock
 from maskloom.segcore.masks.cog import writer as cog
 from maskloom.segcore.masks.cog.beside import gdal_metadata, qgis_style
-from maskloom.segcore.masks.cog.writer import CogMasks, block_size
+from maskloom.segcore.masks.cog.blocks import block_size
+from maskloom.segcore.masks.cog.writer import CogMasks
 from maskloom.segcore.raster.classes import ClassTable
 from maskloom.segcore.raster.colours import parse_colour
 from maskloom.segcore.raster.spec import FORMATS, RasterSpec

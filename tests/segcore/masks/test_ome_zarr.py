@@ -18,7 +18,8 @@ from maskloom.segcore.geometry import Grid
 from maskloom.segcore.ground.space import AXES, Lattice, Metric, Space
 from maskloom.segcore.kernels.overviews import halve, halve_volume
 from maskloom.segcore.masks import EncodedBlock, PublishedMask
-from maskloom.segcore.masks.ome_zarr import OmeZarrMasks, chunk_shape
+from maskloom.segcore.masks.ome_zarr.pyramid import chunk_shape
+from maskloom.segcore.masks.ome_zarr.writer import OmeZarrMasks
 from maskloom.segcore.raster.classes import ClassTable
 from maskloom.segcore.raster.spec import RasterSpec
 from maskloom.segcore.storage.store import Store

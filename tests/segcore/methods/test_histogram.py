@@ -88,6 +88,6 @@ def test_values_on_edges_fall_where_numpy_puts_them() -> None:
 
 
 @pytest.mark.parametrize("kind", ["bool", "float16"])
-def test_other_types(kind: str) -> None:
+def test_values_of_other_types_are_counted(kind: str) -> None:
     values = np.array([0, 1, 1], kind)
     assert ValueCounts.of(values, everywhere(values)).pixels == 3

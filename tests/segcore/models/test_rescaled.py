@@ -13,10 +13,10 @@ from PIL import Image
 from skimage import data
 
 from maskloom.segcore.errors import ModelMismatch
-from maskloom.segcore.geometry import Box
+from maskloom.segcore.geometry import Box, Grid
 from maskloom.segcore.ground.space import Metric, Space
 from maskloom.segcore.models.files import dump_model, load_model
-from maskloom.segcore.models.protocols import MODELS, Exactness, Requirements
+from maskloom.segcore.models.protocols import MODELS, Exactness, Requirements, requirements_of
 from maskloom.segcore.models.rescaled import Rescaled
 from maskloom.segcore.pipeline.in_memory import segment_source
 from maskloom.segcore.raster.spec import Block, Labels, RasterSpec
@@ -158,7 +158,7 @@ def test_a_core_as_large_as_the_block_is_right_a_halo_away_from_its_sides(
     spacing: tuple[float, float],
 ) -> None:
     model, image = Rescaled(Bright(), 0.5), picture(spacing)
-    whole, halo = check.labelled(model, image), model.requirements.halo
+    whole, halo = check.labelled(model, image), model.halo_of(image.spec)
     for block in image.blocks(model, (90, 90)):
         read = block.tile.read
         labels = model.segment(replace(block, tile=replace(block.tile, core=read))).values
@@ -167,6 +167,24 @@ def test_a_core_as_large_as_the_block_is_right_a_halo_away_from_its_sides(
         np.testing.assert_array_equal(
             labels[part][block.valid[part]], whole[inside.slices][image.valid[inside.slices]]
         )
+
+
+@pytest.mark.parametrize("side", [0.126, 0.52, 0.8])
+def test_the_halo_is_hardly_larger_than_what_a_pixel_depends_on(side: float) -> None:
+    model, image = Rescaled(Bright(), 0.5), picture((side, side))
+    whole, halo = check.labelled(model, image), requirements_of(model, image.spec).halo
+    assert halo <= model.requirements.halo
+
+    def differs(halo: int) -> bool:
+        labels = np.zeros_like(whole)
+        for tile in Grid(image.valid.shape, (64, 64), halo):
+            labels[tile.core.slices] = tile.trim(
+                model.segment(image.block(tile, image.spec)).values
+            )
+        return not np.array_equal(labels[image.valid], whole[image.valid])
+
+    assert not differs(halo)
+    assert differs(halo - 2 - int(0.5 / side))
 
 
 def test_scores_and_labels_agree() -> None:

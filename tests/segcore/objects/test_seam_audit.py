@@ -171,7 +171,7 @@ DATA = os.environ.get("MASKLOOM_TEST_DATA")
 
 @pytest.mark.skipif(DATA is None, reason="MASKLOOM_TEST_DATA is not set")
 @pytest.mark.parametrize("name", ["nuc_041_fluo", "nuc_002_fluo"])
-def test_real_nuclei(name: str) -> None:
+def test_real_nuclei_that_are_cut_up_are_found(name: str) -> None:
     from PIL import Image
 
     truth = label(

@@ -261,7 +261,7 @@ def test_members_that_are_ready_wait() -> None:
     assert isinstance(second.finish(state), EnsembleModel)
 
 
-def test_names() -> None:
+def test_names_are_those_of_the_recipe_or_of_the_member_that_has_some() -> None:
     assert model_of(Ensemble((KMeans(clusters=2), Threshold()))).classes == (
         "cluster_0",
         "cluster_1",

@@ -12,14 +12,16 @@ import numpy as np
 import pytest
 from skimage import data
 
-from maskloom.segcore.deep.inference.card import Card, Scaling
+from maskloom.segcore.deep.inference.card import Card
 from maskloom.segcore.deep.inference.engines.selection import agreement_of
-from maskloom.segcore.deep.inference.files.examine import card_of_model
+from maskloom.segcore.deep.inference.files.model_cards import card_of_model
 from maskloom.segcore.deep.inference.files.weights import Weights
+from maskloom.segcore.deep.inference.scaling import ImageScaling, Scaling
 from maskloom.segcore.deep.networks.recipe import NETWORKS
 from maskloom.segcore.deep.networks.vectors import build_with_vectors
 from maskloom.segcore.errors import ModelMismatch, RecipeError, WeightsError
 from maskloom.segcore.ground.space import Metric, Space
+from maskloom.segcore.models.protocols import finds_objects
 from maskloom.segcore.pipeline.in_memory import with_selection
 from maskloom.segcore.segmenters.instances import Instances
 from maskloom.segcore.segmenters.network import Network, Unet
@@ -83,11 +85,16 @@ def test_tiling_changes_no_object(weights, tile):
 
 
 @pytest.mark.nightly
-def test_the_contract_of_segmenters_is_kept(weights):
-    recipe = Instances(weights, **EXACTLY)
+@pytest.mark.parametrize("scaling", [None, ImageScaling("range", (0, 99.9))])
+def test_the_contract_of_segmenters_is_kept(weights, scaling):
+    recipe = Instances(weights, scaling=scaling, **EXACTLY)
+    assert finds_objects(recipe.start())
+    check.check_tiling(recipe, PICTURE, (50, 70))
     check.check_labels(recipe, PICTURE)
     check.check_values(recipe, PICTURE)
     check.check_memory(recipe, PICTURE)
+    # Three times as many resampled pixels.
+    check.check_memory(replace(recipe, pixel_size="0.5 um"), sized(0.9), slack=2**18)
 
 
 @pytest.mark.nightly

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from clusters_support import blobs, full
 from pydantic import TypeAdapter, ValidationError
 from skimage import data
 from sklearn.metrics import adjusted_rand_score
@@ -17,31 +18,10 @@ from maskloom.segcore.segmenters.kmeans import KMeans, KMeansModel
 from maskloom.segcore.testing.segmenters import Picture, fitted, labelled
 
 
-def full(pixels: np.ndarray, interpretation: Any = "rgb") -> Picture:
-    return Picture(pixels, np.ones(pixels.shape[:2], bool), interpretation)
-
-
 def fit(recipe: KMeans, picture: Picture, tile: tuple[int, int] | None = None) -> KMeansModel:
     model = fitted(recipe, [picture], tile)
     assert isinstance(model, KMeansModel)
     return model
-
-
-def blobs(
-    centres: list[list[float]], dtype: str = "uint8", spread: float = 4.0
-) -> tuple[Picture, np.ndarray]:
-    """A picture whose pixels scatter about known centres, and which centre each pixel belongs
-    to.
-    """
-    generator = np.random.default_rng(5)
-    truth = generator.integers(0, len(centres), (90, 110))
-    pixels = np.array(centres)[truth] + spread * generator.standard_normal(
-        (90, 110, len(centres[0]))
-    )
-    if np.dtype(dtype).kind != "f":
-        limits = np.iinfo(dtype)
-        pixels = pixels.round().clip(limits.min, limits.max)
-    return full(pixels.astype(dtype), "rgb" if len(centres[0]) == 3 else "bands"), truth
 
 
 CENTRES = [[30.0, 40.0, 60.0], [60.0, 180.0, 60.0], [200.0, 190.0, 90.0], [220.0, 60.0, 200.0]]

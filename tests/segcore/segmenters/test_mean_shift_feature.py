@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from clusters_support import blobs, full
 from PIL import Image
 from skimage import data
 
@@ -25,10 +26,6 @@ from maskloom.segcore.testing import segmenters as check
 from maskloom.segcore.testing.segmenters import Picture, fitted, labelled
 
 
-def full(pixels: np.ndarray, interpretation: Any = "rgb") -> Picture:
-    return Picture(np.ascontiguousarray(pixels), np.ones(pixels.shape[:2], bool), interpretation)
-
-
 def fit(picture: Picture, tile: tuple[int, int] | None = None, **parameters: Any) -> ModesModel:
     model = fitted(FeatureMeanShift(**parameters), [picture], tile)
     assert isinstance(model, ModesModel)
@@ -36,23 +33,6 @@ def fit(picture: Picture, tile: tuple[int, int] | None = None, **parameters: Any
 
 
 CENTRES = [[30.0, 40.0, 60.0], [60.0, 180.0, 60.0], [200.0, 190.0, 90.0], [220.0, 60.0, 200.0]]
-
-
-def blobs(
-    centres: list[list[float]], dtype: str = "uint8", spread: float = 4.0
-) -> tuple[Picture, np.ndarray]:
-    """A picture whose pixels scatter about known centres, and which centre each pixel belongs
-    to.
-    """
-    generator = np.random.default_rng(5)
-    truth = generator.integers(0, len(centres), (90, 110))
-    pixels = np.array(centres)[truth] + spread * generator.standard_normal(
-        (90, 110, len(centres[0]))
-    )
-    if np.dtype(dtype).kind != "f":
-        limits = np.iinfo(dtype)
-        pixels = pixels.round().clip(limits.min, limits.max)
-    return full(pixels.astype(dtype), "rgb" if len(centres[0]) == 3 else "bands"), truth
 
 
 def photo(dtype: str, channels: int) -> Picture:
@@ -327,7 +307,7 @@ def test_nan_takes_no_part() -> None:
     assert fit(full(picture.pixels)).modes == model.modes
 
 
-def test_no_valid_pixel() -> None:
+def test_an_image_without_valid_pixels_cannot_be_fitted() -> None:
     with pytest.raises(FitError, match="valid pixels"):
         fit(Picture(np.zeros((4, 4, 3), "uint8"), np.zeros((4, 4), bool)))
 

@@ -278,7 +278,7 @@ def test_pixels_beyond_the_halo_do_not_matter_and_all_within_may() -> None:
     )
 
 
-def test_trivial_images() -> None:
+def test_flat_images_single_pixels_and_images_without_data() -> None:
     model = joint()
     assert (
         object_mask(model, full(np.full((20, 30, 3), 7, np.uint8)), (8, 8))[0].tolist()

@@ -15,13 +15,15 @@ import numpy as np
 import pytest
 from skimage import data
 
-from maskloom.segcore.deep.inference.card import Card, ReceptiveField, Scaling
-from maskloom.segcore.deep.inference.files.examine import card_of_model
+from maskloom.segcore.deep.inference.card import Card
+from maskloom.segcore.deep.inference.files.model_cards import card_of_model
 from maskloom.segcore.deep.inference.files.weights import Weights
+from maskloom.segcore.deep.inference.receptive_field.field import ReceptiveField
+from maskloom.segcore.deep.inference.scaling import ImageScaling, Scaling
 from maskloom.segcore.deep.networks.recipe import NETWORKS
 from maskloom.segcore.errors import ModelMismatch, RecipeError, WeightsError
 from maskloom.segcore.ground.space import Metric, Space
-from maskloom.segcore.models.protocols import gives_scores
+from maskloom.segcore.models.protocols import finds_objects, fits_each_image, gives_scores
 from maskloom.segcore.models.rescaled import Rescaled
 from maskloom.segcore.models.selection import pending_selections, with_selections
 from maskloom.segcore.pipeline.in_memory import segment_source, with_selection
@@ -228,6 +230,23 @@ def ids_of_brightness(path) -> str:
     )
     path.with_suffix(".json").write_bytes(card.dump())
     return str(path)
+
+
+def test_models_around_a_network_wait_for_the_scaling_of_their_image(unet):
+    network = Unet(unet, scaling=ImageScaling("deviation"), **EXACTLY)
+    levels = Threshold(method="multi-otsu", levels=3, classes=CLASSES)
+    parts = ConnectedParts(network, parts=("land",))
+    assert finds_objects(parts.start())
+    for recipe in (parts, Ensemble((network, network))):
+        assert fits_each_image(recipe.start())
+        check.check_tiling(recipe, PICTURE, (60, 50))
+    # One member is fitted to what `fit` says, so that this decides.
+    assert not fits_each_image(Ensemble((network, levels), by="vote").start())
+    mean = PHOTO.reshape(-1, 3).mean(axis=0)
+    model = check.fitted(network, [PICTURE])
+    np.testing.assert_allclose(model.provenance()["scaling"]["offset"], mean)
+    stated = replace(network, scaling=model.scaling).start()
+    assert np.array_equal(check.labelled(stated, PICTURE), check.labelled(model, PICTURE))
 
 
 def test_class_ids_of_windows_are_not_averaged(tmp_path):

@@ -310,7 +310,7 @@ def test_infinite_values_are_no_data() -> None:
 
 
 @pytest.mark.parametrize(("kernel_size", "sigma"), [(5, 0), (5, 30), (1000, 0)])
-def test_trivial_pictures(kernel_size: float, sigma: float) -> None:
+def test_single_pixels_lines_and_pictures_without_data(kernel_size: float, sigma: float) -> None:
     recipe = Quickshift(kernel_size=kernel_size, sigma=sigma)
     assert ids(recipe, full(np.zeros((1, 1, 3), "uint8"), "rgb")).tolist() == [[1]]
     nothing = Picture(np.zeros((9, 8, 1), "uint8"), np.zeros((9, 8), bool))

@@ -16,7 +16,8 @@ from pydantic import TypeAdapter, ValidationError
 from skimage import data, filters
 
 from maskloom.segcore.errors import FitError, ModelMismatch
-from maskloom.segcore.segmenters.threshold import Threshold, ThresholdModel, intensity
+from maskloom.segcore.methods.intensity import intensity
+from maskloom.segcore.segmenters.threshold import Threshold, ThresholdModel
 from maskloom.segcore.testing.segmenters import Picture, fitted, labelled
 
 METHODS = {

@@ -319,7 +319,9 @@ def test_invalid_pixels_are_in_no_object() -> None:
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 50), (40, 40), (1, 1, 1), (3, 20, 1)])
 @pytest.mark.parametrize("filled", [False, True])
-def test_trivial_images(shape: tuple[int, ...], filled: bool) -> None:
+def test_an_empty_image_has_no_object_and_a_full_one_has_one(
+    shape: tuple[int, ...], filled: bool
+) -> None:
     ids = objects_of(
         Watershed(HALF, distance=4), picture_of(np.full(shape, filled)), (16,) * len(shape)
     )
@@ -392,7 +394,7 @@ DATA = os.environ.get("MASKLOOM_TEST_DATA")
     ("name", "tile"),
     [("nuc_002_fluo", (200, 200)), ("nuc_044_fluo", (96, 128)), ("nuc_046_fluo", (130, 90))],
 )
-def test_real_nuclei(name: str, tile: tuple[int, int]) -> None:
+def test_real_nuclei_are_the_same_in_tiles(name: str, tile: tuple[int, int]) -> None:
     from PIL import Image
 
     folder = Path(DATA or "") / "dsb2018"

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from maskloom.segcore.deep.inference.card import Scaling
+from maskloom.segcore.deep.inference.scaling import Scaling
 from maskloom.segcore.errors import RecipeError
 from maskloom.segcore.formats import describe
 from maskloom.segcore.training.balance import chosen, class_rates, require_drawable, weighted
@@ -20,8 +20,9 @@ from maskloom.segcore.training.class_counts import ClassCounts, count_classes
 from maskloom.segcore.training.dataset import Dataset
 from maskloom.segcore.training.labels import Index
 from maskloom.segcore.training.pairs import Pair
-from maskloom.segcore.training.recipe import Sampling, Split
+from maskloom.segcore.training.recipe import Sampling
 from maskloom.segcore.training.sampling import PatchShape, Sampler, SamplingOptions
+from maskloom.segcore.training.split import Split
 
 CLASSES = ("soil", "crop", "weed")
 IMAGES = [("a", "/x/a.png"), ("b", "/x/b.png"), ("c", "/y/c.png")]

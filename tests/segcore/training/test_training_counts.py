@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from maskloom.segcore.raster.spec import FORMATS
+from maskloom.segcore.training import class_counts
 from maskloom.segcore.training import dataset as datasets
 from maskloom.segcore.training.class_counts import ClassCounts, count_classes, require_labelled
 from maskloom.segcore.training.dataset import Dataset
@@ -37,9 +38,27 @@ def test_the_typical_size_of_objects_is_their_median_whatever_the_strips(tmp_pat
     assert found.typical_sizes([2]) == {}
 
 
+@pytest.mark.parametrize("listed", [2**20, 0])
+def test_the_largest_object_is_measured_over_strips_and_pieces(tmp_path, monkeypatch, listed):
+    monkeypatch.setattr(datasets, "_STRIP_PIXELS", 64)
+    monkeypatch.setattr(class_counts, "_MOST_LISTED", listed)
+    one, other = np.zeros((200, 30), np.uint16), np.zeros((70, 50), np.uint16)
+    one[50:141, 5:9] = 60_000
+    one[150:154, 2:14] = 7
+    other[2, 4] = other[65, 44] = 9
+    every = np.ones((10, 12), np.uint16)
+    found = counts(tmp_path, Instances(), [one, other, every, np.zeros((8, 8), np.uint16)])
+    assert found.largest == (91, 64, 12, 0)
+    assert [each.largest for each in found.images] == [91, 64, 12, 0]
+    assert (found.largest_side([1, 3]), found.largest_side([])) == (64, 0)
+
+
 def test_masks_of_classes_tell_no_size(tmp_path):
     masks = [np.eye(9, dtype=np.uint8)]
-    assert counts(tmp_path, Index(), masks).typical_sizes([0]) == {}
+    found = counts(tmp_path, Index(), masks)
+    assert found.typical_sizes([0]) == {}
+    with pytest.raises(ValueError, match="ids"):
+        found.largest_side([0])
 
 
 @pytest.mark.parametrize(("training", "warned"), [([0, 1], True), ([1], False)])

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from maskloom.segcore.deep.inference.card import Scaling
+from maskloom.segcore.deep.inference.scaling import Scaling
 from maskloom.segcore.errors import ImageError
 from maskloom.segcore.raster.spec import FORMATS
-from maskloom.segcore.training.augment import AUGMENTATIONS
+from maskloom.segcore.training.augmentations.protocols import AUGMENTATIONS
 from maskloom.segcore.training.class_counts import count_classes
 from maskloom.segcore.training.dataset import Dataset
 from maskloom.segcore.training.feeding import Drawing, ProcessFeed, ThreadFeed

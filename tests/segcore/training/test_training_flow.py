@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from maskloom.segcore.training.flow import flow_loss, vectors_of
+from maskloom.segcore.training.loss_terms import SumOfLosses
 from maskloom.segcore.training.losses import loss_of
-from maskloom.segcore.training.recipe import SumOfLosses
 
 VOID = 255
 

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from maskloom.segcore.deep.inference.card import Scaling
-from maskloom.segcore.deep.inference.files.examine import card_of_model
+from maskloom.segcore.deep.inference.files.model_cards import card_of_model
 from maskloom.segcore.deep.inference.files.weights import Weights
+from maskloom.segcore.deep.inference.scaling import Scaling
 from maskloom.segcore.deep.networks.recipe import NETWORKS
 from maskloom.segcore.errors import RecipeError
 from maskloom.segcore.training.initial import Initial
@@ -47,7 +47,7 @@ def test_layers_of_the_same_shape_take_over_their_weights(trained):
         np.testing.assert_array_equal(one, two)
     fresh = network(classes=3).get_layer("logits").get_weights()
     assert initial.give(other) == (
-        "Starting from trained.keras, but for logits, which have other shapes."
+        "Starting from trained.keras, but for layers of other shapes: logits."
     )
     for layer in other.layers:
         expected = fresh if layer.name == "logits" else model.get_layer(layer.name).get_weights()

@@ -46,7 +46,7 @@ def test_very_large_values_and_negative_ones_are_unknown():
     assert decode(Index(void="rest"), raw).tolist() == [[VOID, VOID, 0]]
 
 
-def test_colours():
+def test_colours_become_classes_and_others_void_or_unknown():
     raw = np.array(
         [[[0xE2, 0xA9, 0x29], [0x3C, 0x10, 0x98], [0, 0xFF, 0], [0x9B, 0x9B, 0x9B], [1, 2, 3]]],
         np.uint8,

@@ -5,14 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from maskloom.segcore.training.losses import class_weights, loss_of
-from maskloom.segcore.training.recipe import (
+from maskloom.segcore.training.loss_terms import (
     CrossEntropy,
     DiceLoss,
     FocalLoss,
     LossTerms,
     SumOfLosses,
 )
+from maskloom.segcore.training.losses import class_weights, loss_of
 
 VOID = 255
 

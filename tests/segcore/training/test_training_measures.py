@@ -21,7 +21,7 @@ from maskloom.segcore.annotations.label_mapping import (
     parse_values,
 )
 from maskloom.segcore.annotations.metrics import Confusion
-from maskloom.segcore.deep.inference.card import Scaling
+from maskloom.segcore.deep.inference.scaling import Scaling
 from maskloom.segcore.evaluation.scoring import EvaluatedImage, EvaluationOptions, Score, score
 from maskloom.segcore.formats import describe
 from maskloom.segcore.training import instances, semantic

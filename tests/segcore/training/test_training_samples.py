@@ -12,21 +12,13 @@ from PIL import Image
 from scipy import ndimage
 from tests_support import write_tiff
 
-from maskloom.segcore.deep.inference.card import Scaling
+from maskloom.segcore.deep.inference.scaling import Scaling
 from maskloom.segcore.geometry import Box
 from maskloom.segcore.raster.spec import FORMATS
-from maskloom.segcore.training.augment import (
-    AUGMENTATIONS,
-    CutMix,
-    Cutout,
-    Elastic,
-    Flip,
-    Patch,
-    PixelChange,
-    Rotate,
-    Rotate90,
-    Scale,
-)
+from maskloom.segcore.training.augmentations.geometry import Elastic, Flip, Rotate, Rotate90, Scale
+from maskloom.segcore.training.augmentations.mixtures import CutMix
+from maskloom.segcore.training.augmentations.pixels import Cutout
+from maskloom.segcore.training.augmentations.protocols import AUGMENTATIONS, Patch, PixelChange
 from maskloom.segcore.training.class_counts import count_classes
 from maskloom.segcore.training.dataset import Dataset
 from maskloom.segcore.training.labels import VOID, Index, Instances

@@ -11,18 +11,19 @@ from hypothesis import strategies as st
 from scipy import ndimage
 
 from maskloom.segcore.annotations.places import Turn
-from maskloom.segcore.deep.inference.card import Scaling
+from maskloom.segcore.deep.inference.scaling import Scaling
 from maskloom.segcore.errors import RecipeError
 from maskloom.segcore.geometry import Box
 from maskloom.segcore.ground.space import Frame, Space
 from maskloom.segcore.raster.spec import FORMATS
-from maskloom.segcore.training.augment import AUGMENTATIONS, Flip, Patch, Rotate90
+from maskloom.segcore.training.augmentations.geometry import Flip, Rotate90
+from maskloom.segcore.training.augmentations.protocols import AUGMENTATIONS, Patch
 from maskloom.segcore.training.class_counts import count_classes
 from maskloom.segcore.training.dataset import Dataset
 from maskloom.segcore.training.labels import VOID, Index
+from maskloom.segcore.training.loss_terms import SumOfLosses
 from maskloom.segcore.training.losses import loss_of
 from maskloom.segcore.training.pairs import Pair, turn_onto_image
-from maskloom.segcore.training.recipe import SumOfLosses
 from maskloom.segcore.training.sampling import (
     PatchShape,
     Sampler,

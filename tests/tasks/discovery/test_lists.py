@@ -12,7 +12,7 @@ import pytest
 
 from maskloom.segcore.errors import RecipeError
 from maskloom.tasks.discovery.discover import discover
-from maskloom.tasks.discovery.lists import absolute, read_list
+from maskloom.tasks.discovery.lists import absolute, read_dated
 
 NAMES = ["a/été.tif", "b/2.tif"]
 
@@ -43,7 +43,7 @@ def test_encodings_and_separators_of_spreadsheets_are_read(
 
 
 def test_a_line_that_names_the_separator_is_no_header() -> None:
-    assert read_list("l.csv", b"sep=;\r\nsite;uri\r\n1;a.tif\r\n") == ["a.tif"]
+    assert read_dated("l.csv", b"sep=;\r\nsite;uri\r\n1;a.tif\r\n")[0] == ["a.tif"]
 
 
 def test_a_name_in_raw_bytes_is_the_file_of_these_bytes(
@@ -92,25 +92,25 @@ def test_what_is_no_list_is_refused_with_what_it_is(
     name: str, content: bytes, message: str
 ) -> None:
     with pytest.raises(RecipeError, match=message):
-        read_list(name, content)
+        read_dated(name, content)
 
 
 def test_a_column_of_numbers_and_gaps_in_parquet(tmp_path: Path) -> None:
     path = tmp_path / "l.parquet"
     pq.write_table(pa.table({"site": [1, 2, 3], "uri": ["a.tif", None, "a.tif"]}), path)
-    assert read_list(str(path), path.read_bytes()) == ["a.tif"]
+    assert read_dated(str(path), path.read_bytes())[0] == ["a.tif"]
     pq.write_table(pa.table({"site": [1]}), path)
     with pytest.raises(RecipeError, match="it has site"):
-        read_list(str(path), path.read_bytes())
+        read_dated(str(path), path.read_bytes())
 
 
 def test_rows_without_a_uri_are_counted_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    assert read_list("l.csv", b"uri;site\na.tif;1\n;2\n;\n\n ;3\n") == ["a.tif"]
+    assert read_dated("l.csv", b"uri;site\na.tif;1\n;2\n;\n\n ;3\n")[0] == ["a.tif"]
     path = tmp_path / "l.parquet"
     pq.write_table(pa.table({"uri": ["a.tif", None, "a.tif", ""]}), path)
-    assert read_list("l.parquet", path.read_bytes()) == ["a.tif"]
+    assert read_dated("l.parquet", path.read_bytes())[0] == ["a.tif"]
     assert caplog.messages == [
         f"The list '{name}' has 2 rows without a `uri`, left out."
         for name in ("l.csv", "l.parquet")
@@ -158,7 +158,7 @@ def test_the_lists_of_the_reports(caplog: pytest.LogCaptureFixture) -> None:
     if folder is None:
         pytest.skip("MASKLOOM_TEST_DATA is not set")
     names = {
-        name: read_list(name, Path(folder, "reports", name).read_bytes())
+        name: read_dated(name, Path(folder, "reports", name).read_bytes())[0]
         for name in ("list_latin1.csv", "list_semicolon.csv")
     }
     assert all(names.values())

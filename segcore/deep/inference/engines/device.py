@@ -86,9 +86,10 @@ class KerasDevice:
         inputs = ops.cast(pixels, "float32")
         if gives != "scores of scaled pixels":
             scaling = self._card.scaling
+            # Tensors, since PyTorch mixes no arrays of NumPy with what is on a GPU.
             if any(scaling.offset):
-                inputs = inputs - np.array(scaling.offset, np.float32)
-            inputs = inputs * np.array(scaling.factor, np.float32)
+                inputs = inputs - ops.convert_to_tensor(scaling.offset, "float32")
+            inputs = inputs * ops.convert_to_tensor(scaling.factor, "float32")
         if self._dtype.kind in "iu":
             limits = np.iinfo(self._dtype)
             inputs = ops.cast(

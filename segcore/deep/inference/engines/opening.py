@@ -28,9 +28,11 @@ from maskloom.segcore.errors import WeightsError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from maskloom.segcore.deep.inference.card import Card, ReceptiveField
+    from maskloom.segcore.deep.inference.card import Card
     from maskloom.segcore.deep.inference.engines.protocol import Choice, Engine, EngineName
     from maskloom.segcore.deep.inference.files.weights import Weights
+    from maskloom.segcore.deep.inference.receptive_field.field import ReceptiveField
+    from maskloom.segcore.deep.inference.scaling import Scaling
 
 ENGINES_OF: dict[str, tuple[EngineName, ...]] = {
     ".keras": ("tensorflow", "jax", "torch", "openvino", "onnxruntime"),
@@ -138,9 +140,9 @@ def open_engine(weights: Weights, card: Card, choice: Choice) -> Engine:
 
     Raises `WeightsError` if the engine cannot run it in the selected precision.
     """
-    request = _Request(
-        weights, choice, (card.channels, card.output_channels, card.reach, runtime.threads()), card
-    )
+    # Some engines scale pixels themselves.
+    ends = (card.channels, card.output_channels, card.scaling)
+    request = _Request(weights, choice, (*ends, card.reach, runtime.threads()), card)
     engine = _loaded.pop(request, None) or _open(request)
     # Least recently used first.
     _loaded[request] = engine
@@ -160,7 +162,7 @@ def close_others(weights: Weights, choice: Choice) -> None:
 class _Request:
     weights: Weights
     choice: Choice
-    settings: tuple[int, int, ReceptiveField, int | None]
+    settings: tuple[int, int, Scaling, ReceptiveField, int | None]
     card: Card = field(compare=False)
 
 

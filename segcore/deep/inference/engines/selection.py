@@ -4,12 +4,15 @@ Each engine and precision runs one patch of real pixels. It is eligible if its l
 the reference, the file's own library in float32, on at least 99.9 % of the pixels. The eligible
 ones are then timed: they run the patch a few more times in turn and drop out when far slower than
 the fastest. The selection is made once per run and stored with it, so that all workers compute the
-same results; float32 is preferred unless bfloat16 is at least a tenth faster.
+same results; float32 is preferred unless bfloat16 is at least a tenth faster. For other outputs it
+is kept in the user's cache (`network_cache.kept_choice`).
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
+import platform
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +20,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from maskloom.segcore.deep.inference.engines.gpus import CPU, TENSORRT, idle_gpu, providers
+from maskloom.segcore.deep.inference.engines.gpus import (
+    CPU,
+    TENSORRT,
+    idle_gpu,
+    nvidia_gpus,
+    providers,
+)
 from maskloom.segcore.deep.inference.engines.opening import (
     available_engines,
     check_engine,
@@ -238,6 +247,31 @@ def native_bfloat16() -> bool:
     return not flags.exists() or any(
         flag in flags.read_text() for flag in ("avx512_bf16", "amx_bf16", " bf16")
     )
+
+
+def grounds(
+    card: Card, precision: Precision | Literal["auto"], pixels: NDArray[np.generic]
+) -> list[Any]:
+    """What a selection depends on beside the weights, as JSON values: the card, the patch of pixels
+    as they are in the image, and the machine.
+
+    Engines of float32 differ by rounding alone, so that the faster one on this patch is the faster
+    one on any of its shape. Whether a lower precision keeps the labels depends on the pixels.
+    """
+    exactly = precision == "float32" or not (native_bfloat16() or nvidia_gpus())
+    seen = None if exactly else hashlib.sha256(pixels.tobytes()).hexdigest()
+    return [
+        card.dump().decode(),
+        [*pixels.shape, pixels.dtype.str, seen],
+        [_processor(), threads(), *nvidia_gpus(), keras_backend()],
+    ]
+
+
+def _processor() -> str:
+    information = Path("/proc/cpuinfo")
+    lines = information.read_text().splitlines() if information.exists() else []
+    names = (line for line in lines if line.startswith("model name"))
+    return next(names, "") or f"{platform.machine()} {platform.processor()}"
 
 
 def _candidates(

@@ -4,22 +4,22 @@ Such a model is a folder with a description (`rdf.yaml`) and weights in one or m
 card needs is read from the description: which weights, axes, bands, classes, the scaling of pixels,
 the size of a pixel and the licence. Only these keys are read; the rest may say what it likes.
 
-Scaling has to be one line (value - offset) * factor for all images. Steps that take it from the
-extremes, the mean or the deviation of each image have no such line: a tile does not know its image.
-Then the description is read, and `ask` says what the recipe must set.
+What a card cannot say is left to the recipe: `ask` says which parameters it must set, and why.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import numpy as np
 import yaml
 
-from maskloom.segcore.deep.inference.card import Card, Output, Scaling
+from maskloom.segcore.deep.inference.card import Card, Output
+from maskloom.segcore.deep.inference.files.bioimageio_steps import output_of, scaling_of
+from maskloom.segcore.deep.inference.files.bioimageio_tensors import as_list, tensor_of
+from maskloom.segcore.deep.inference.scaling import ImageScaling, Scaling
 from maskloom.segcore.errors import WeightsError
 
 NAMES = ("bioimageio.yaml", "rdf.yaml", "model.yaml")
@@ -30,11 +30,7 @@ _MOST_NODES = 50_000
 _RUNNABLE = ("onnx", "keras_v3", "tensorflow_saved_model_bundle", "keras_hdf5")
 """Formats of weights, the best first. keras_hdf5 needs `trust`."""
 _OF_TORCH = ("pytorch_state_dict", "torchscript")
-_MICROMETRES = {"micrometer": 1.0, "nanometer": 1e-3, "angstrom": 1e-4, "millimeter": 1e3}
-_LETTERS = {"b": "batch", "c": "channel", "z": "z", "y": "y", "x": "x"}
-_PER_IMAGE = ("zero_mean_unit_variance", "scale_range", "scale_mean_variance")
 _COLOURS = (("r", "g", "b"), ("red", "green", "blue"))
-_LARGEST_HALO = 2**16
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +67,7 @@ class Description:
     """Number of channels of the output. None: not said."""
     classes: tuple[str, ...]
     """Names of the channels of the output; empty: none."""
-    scaling: Scaling
+    scaling: Scaling | ImageScaling
     output: Output | None
     """None: as measured."""
     thresholds: tuple[float, ...] = ()
@@ -124,9 +120,8 @@ class Description:
                 "other. If the greatest answer is to be the class of a pixel, name them"
             )
         return replace(
-            card,
+            card.scaled_by(self.scaling),
             classes=self._names(card),
-            scaling=self.scaling,
             output=output,
             pixel_size=self.pixel_size,
             interpretation=self.interpretation,
@@ -182,8 +177,8 @@ def _description(found: Any, sha256: str, where: str) -> Description:
             f"it is of the format {version[:20]!r}; expected 0.4 or 0.5. Update it with "
             "bioimageio.spec, or write a card beside the weights."
         )
-    inputs = [_tensor(each, "input") for each in _list(found["inputs"])]
-    outputs = [_tensor(each, "output") for each in _list(found["outputs"])]
+    inputs = [tensor_of(each, "input") for each in as_list(found["inputs"])]
+    outputs = [tensor_of(each, "output") for each in as_list(found["outputs"])]
     if len(inputs) != 1 or not outputs:
         raise ValueError(
             f"it takes {len(inputs)} inputs and gives {len(outputs)} outputs; expected a network "
@@ -195,8 +190,8 @@ def _description(found: Any, sha256: str, where: str) -> Description:
             "its output has other pixels than its input; expected scores for each pixel"
         )
     entry = _entry(found["weights"])
-    scaling, ask = _scaling(image)
-    output, thresholds = _output(answer)
+    scaling, ask = scaling_of(image)
+    output, thresholds = output_of(answer)
     names = tuple(answer.channel_names)
     return Description(
         where,
@@ -212,7 +207,7 @@ def _description(found: Any, sha256: str, where: str) -> Description:
         answer.halo,
         image.pixel_size,
         "rgb" if tuple(map(str.lower, image.channel_names)) in _COLOURS else "bands",
-        "" if ask else image.dtype if image.dtype.startswith(("u", "i")) else "",
+        image.dtype if isinstance(scaling, Scaling) and image.dtype[:1] in "ui" and not ask else "",
         ask,
         {
             **_about(found, version),
@@ -251,12 +246,12 @@ def _about(found: Mapping[str, Any], version: str) -> dict[str, Any]:
     """Where the model comes from: texts for people."""
     authors = [
         str(each.get("name", ""))
-        for each in _list(found.get("authors"))
+        for each in as_list(found.get("authors"))
         if isinstance(each, Mapping)
     ]
     cited = [
         ", ".join(str(each[key])[:500] for key in ("text", "doi", "url") if each.get(key))
-        for each in _list(found.get("cite"))
+        for each in as_list(found.get("cite"))
         if isinstance(each, Mapping)
     ]
     told = {
@@ -269,208 +264,3 @@ def _about(found: Mapping[str, Any], version: str) -> dict[str, Any]:
         "format": f"bioimage.io {version[:20]}",
     }
     return {key: value for key, value in told.items() if value}
-
-
-@dataclass(frozen=True, slots=True)
-class _Tensor:
-    """An input or output, in the words of either version."""
-
-    axes: tuple[str, ...]
-    channels: int | None
-    channel_names: tuple[str, ...]
-    steps: tuple[tuple[str, Mapping[str, Any]], ...]
-    dtype: str
-    halo: int | None = None
-    pixel_size: float | None = None
-    scales: tuple[float, ...] = ()
-    """Sizes of its pixels along y and x, in version 0.5: relative to those of the input."""
-    shrinks: bool = False
-
-    @property
-    def dimensions(self) -> int:
-        return 3 if "z" in self.axes else 2
-
-
-def _tensor(said: Mapping[str, Any], what: str) -> _Tensor:
-    old = isinstance(said["axes"], str)
-    axes = (
-        tuple(_LETTERS.get(letter, letter) for letter in said["axes"])
-        if old
-        else tuple(_axis_name(axis) for axis in said["axes"])
-    )
-    if not {"y", "x"} <= set(axes) <= set(_LETTERS.values()) or len(set(axes)) < len(axes):
-        raise ValueError(
-            f"its {what} has the axes {', '.join(axes)[:100]}; expected batch, channel, [z,] y, x"
-        )
-    key = "preprocessing" if what == "input" else "postprocessing"
-    steps = tuple(_steps(said.get(key)))
-    return _of_version_4(said, axes, steps) if old else _of_version_5(said, axes, steps)
-
-
-def _of_version_4(
-    said: Mapping[str, Any], axes: tuple[str, ...], steps: tuple[tuple[str, Mapping[str, Any]], ...]
-) -> _Tensor:
-    shape, channels, shrinks = said.get("shape"), None if "channel" in axes else 1, False
-    if isinstance(shape, Mapping) and "scale" in shape:
-        for axis, scale, offset in zip(axes, shape["scale"], shape["offset"], strict=True):
-            if axis == "channel":
-                channels = int(2 * offset) if not scale else None
-            elif axis in ("z", "y", "x"):
-                shrinks |= scale != 1
-    elif "channel" in axes and shape:
-        sizes = shape["min"] if isinstance(shape, Mapping) else shape
-        channels = int(sizes[axes.index("channel")])
-    halos = [int(halo) for halo in said.get("halo") or ()]
-    return _Tensor(
-        axes,
-        channels,
-        (),
-        steps,
-        str(said.get("data_type", "")),
-        _halo(halos),
-        shrinks=shrinks,
-    )
-
-
-def _of_version_5(
-    said: Mapping[str, Any], axes: tuple[str, ...], steps: tuple[tuple[str, Mapping[str, Any]], ...]
-) -> _Tensor:
-    by_name = dict(zip(axes, said["axes"], strict=True))
-    names = _list(by_name["channel"].get("channel_names")) if "channel" in axes else []
-    space = [by_name[axis] for axis in ("y", "x")]
-    data = said.get("data")
-    first = data[0] if isinstance(data, list) and data else data
-    scales = {(axis.get("scale", 1.0), axis.get("unit")) for axis in space}
-    scale, unit = scales.pop() if len(scales) == 1 else (None, None)
-    return _Tensor(
-        axes,
-        len(names) if "channel" in axes else 1,
-        tuple(map(str, names)),
-        steps,
-        str(first.get("type", "")) if isinstance(first, Mapping) else "",
-        _halo([int(axis.get("halo") or 0) for axis in space]),
-        float(scale) * _MICROMETRES[unit] if scale and unit in _MICROMETRES else None,
-        tuple(float(axis.get("scale", 1.0)) for axis in space),
-    )
-
-
-def _halo(halos: Sequence[int]) -> int | None:
-    halo = max(halos, default=0)
-    return halo if 0 < halo <= _LARGEST_HALO else None
-
-
-def _axis_name(axis: Any) -> str:
-    if not isinstance(axis, Mapping):
-        raise ValueError(f"axes: expected mappings with a type; got {axis!r:.50}")
-    kind = str(axis.get("type", ""))
-    return str(axis.get("id", "")) if kind == "space" else kind
-
-
-def _steps(said: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    for step in _list(said):
-        options = step.get("kwargs") or {}
-        if not isinstance(options, Mapping):
-            raise ValueError(f"kwargs: expected a mapping; got {options!r:.50}")
-        yield str(step.get("id") or step.get("name")), options
-
-
-def _scaling(image: _Tensor) -> tuple[Scaling, dict[str, str]]:
-    """The scaling of the input, and what is left to the recipe.
-
-    Raises `ValueError` for steps that no scaling can express.
-    """
-    gain, shift = np.ones(1), np.zeros(1)
-    for step, options in image.steps:
-        if step == "ensure_dtype" and str(options.get("dtype", "")).startswith("float"):
-            continue
-        if step == "clip" and _clips_nothing(options, image.dtype, gain, shift):
-            continue
-        line = _line(step, options)
-        if line is None:
-            if step in _PER_IMAGE:
-                return Scaling((0.0,), (1.0,)), {"scaling": _unknown(step, options)}
-            raise ValueError(
-                f"preprocessing: {step[:50]!r} cannot be expressed as one scaling of all pixels, "
-                "(value - offset) * factor. Export the network with this step inside."
-            )
-        gain, shift = gain * line[0], shift * line[0] + line[1]
-    if not np.isfinite(gain).all() or not gain.all() or not np.isfinite(shift).all():
-        raise ValueError(
-            f"preprocessing: expected finite numbers and gains other than 0; got {gain}"
-        )
-    if image.channels is not None and max(gain.size, shift.size) not in (1, image.channels):
-        raise ValueError(
-            f"preprocessing: {max(gain.size, shift.size)} numbers for {image.channels} bands"
-        )
-    offset = -shift / gain + 0.0
-    return Scaling(tuple(offset.tolist()), tuple(gain.tolist())), {}
-
-
-def _line(step: str, options: Mapping[str, Any]) -> tuple[Any, Any] | None:
-    """A step as gain and shift; None if it is no such line."""
-    if step == "scale_linear":
-        return _numbers(options.get("gain", 1.0)), _numbers(options.get("offset", 0.0))
-    fixed = step == "fixed_zero_mean_unit_variance"
-    if fixed or (step == "zero_mean_unit_variance" and options.get("mode") == "fixed"):
-        # Version 0.4 adds a small number to the deviation, 0.5 does not.
-        spread = _numbers(options["std"]) + (0.0 if fixed else float(options.get("eps", 1e-6)))
-        if not spread.all():
-            raise ValueError("preprocessing: a standard deviation of 0")
-        return 1 / spread, -_numbers(options["mean"]) / spread
-    return None
-
-
-def _clips_nothing(options: Mapping[str, Any], dtype: str, gain: Any, shift: Any) -> bool:
-    """Whether no pixel of this type has a value that is cut off."""
-    if not dtype.startswith(("uint", "int")) or any("percentile" in key for key in options):
-        return False
-    limits = np.iinfo(dtype)
-    ends = np.array([limits.min, limits.max], float)[:, None] * gain + shift
-    low, high = options.get("min"), options.get("max")
-    return bool((low is None or low <= ends.min()) and (high is None or high >= ends.max()))
-
-
-def _unknown(step: str, options: Mapping[str, Any]) -> str:
-    data = (
-        "the training images, which it does not state"
-        if (options.get("mode") == "per_dataset")
-        else "each image, which a tile does not know"
-    )
-    what = "the range" if step == "scale_range" else "mean and deviation"
-    values = (
-        "{offset: [lower end], factor: [1 / (upper end - lower end)]}"
-        if step == "scale_range"
-        else "{offset: [mean], factor: [1 / deviation]}"
-    )
-    return f"its step {step} takes {what} of {data}. Set it for your images, scaling: {values}"
-
-
-def _output(answer: _Tensor) -> tuple[Output | None, tuple[float, ...]]:
-    """What the network gives before the steps that follow it, and thresholds of these.
-
-    Raises `ValueError` for steps that make something else than classes of scores.
-    """
-    output: Output | None = None
-    thresholds: list[float] = []
-    for step, options in answer.steps:
-        if step in ("sigmoid", "softmax") and output is None and not thresholds:
-            output = "logits"
-        elif step == "binarize" and not thresholds:
-            thresholds.append(float(options["threshold"]))
-        elif step != "ensure_dtype":
-            raise ValueError(
-                f"postprocessing: {step[:50]!r} makes something else than classes of the scores; "
-                "expected sigmoid, softmax or binarize"
-            )
-    return output, tuple(thresholds)
-
-
-def _numbers(value: Any) -> Any:
-    numbers = np.atleast_1d(np.asarray(value, float))
-    if numbers.ndim != 1 or not numbers.size:
-        raise ValueError(f"preprocessing: expected numbers; got {value!r:.50}")
-    return numbers
-
-
-def _list(value: Any) -> list[Any]:
-    return list(value) if isinstance(value, list | tuple) else []

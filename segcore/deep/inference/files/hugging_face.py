@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import yaml
 
-from maskloom.segcore.deep.inference.card import Card, Scaling
+from maskloom.segcore.deep.inference.card import Card
 from maskloom.segcore.deep.inference.files.folders import Folder, folder_at
 from maskloom.segcore.deep.inference.runtime import import_keras
+from maskloom.segcore.deep.inference.scaling import Scaling
 from maskloom.segcore.deep.networks.segformer import Segformer
 from maskloom.segcore.errors import NotInstalled, WeightsError
 
@@ -29,12 +30,13 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _SUFFIX = ".safetensors"
+_PICKLED = (".bin", ".pt", ".pth", ".ckpt")
 _CONFIG, _PREPROCESSOR, _README = "config.json", "preprocessor_config.json", "README.md"
 _MOST_TEXT = 1 << 22
 _ATTENTION_BYTES = 256
 """Memory of attention per pixel and head: 64 numbers of 4 bytes in windows of 512 pixels."""
 _ARCHITECTURE = "SegformerForSemanticSegmentation"
-_FIXED = {
+_FIXED: dict[str, Any] = {
     "hidden_act": "gelu",
     "patch_sizes": [7, 3, 3, 3],
     "strides": [4, 2, 2, 2],
@@ -73,12 +75,14 @@ def convert(location: str) -> Converted:
         )
     config = _json(folder, _CONFIG)
     recipe, classes, channels = _recipe(config, location)
+    arrays = _arrays(folder)
+    _check_sizes(recipe, (channels, len(classes)), arrays, location)
     import_keras()
     model = recipe.build(channels, len(classes))
-    _fill(model, _arrays(folder), location)
+    _fill(model, arrays, location)
     scaling, notes = _scaling(folder, channels)
     content = _saved(model)
-    from maskloom.segcore.deep.inference.files.examine import card_of_model
+    from maskloom.segcore.deep.inference.files.model_cards import card_of_model
 
     card = card_of_model(
         model,
@@ -116,18 +120,33 @@ def _recipe(config: Mapping[str, Any], where: str) -> tuple[Segformer, tuple[str
             )
     try:
         classes = _names(config["id2label"])
+        if len(classes) < 2:
+            raise ValueError(f"id2label: expected the names of two or more classes; got {classes}")
         recipe = Segformer(
-            widths=tuple(config["hidden_sizes"]),
-            depths=tuple(config["depths"]),
-            heads=tuple(config["num_attention_heads"]),
-            reductions=tuple(config["sr_ratios"]),
-            expansions=tuple(config.get("mlp_ratios", (4, 4, 4, 4))),
-            decoder=config.get("decoder_hidden_size", 256),
+            widths=_counts(config, "hidden_sizes"),
+            depths=_counts(config, "depths"),
+            heads=_counts(config, "num_attention_heads"),
+            reductions=_counts(config, "sr_ratios"),
+            expansions=_counts({"mlp_ratios": [4, 4, 4, 4], **config}, "mlp_ratios"),
+            decoder=_count("decoder_hidden_size", config.get("decoder_hidden_size", 256)),
         )
-        return recipe, classes, int(config.get("num_channels", 3))
+        return recipe, classes, _count("num_channels", config.get("num_channels", 3))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
         raise WeightsError(f"{where}: {_CONFIG}: {reason[:300]}") from error
+
+
+def _counts(config: Mapping[str, Any], key: str) -> tuple[int, ...]:
+    said = config[key]
+    if not isinstance(said, list):
+        raise ValueError(f"{key}: expected a list; got {said!r:.80}")
+    return tuple(_count(key, each) for each in said)
+
+
+def _count(key: str, said: Any) -> int:
+    if not isinstance(said, int) or isinstance(said, bool) or said < 1:
+        raise ValueError(f"{key}: expected whole numbers from 1 on; got {said!r:.80}")
+    return said
 
 
 def _names(said: Mapping[str, Any]) -> tuple[str, ...]:
@@ -150,8 +169,16 @@ def _arrays(folder: Folder) -> dict[str, NDArray[Any]]:
         ) from None
     import ml_dtypes
 
+    names = sorted(each for each in folder.names if each.endswith(_SUFFIX))
+    pickled = [each for each in folder.names if each.endswith(_PICKLED)]
+    if not names and pickled:
+        raise WeightsError(
+            f"{folder.location}: its weights are pickled ({pickled[0]}), which can run arbitrary "
+            f"code, and are not read. Download them as {_SUFFIX}, or write them so where PyTorch "
+            "is installed: model.save_pretrained(..., safe_serialization=True)."
+        )
     arrays = {}
-    for name in sorted(each for each in folder.names if each.endswith(_SUFFIX)):
+    for name in names:
         try:
             found: Any = deserialize(folder.read(name))  # type: ignore[no-untyped-call]
         except SafetensorError as error:
@@ -170,6 +197,40 @@ def _arrays(folder: Folder) -> dict[str, NDArray[Any]]:
             dtype = np.dtype(ml_dtypes.bfloat16 if kind == "bfloat16" else kind)
             arrays[key] = np.frombuffer(stored["data"], dtype).reshape(stored["shape"])
     return arrays
+
+
+def _check_sizes(
+    recipe: Segformer, ends: tuple[int, int], arrays: Mapping[str, NDArray[Any]], where: str
+) -> None:
+    """Raise `WeightsError` unless the sizes that the configuration says are those of the arrays,
+    before a network of these sizes is made. `ends` are the numbers of bands and classes.
+    """
+    top, head = "segformer.encoder", "decode_head"
+    shapes: dict[str, tuple[int, ...]] = {
+        f"{head}.linear_fuse.weight": (recipe.decoder, 4 * recipe.decoder, 1, 1),
+        f"{head}.classifier.weight": (ends[1], recipe.decoder, 1, 1),
+    }
+    befores = (ends[0], *recipe.widths)
+    for stage, (before, width) in enumerate(zip(befores, recipe.widths, strict=False)):
+        kernel = _FIXED["patch_sizes"][stage]
+        shapes[f"{top}.patch_embeddings.{stage}.proj.weight"] = (width, before, kernel, kernel)
+        block = f"{top}.block.{stage}"
+        wide = width * recipe.expansions[stage]
+        shapes[f"{block}.{recipe.depths[stage] - 1}.mlp.dense1.weight"] = (wide, width)
+        blocks = {key.split(".")[4] for key in arrays if key.startswith(f"{block}.")}
+        if arrays and len(blocks) != recipe.depths[stage]:
+            raise WeightsError(
+                f"{where}: it has {len(blocks)} blocks in stage {stage + 1}, and {_CONFIG} says "
+                f"{recipe.depths[stage]}. They belong to different networks."
+            )
+    for key, shape in shapes.items():
+        if key not in arrays:
+            raise WeightsError(f"{where}: the array {key} is missing. Download the whole model.")
+        if arrays[key].shape != shape:
+            raise WeightsError(
+                f"{where}: {key} has the shape {arrays[key].shape}, and {_CONFIG} says {shape}. "
+                "They belong to different networks."
+            )
 
 
 def _fill(model: Any, arrays: Mapping[str, NDArray[Any]], where: str) -> None:
@@ -192,6 +253,11 @@ def _fill(model: Any, arrays: Mapping[str, NDArray[Any]], where: str) -> None:
             raise WeightsError(
                 f"{where}: {key[:100]} has the shape {array.shape}, which does not fit "
                 f"{_CONFIG}. They belong to different networks."
+            )
+        if not np.isfinite(values).all():
+            raise WeightsError(
+                f"{where}: {key[:100]} holds NaN or infinite numbers. The file is damaged, or its "
+                "training diverged."
             )
         variable.assign(values)
         left.discard(variable.path)

@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from maskloom.segcore.deep.inference.files.keras_config import checked_config, import_layers
+from maskloom.segcore.deep.inference.files.misfit import misfit
 from maskloom.segcore.deep.inference.runtime import import_keras, import_tensorflow
 from maskloom.segcore.deep.networks.recipe import NETWORKS
 from maskloom.segcore.deep.networks.vectors import build_with_vectors
@@ -98,9 +99,16 @@ def load_keras(weights: Weights) -> Any:
     if card is None or card.network is None:
         build = partial(_from_description, checked_config(config, where))
     else:
-        build = partial(_from_recipe, card, card.network)
+        build = partial(_from_recipe, card, card.network, len(card.classes))
     with _load_errors(where):
         model = _build(build, stored, where)
+        if card is not None and card.network is not None:
+            others = partial(_from_recipe, card, card.network)
+            reason = misfit(
+                card, variables, model, lambda n: _build(partial(others, n), stored, where)
+            )
+            if reason is not None:
+                raise WeightsError(f"{where}: {reason}")
         with _temporary_file(variables, ".weights.h5") as path, warnings.catch_warnings():
             # keras leaves random weights in layers without stored arrays, and warns.
             warnings.simplefilter("error", UserWarning)
@@ -144,12 +152,12 @@ def _trusted(content: bytes, suffix: str) -> Any:
         return import_keras().saving.load_model(path, compile=False, safe_mode=False)
 
 
-def _from_recipe(card: Card, network: Mapping[str, Any]) -> Any:
+def _from_recipe(card: Card, network: Mapping[str, Any], classes: int) -> Any:
     """Build a network trained by maskloom from its recipe, ignoring the file's description."""
     recipe = NETWORKS[card.kind](**network)
     if card.vectors:
-        return build_with_vectors(recipe, card.channels, len(card.classes), card.vectors)
-    return recipe.build(card.channels, len(card.classes))
+        return build_with_vectors(recipe, card.channels, classes, card.vectors)
+    return recipe.build(card.channels, classes)
 
 
 def _from_description(description: dict[str, Any]) -> Any:

@@ -328,7 +328,7 @@ def _frozen(
     axes = len(shape)
 
     def of_variable(name: str) -> Any:
-        """What stands for the node of a variable."""
+        """The tensor in place of the node of a variable."""
         if kinds[name] != "VarHandleOp":
             return tensorflow.identity(variables[name])
         own = tensorflow.compat.v1.get_default_graph()

@@ -1,6 +1,6 @@
 """Sources: which files make up the network at a location.
 
-A `.keras` or `.tflite` file is a network by itself. An `.onnx` file may keep weights in files
+A `.keras` or `.tflite` file is a whole network. An `.onnx` file may keep weights in files
 beside it. A folder, or ZIP archive, may be a model in the format of bioimage.io, a SavedModel of
 TensorFlow, or hold one file of the other kinds.
 """
@@ -80,7 +80,7 @@ def source_at(location: str) -> Source:
     """
     above, _, name = location.replace("\\", "/").rpartition("/")
     top = "/" if location.startswith("/") else "."
-    # The file that describes a folder stands for the folder.
+    # A folder may be given by the file that describes it.
     whole = above or top if name in (SAVED_MODEL, *bioimageio.NAMES) else location
     folder = None if suffix_of(name) in SINGLE else folder_at(whole)
     if folder is not None:

@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from maskloom.segcore.deep.inference.card import AxisReach, ReceptiveField
+from maskloom.segcore.deep.inference.receptive_field.field import AxisReach, ReceptiveField
 from maskloom.segcore.errors import WeightsError
 from maskloom.segcore.geometry import by_axis, sizes_text
 

@@ -26,7 +26,7 @@ from maskloom.segcore.errors import WeightsError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from maskloom.segcore.deep.inference.card import ReceptiveField
+    from maskloom.segcore.deep.inference.receptive_field.field import ReceptiveField
     from maskloom.segcore.deep.inference.receptive_field.measure import Network
 
 _CONVOLUTIONS = (
@@ -108,15 +108,41 @@ def runner(model: Any) -> Network:
     import keras
 
     shape_errors = _shape_errors()
+    call = _on_processor(model) if keras.backend.backend() == "jax" else model
 
     def run(batch: NDArray[np.float32]) -> NDArray[np.float32]:
         try:
-            output = keras.ops.convert_to_numpy(model(batch, training=False))
+            output = keras.ops.convert_to_numpy(call(batch, training=False))
         except shape_errors as error:
             raise ValueError(str(error)) from error
         return np.asarray(output, np.float32)
 
     return run
+
+
+def _on_processor(model: Any) -> Callable[..., Any]:
+    """A keras model on JAX as a function that is compiled as a whole, for the processor.
+
+    Sizes are tried by the dozen, and JAX compiles for each. One by one, the operations of a U-Net
+    take a GPU two minutes.
+    """
+    import jax
+
+    try:
+        device = jax.devices("cpu")[0]
+    except RuntimeError:  # this process is limited to GPUs
+        device = None
+    weights = [
+        [np.array(variable.value) for variable in group]
+        for group in (model.trainable_variables, model.non_trainable_variables)
+    ]
+    compiled = jax.jit(lambda *inputs: model.stateless_call(*inputs, training=False)[0])
+
+    def call(batch: NDArray[np.float32], training: bool) -> Any:  # noqa: ARG001
+        with jax.default_device(device):
+            return compiled(*weights, batch)
+
+    return call
 
 
 def skeleton_of(model: Any) -> Skeleton | None:

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from maskloom.segcore.deep.inference.blended_windows import Windowing, core_scores
-from maskloom.segcore.deep.inference.card import ReceptiveField
+from maskloom.segcore.deep.inference.receptive_field.field import ReceptiveField
 from maskloom.segcore.geometry import Grid, Tile
 from maskloom.segcore.raster.spec import Block
 from maskloom.segcore.testing.segmenters import Picture

@@ -14,8 +14,10 @@ import pytest
 from PIL import Image
 
 from maskloom.flows.recipes.fingerprints import json_values
-from maskloom.segcore.deep.inference.card import Card, ReceptiveField, Scaling
+from maskloom.segcore.deep.inference.card import Card
 from maskloom.segcore.deep.inference.files.weights import Weights
+from maskloom.segcore.deep.inference.receptive_field.field import ReceptiveField
+from maskloom.segcore.deep.inference.scaling import Scaling
 from maskloom.segcore.errors import WeightsError
 from maskloom.segcore.ground.space import Metric, Space
 from maskloom.segcore.models.protocols import caution_of, caution_of_sizes
@@ -275,3 +277,27 @@ def test_colours_of_a_card_are_kept_and_decide_no_label() -> None:
         content = json.dumps({**json.loads(plain.dump()), "colours": wrong}).encode()
         with pytest.raises(WeightsError, match=said):
             Card.load(content, "cells.json")
+
+
+@pytest.mark.parametrize(
+    "scaling",
+    [
+        Scaling(),
+        Scaling((103.939, 116.779, 123.68), (1.0, 1.0, 1.0)),
+        Scaling((123.675, 116.28, 103.53), (1 / 58.395, 1 / 57.12, 1 / 57.375)),
+        Scaling((7.5,), (0.1, 0.2, 0.3)),
+    ],
+)
+@pytest.mark.parametrize("shape", [(3,), (5, 3), (4, 6, 3), (2, 4, 6, 3), (0, 6, 3), (4, 0, 3)])
+def test_scaling_is_that_of_each_pixel_to_the_last_bit(scaling, shape):
+    pixels = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    expected = pixels.astype(np.float32) - np.array(scaling.offset, np.float32)
+    expected *= np.array(scaling.factor, np.float32)
+    for given in (pixels, pixels.astype(np.float64), pixels.astype(np.float32)):
+        found = scaling.apply(given)
+        assert found.dtype == np.float32
+        assert np.array_equal(found, expected)
+        assert not np.shares_memory(found, given)
+    if pixels.ndim > 2:
+        turned = pixels.swapaxes(-2, -3)
+        assert np.array_equal(scaling.apply(turned), expected.swapaxes(-2, -3))

@@ -15,9 +15,9 @@ from scipy import ndimage, special
 
 from maskloom.segcore.deep.inference import blended_windows
 from maskloom.segcore.deep.inference.blended_windows import Windowing
-from maskloom.segcore.deep.inference.card import ReceptiveField
 from maskloom.segcore.deep.inference.flips import FlippedEngine, orientations
 from maskloom.segcore.deep.inference.patches import Patching, core_scores, mirrored
+from maskloom.segcore.deep.inference.receptive_field.field import ReceptiveField
 from maskloom.segcore.geometry import Grid
 from maskloom.segcore.raster.spec import Block
 from maskloom.segcore.testing.segmenters import Picture

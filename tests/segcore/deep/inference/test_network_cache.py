@@ -6,19 +6,26 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from maskloom.segcore.deep.inference import network_cache
-from maskloom.segcore.deep.inference.card import Card, ReceptiveField, Scaling
-from maskloom.segcore.deep.inference.engines import openvino
+from maskloom.segcore.deep.inference.card import Card
+from maskloom.segcore.deep.inference.engines import openvino, selection
 from maskloom.segcore.deep.inference.engines.opening import is_installed
+from maskloom.segcore.deep.inference.engines.protocol import Choice
 from maskloom.segcore.deep.inference.files.weights import Weights
+from maskloom.segcore.deep.inference.receptive_field.field import ReceptiveField
 from maskloom.segcore.deep.inference.runtime import import_keras, set_threads
+from maskloom.segcore.deep.inference.scaling import Scaling
 from maskloom.segcore.deep.networks.unet import Unet
+from maskloom.segcore.segmenters.network import Network, NetworkModel
+from maskloom.segcore.testing import segmenters as check
 
 pytestmark = pytest.mark.skipif(not is_installed("openvino"), reason="OpenVINO is not installed")
 set_threads(1)
@@ -96,6 +103,40 @@ def test_a_file_is_examined_once(weights, folder):
         place.write_text("{}")
     assert network_cache.kept_card(weights, examine) == found
     assert len(asked) == 3
+
+
+def test_an_engine_is_selected_once_for_the_same_pixels(weights, folder, monkeypatch):
+    """And in float32, where engines differ by rounding alone, once for all pixels."""
+    model = Network(weights.location, halo=9, engine="openvino").start()
+    tried = []
+    monkeypatch.setattr(selection, "native_bfloat16", lambda: True)
+    monkeypatch.setattr(NetworkModel, "_verify_receptive_field", lambda _, choice: None)
+    monkeypatch.setattr(
+        selection,
+        "select_engine",
+        lambda *_: tried.append(1) or Choice("openvino", "bfloat16", {"tried": [len(tried)]}),
+    )
+
+    def chosen(pixels: np.ndarray, **changes: Any) -> Mapping[str, Any]:
+        shown = check.Picture(pixels, np.ones(pixels.shape[:2], bool))
+        (block,) = shown.blocks(model)
+        return replace(model, **changes).select_engine(block)
+
+    first, other = np.zeros((64, 64, 2), np.uint8), np.ones((64, 64, 2), np.uint8)
+    assert chosen(first) == chosen(first)
+    assert len(tried) == 1
+    assert chosen(other)["record"] == {"tried": [2]}
+    for change in ({"engine": "auto"}, {"classes": ("x", "y", "z")}, {"patch": 32}):
+        assert chosen(first, **change)["record"] == {"tried": [len(tried)]}
+    assert len(tried) == 5
+    assert chosen(first, precision="float32") == chosen(other, precision="float32")
+    monkeypatch.setattr(selection, "native_bfloat16", lambda: False)
+    assert chosen(other) == chosen(first)
+    assert len(tried) == 7
+    for place in folder.glob("*/choice.json"):
+        place.write_text('{"engine": ')
+    chosen(first)
+    assert len(tried) == 8
 
 
 def test_networks_that_differ_in_anything_have_places_of_their_own(weights, folder, monkeypatch):

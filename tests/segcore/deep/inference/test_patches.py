@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from maskloom.segcore.deep.inference.card import ReceptiveField
 from maskloom.segcore.deep.inference.patches import Patching, core_scores, cut, mirrored
+from maskloom.segcore.deep.inference.receptive_field.field import ReceptiveField
 from maskloom.segcore.errors import WeightsError
 from maskloom.segcore.geometry import Box, Grid, Tile
 from maskloom.segcore.raster.spec import Block
@@ -103,22 +103,25 @@ def valid_cells(stride: int, margin: int, residue: int) -> Network:
 
 tilings = st.sampled_from([(1000, 1000), (64, 64), (32, 32), (16, 16), (128, 32), (8, 128)])
 sizes = st.integers(1, 90)
+beyond = st.sampled_from([None, 40])
+"""Sizes from which on squares lie over seams."""
 
 
-@given(sizes, sizes, tilings, st.sampled_from([1, 3, 8]), st.sampled_from([5, 16, 32, 512]))
+@given(sizes, sizes, tilings, st.sampled_from([1, 3, 8]), st.sampled_from([5, 16, 32, 512]), beyond)
 def test_same_padding_equals_one_run_over_the_whole_image(
-    height: int, width: int, tile: Any, radius: int, side: int
+    height: int, width: int, tile: Any, radius: int, side: int, shifted: int | None
 ) -> None:
     image = picture(height, width)
     whole = blur(radius)(floats(image.pixels)[None])[0]
-    assert np.array_equal(
-        scored(image, tile, Patching(ReceptiveField(radius), side), blur(radius)), whole
-    )
+    patching = Patching(ReceptiveField(radius), side, shifted_beyond=shifted)
+    assert np.array_equal(scored(image, tile, patching, blur(radius)), whole)
 
 
-@given(sizes, sizes, tilings, st.sampled_from([1, 2, 6, 8]), st.sampled_from([5, 16, 32, 512]))
+@given(
+    sizes, sizes, tilings, st.sampled_from([1, 2, 6, 8]), st.sampled_from([5, 16, 32, 512]), beyond
+)
 def test_sizes_that_are_no_multiple_of_the_stride_are_completed_by_mirroring(
-    height: int, width: int, tile: Any, stride: int, side: int
+    height: int, width: int, tile: Any, stride: int, side: int, shifted: int | None
 ) -> None:
     image = picture(height, width)
     completed = np.pad(
@@ -132,10 +135,8 @@ def test_sizes_that_are_no_multiple_of_the_stride_are_completed_by_mirroring(
         ]
         completed = completed[:, mirrored(np.arange(width + -width % stride), width)]
     whole = cells(stride)(floats(completed)[None])[0, :height, :width]
-    assert np.array_equal(
-        scored(image, tile, Patching(ReceptiveField(2 * stride - 1, stride), side), cells(stride)),
-        whole,
-    )
+    patching = Patching(ReceptiveField(2 * stride - 1, stride), side, shifted_beyond=shifted)
+    assert np.array_equal(scored(image, tile, patching, cells(stride)), whole)
 
 
 @given(
@@ -144,9 +145,15 @@ def test_sizes_that_are_no_multiple_of_the_stride_are_completed_by_mirroring(
     tilings,
     st.sampled_from([(4, 4, 0), (4, 8, 1), (8, 13, 5)]),
     st.sampled_from([5, 16, 512]),
+    beyond,
 )
 def test_networks_without_padding_see_the_image_mirrored_beyond_its_border(
-    height: int, width: int, tile: Any, kind: tuple[int, int, int], side: int
+    height: int,
+    width: int,
+    tile: Any,
+    kind: tuple[int, int, int],
+    side: int,
+    shifted: int | None,
 ) -> None:
     stride, margin, residue = kind
     image, network = picture(height, width), valid_cells(*kind)
@@ -157,22 +164,26 @@ def test_networks_without_padding_see_the_image_mirrored_beyond_its_border(
         mirrored(np.arange(n) - margin, size) for n, size in zip(far, (height, width), strict=True)
     )
     whole = network(floats(image.pixels[rows][:, columns])[None])[0, :height, :width]
-    assert np.array_equal(scored(image, tile, Patching(field, side), network), whole)
+    patching = Patching(field, side, shifted_beyond=shifted)
+    assert np.array_equal(scored(image, tile, patching, network), whole)
 
 
-@given(sizes, sizes, tilings, st.sampled_from([1, 4]))
-def test_files_of_one_size_tile_exactly(height: int, width: int, tile: Any, stride: int) -> None:
+@given(sizes, sizes, tilings, st.sampled_from([1, 4]), beyond)
+def test_files_of_one_size_tile_exactly(
+    height: int, width: int, tile: Any, stride: int, shifted: int | None
+) -> None:
     image, network = picture(height, width), cells(stride)
-    patching = Patching(ReceptiveField(2 * stride - 1, stride, fixed=(32, 40)))
+    field = ReceptiveField(2 * stride - 1, stride, fixed=(32, 40))
+    patching = Patching(field, shifted_beyond=shifted)
 
     def only_one_size(batch: np.ndarray) -> np.ndarray:
         assert batch.shape[1:3] == (32, 40)
         return network(batch)
 
     lead = stride * 2 if stride > 1 else 1
-    field = [n + 2 * lead + -n % stride for n in (height, width)]
+    far = [n + 2 * lead + -n % stride for n in (height, width)]
     rows, columns = (
-        mirrored(np.arange(n) - lead, size) for n, size in zip(field, (height, width), strict=True)
+        mirrored(np.arange(n) - lead, size) for n, size in zip(far, (height, width), strict=True)
     )
     whole = network(floats(image.pixels[rows][:, columns])[None])[
         0, lead : lead + height, lead : lead + width
@@ -196,6 +207,14 @@ def test_patches_of_a_square_have_one_shape_and_the_same_telling_pixels_in_every
     assert (
         len(seen[512, 512]) == len(seen[64, 64]) == len(seen[256, 256]) == 5 * 4
     )  # tiles of whole squares compute nothing twice
+
+
+@pytest.mark.parametrize(("shifted", "squares"), [(None, 6), (256, 5), (512, 6)])
+def test_squares_over_seams_are_fewer_for_a_tile_with_a_margin(
+    shifted: int | None, squares: int
+) -> None:
+    patching = Patching(ReceptiveField(5), 32, shifted_beyond=shifted)
+    assert len(patching.spans(0, 512, (128 - 9, 256 + 9))) == squares
 
 
 def test_too_small_a_halo_is_seen() -> None:

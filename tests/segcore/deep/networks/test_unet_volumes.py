@@ -12,7 +12,7 @@ import pytest
 from keras import layers, ops
 from scipy import ndimage
 
-from maskloom.segcore.deep.inference.card import ReceptiveField
+from maskloom.segcore.deep.inference.receptive_field.field import ReceptiveField
 from maskloom.segcore.deep.inference.receptive_field.measure import measure, verified
 from maskloom.segcore.deep.inference.receptive_field.skeletons import receptive_field_of
 from maskloom.segcore.deep.networks.layers.upsampling import (

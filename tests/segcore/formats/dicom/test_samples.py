@@ -22,7 +22,6 @@ DICOM, OPTIONS = FORMATS["dicom"], ReadOptions()
 CARRIED = Path(pydicom.__file__).parent / "data" / "test_files"
 DATA = Path(os.environ.get("MASKLOOM_TEST_DATA", "/nowhere")) / "dicom" / "images"
 FILES = sorted(path for path in CARRIED.rglob("*") if path.is_file())
-SCALED = {"DoseGridScaling", "RescaleSlope", "ModalityLUTSequence"}
 needs_data = pytest.mark.skipif(not DATA.exists(), reason="MASKLOOM_TEST_DATA is not set")
 
 

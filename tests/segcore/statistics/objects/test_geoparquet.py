@@ -14,7 +14,7 @@ from objects_support import ObjectImage, random_ids
 from shapely import box
 
 from maskloom.segcore.ground.space import Space
-from maskloom.segcore.statistics.objects.table import geo_metadata, schema
+from maskloom.segcore.statistics.objects.geoparquet import geo_metadata, schema
 from maskloom.segcore.testing.statistics import wkt
 
 UTM = Space((10.0, 0.0, 399960.0, 0.0, -10.0, 5600040.0), wkt("EPSG:32633"))

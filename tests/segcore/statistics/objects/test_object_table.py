@@ -17,17 +17,12 @@ from skimage.measure import label, regionprops_table
 from maskloom.segcore.geometry import Box, Grid, Tile
 from maskloom.segcore.ground.space import Space
 from maskloom.segcore.raster.spec import RasterSpec
+from maskloom.segcore.statistics.objects.bands import BandSums, observe_bands
+from maskloom.segcore.statistics.objects.geoparquet import schema
 from maskloom.segcore.statistics.objects.int96 import as_integers, as_wide, normalised, product
 from maskloom.segcore.statistics.objects.measures import Measures
 from maskloom.segcore.statistics.objects.options import Objects
-from maskloom.segcore.statistics.objects.table import (
-    BandSums,
-    TileObjects,
-    finish,
-    measure,
-    observe_bands,
-    schema,
-)
+from maskloom.segcore.statistics.objects.table import TileObjects, finish, measure
 from maskloom.segcore.storage.packing import pack, unpack
 from maskloom.segcore.testing.statistics import wkt
 
@@ -326,7 +321,7 @@ def test_moments_of_a_huge_object_do_not_overflow() -> None:
 
 
 @given(st.integers(0, 2**31 - 1), st.integers(0, 2**63 - 1), st.integers(-(2**62), 2**62))
-def test_wide_integers(small: int, large: int, number: int) -> None:
+def test_wide_integers_hold_products_exactly(small: int, large: int, number: int) -> None:
     wide = product(np.array([small]), np.array([large]))
     assert as_integers(wide) == [small * large]
     assert 0 <= wide[0, 1] < 2**32

@@ -13,10 +13,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from maskloom.segcore.deep.inference.card import Card, ReceptiveField, Scaling
+from maskloom.segcore.deep.inference.card import Card
 from maskloom.segcore.deep.inference.engines.batches import Batched, Gives, lacks_memory
 from maskloom.segcore.deep.inference.engines.gpus import Hardware
 from maskloom.segcore.deep.inference.engines.protocol import BatchEngine, PatchesOfImage
+from maskloom.segcore.deep.inference.receptive_field.field import ReceptiveField
+from maskloom.segcore.deep.inference.scaling import Scaling
 from maskloom.segcore.errors import WeightsError
 
 CARD = Hardware("test card", is_gpu=True)

@@ -15,20 +15,23 @@ from typing import Any
 
 import numpy as np
 import pytest
+from golden.networks import write_mask_rcnn
+from golden.pictures import squares
 from skimage import data
 
 from maskloom.segcore.deep.inference import runtime
-from maskloom.segcore.deep.inference.card import Card, Scaling
+from maskloom.segcore.deep.inference.card import Card
 from maskloom.segcore.deep.inference.engines import device as devices
 from maskloom.segcore.deep.inference.engines import gpus, opening, selection
 from maskloom.segcore.deep.inference.engines.batches import Batched
 from maskloom.segcore.deep.inference.engines.device import KerasDevice
 from maskloom.segcore.deep.inference.engines.gpus import Hardware
 from maskloom.segcore.deep.inference.engines.protocol import PatchesOfImage
-from maskloom.segcore.deep.inference.files.examine import card_of_model
 from maskloom.segcore.deep.inference.files.keras_files import _build
+from maskloom.segcore.deep.inference.files.model_cards import card_of_model
 from maskloom.segcore.deep.inference.files.weights import Weights
 from maskloom.segcore.deep.inference.runtime import import_keras, keras_backend, set_threads
+from maskloom.segcore.deep.inference.scaling import ImageScaling, Scaling
 from maskloom.segcore.deep.networks.deeplab import Deeplab
 from maskloom.segcore.deep.networks.fcn import Fcn
 from maskloom.segcore.deep.networks.unet import Unet
@@ -151,6 +154,13 @@ def test_tiles_change_no_label_on_a_card(tmp_path, monkeypatch):
     assert len(np.unique(whole[valid])) > 1
     for tile in [(32, 64), (100, 60)]:
         assert np.array_equal(check.labelled(model, picture, tile)[valid], whole[valid])
+    # The same file in the same process, scaled by the image: pixels come as floats.
+    by_image = check.fitted(replace(recipe, scaling=ImageScaling("range")), [picture])
+    found = check.labelled(by_image, picture)
+    assert np.array_equal(check.labelled(by_image, picture, (100, 60))[valid], found[valid])
+    assert (found != whole)[valid].any()
+    stated = replace(recipe, scaling=by_image.scaling).start()
+    assert (check.labelled(stated, picture) == found)[valid].mean() > 0.999
 
 
 @pytest.mark.nightly
@@ -283,9 +293,10 @@ import sys
 sys.modules["tensorflow"] = None  # as if it were not installed
 import numpy as np
 import maskloom
-image, labels = sys.argv[1:]
-found = maskloom.segment(np.load(image), "unet", weights="nuclei")
-np.save(labels, found.labels)
+for argument in sys.argv[1:]:
+    image, kind, weights = argument.split()
+    found = maskloom.segment(np.load(image), kind, weights=weights)
+    np.save(f"{kind}.npy", found.labels)
 import keras
 print(keras.backend.backend())
 """
@@ -293,15 +304,23 @@ print(keras.backend.backend())
 
 @NEEDS_JAX
 @pytest.mark.nightly
+@pytest.mark.timeout(900)
 @pytest.mark.skipif(keras_backend() != "tensorflow", reason="compares with TensorFlow")
 def test_networks_run_without_tensorflow_and_give_its_labels(tmp_path):
     import maskloom
 
-    image = nuclei_like()
-    np.save(tmp_path / "image.npy", image)
+    nuclei = nuclei_like()
+    np.save(tmp_path / "nuclei.npy", nuclei)
+    np.save(tmp_path / "squares.npy", squares(150, 190))
+    kinds = {
+        "unet": ("nuclei.npy", "nuclei"),
+        "instances": ("nuclei.npy", "nuclei"),
+        "mask_rcnn": ("squares.npy", write_mask_rcnn(tmp_path)),
+    }
+    arguments = [f"{image} {kind} {weights}" for kind, (image, weights) in kinds.items()]
     variables = {key: value for key, value in os.environ.items() if key != "KERAS_BACKEND"}
     done = subprocess.run(
-        [sys.executable, "-P", "-c", WITHOUT_TENSORFLOW, "image.npy", "labels.npy"],
+        [sys.executable, "-P", "-c", WITHOUT_TENSORFLOW, *arguments],
         env=variables,
         cwd=tmp_path,
         capture_output=True,
@@ -310,11 +329,13 @@ def test_networks_run_without_tensorflow_and_give_its_labels(tmp_path):
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.split() == ["jax"]
-    exactly = {"engine": "tensorflow", "precision": "float32"}
-    expected = maskloom.segment(image, "unet", weights="nuclei", **exactly).labels
-    found = np.load(tmp_path / "labels.npy")
-    assert 0.05 < (expected > 0).mean() < 0.95
-    assert (found == expected).mean() > 0.9999
+    for kind, (image, weights) in kinds.items():
+        exactly = {} if kind == "mask_rcnn" else {"engine": "tensorflow", "precision": "float32"}
+        pixels = np.load(tmp_path / image)
+        expected = maskloom.segment(pixels, kind, weights=weights, **exactly).labels
+        found = np.load(tmp_path / f"{kind}.npy")
+        assert 0.05 < (expected > 0).mean() < 0.95
+        assert (found == expected).mean() > 0.9999
 
 
 def nuclei_like() -> np.ndarray:

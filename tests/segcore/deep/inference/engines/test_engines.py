@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from maskloom.segcore.deep.inference.card import Card, Output, ReceptiveField, Scaling
+from maskloom.segcore.deep.inference.card import Card, Output
 from maskloom.segcore.deep.inference.engines.opening import ENGINES_OF, is_installed, open_engine
 from maskloom.segcore.deep.inference.engines.protocol import Choice, Engine
 from maskloom.segcore.deep.inference.engines.tensorflow import frozen
@@ -26,7 +26,9 @@ from maskloom.segcore.deep.inference.layouts import (
     split_pixels,
     to_network,
 )
+from maskloom.segcore.deep.inference.receptive_field.field import ReceptiveField
 from maskloom.segcore.deep.inference.runtime import import_keras, set_threads
+from maskloom.segcore.deep.inference.scaling import Scaling
 from maskloom.segcore.deep.networks.unet import Unet
 from maskloom.segcore.errors import WeightsError
 
@@ -475,7 +477,9 @@ def in_a_process(code: str, *arguments: str) -> subprocess.CompletedProcess[str]
 WORKER = """
 import sys
 from maskloom.segcore.deep.inference.engines import opening as engines
-from maskloom.segcore.deep.inference.card import Card, ReceptiveField, Scaling
+from maskloom.segcore.deep.inference.card import Card
+from maskloom.segcore.deep.inference.receptive_field.field import ReceptiveField
+from maskloom.segcore.deep.inference.scaling import Scaling
 from maskloom.segcore.deep.inference.engines.protocol import Choice
 from maskloom.segcore.deep.inference.files.weights import Weights
 import numpy as np
@@ -502,7 +506,9 @@ def test_a_worker_is_quiet_and_has_the_threads_it_was_told(unet: Weights) -> Non
 
 SIGNALLED = """
 import gc, signal, sys
-from maskloom.segcore.deep.inference.card import Card, ReceptiveField, Scaling
+from maskloom.segcore.deep.inference.card import Card
+from maskloom.segcore.deep.inference.receptive_field.field import ReceptiveField
+from maskloom.segcore.deep.inference.scaling import Scaling
 from maskloom.segcore.deep.inference.engines.openvino import openvino_runner
 from maskloom.segcore.deep.inference.files.weights import Weights
 

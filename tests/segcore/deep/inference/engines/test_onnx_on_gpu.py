@@ -11,12 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from maskloom.segcore.deep.inference.card import Card, Output, ReceptiveField, Scaling
+from maskloom.segcore.deep.inference.card import Card, Output
 from maskloom.segcore.deep.inference.engines import gpus, opening
 from maskloom.segcore.deep.inference.engines import onnx as engines
 from maskloom.segcore.deep.inference.engines.batches import Batched
 from maskloom.segcore.deep.inference.engines.protocol import Choice, PatchesOfImage
 from maskloom.segcore.deep.inference.files.weights import Weights
+from maskloom.segcore.deep.inference.receptive_field.field import ReceptiveField
+from maskloom.segcore.deep.inference.scaling import Scaling
 from maskloom.segcore.errors import WeightsError
 
 onnx = pytest.importorskip("onnx")

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from maskloom.segcore.deep.inference.card import Card, Output, ReceptiveField, Scaling
+from maskloom.segcore.deep.inference.card import Card, Output
 from maskloom.segcore.deep.inference.engines import opening as engines
 from maskloom.segcore.deep.inference.engines import selection as choosing
 from maskloom.segcore.deep.inference.engines.protocol import Choice
@@ -22,7 +22,9 @@ from maskloom.segcore.deep.inference.engines.selection import (
     select_engine,
 )
 from maskloom.segcore.deep.inference.files.weights import Weights
+from maskloom.segcore.deep.inference.receptive_field.field import ReceptiveField
 from maskloom.segcore.deep.inference.runtime import import_keras, set_threads
+from maskloom.segcore.deep.inference.scaling import Scaling
 from maskloom.segcore.errors import WeightsError
 
 set_threads(1)

@@ -17,13 +17,15 @@ import numpy as np
 import pytest
 import yaml
 
-from maskloom.segcore.deep.inference.card import Card, ReceptiveField, Scaling
+from maskloom.segcore.deep.inference.card import Card
 from maskloom.segcore.deep.inference.engines.opening import open_engine
 from maskloom.segcore.deep.inference.engines.protocol import Choice
 from maskloom.segcore.deep.inference.engines.selection import select_engine
 from maskloom.segcore.deep.inference.files import bioimageio
 from maskloom.segcore.deep.inference.files import examine as examination
 from maskloom.segcore.deep.inference.files.weights import Weights
+from maskloom.segcore.deep.inference.receptive_field.field import ReceptiveField
+from maskloom.segcore.deep.inference.scaling import ImageScaling, Scaling
 from maskloom.segcore.errors import RecipeError, WeightsError
 from maskloom.segcore.models.protocols import Exactness
 from maskloom.segcore.segmenters.network import Network
@@ -210,24 +212,73 @@ def test_both_versions_and_a_zip_say_the_same(tmp_path: Path) -> None:
     assert Weights.of(packed).read() == network()
 
 
-PER_IMAGE = {
-    "0.5 mean": (version_5, {"id": "zero_mean_unit_variance", "kwargs": {"axes": ["y", "x"]}}),
-    "0.5 range": (version_5, {"id": "scale_range", "kwargs": {"max_percentile": 99.8}}),
-    "0.4 mean": (version_4, {"name": "zero_mean_unit_variance", "kwargs": {"mode": "per_sample"}}),
-    "0.4 data set": (version_4, {"name": "scale_range", "kwargs": {"mode": "per_dataset"}}),
-}
+BY_IMAGE: dict[str, tuple[Any, list[Any], ImageScaling]] = {
+    "0.5 mean of each band": (
+        version_5,
+        [{"id": "zero_mean_unit_variance", "kwargs": {"axes": ["y", "x"]}}],
+        ImageScaling("deviation"),
+    ),
+    "0.5 percentiles, cut": (
+        version_5,
+        [
+            {"id": "ensure_dtype", "kwargs": {"dtype": "float32"}},
+            {"id": "scale_range",
+             "kwargs": {"axes": ["channel", "y", "x"], "min_percentile": 1.0,
+                        "max_percentile": 99.8, "eps": 1e-4}},
+            {"id": "clip", "kwargs": {"min": 0.0, "max": 1.0}},
+        ],
+        ImageScaling("range", (1.0, 99.8), "together", eps=1e-4, clip=(0.0, 1.0)),
+    ),
+    "0.5 of all images": (
+        version_5, [{"id": "scale_range"}], ImageScaling("range", bands="together", of="fit")
+    ),
+    "0.5 after a gain": (
+        version_5,
+        [
+            {"id": "scale_linear", "kwargs": {"gain": 0.5, "offset": 3.0}},
+            {"id": "zero_mean_unit_variance", "kwargs": {"axes": ["x", "y"], "eps": 1e-3}},
+        ],
+        ImageScaling("deviation", eps=2e-3),
+    ),
+    "0.4 mean": (
+        version_4,
+        [{"name": "zero_mean_unit_variance", "kwargs": {"mode": "per_sample", "axes": "xyc"}}],
+        ImageScaling("deviation", bands="together"),
+    ),
+    "0.4 data set": (
+        version_4,
+        [{"name": "scale_range", "kwargs": {"mode": "per_dataset", "axes": "xy"}}],
+        ImageScaling("range", of="fit"),
+    ),
+}  # fmt: skip
 
 
-@pytest.mark.parametrize("name", PER_IMAGE)
-def test_what_depends_on_the_image_is_asked_for(name: str) -> None:
-    said, step = PER_IMAGE[name]
-    asked = described(said([step])).ask["scaling"]
-    assert step.get("id", step.get("name")) in asked
+@pytest.mark.parametrize("name", BY_IMAGE)
+def test_steps_by_the_pixels_of_an_image_are_taken_over(name: str) -> None:
+    said, steps, expected = BY_IMAGE[name]
+    found = described(said(steps))
+    assert (found.scaling, found.ask, found.dtype) == (expected, {}, "")
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        [{"id": "zero_mean_unit_variance", "kwargs": {"axes": ["channel", "x"]}}],
+        [{"id": "scale_range", "kwargs": {"reference_tensor": "another"}}],
+        [
+            {"id": "scale_linear", "kwargs": {"axis": "channel", "gain": [1.0, 2.0]}},
+            {"id": "zero_mean_unit_variance", "kwargs": {"axes": ["x", "y"]}},
+        ],
+    ],
+)
+def test_what_no_scaling_can_express_is_asked_for(steps: list[Any]) -> None:
+    assert f"its step {steps[-1]['id']}" in described(version_5(steps)).ask["scaling"]
 
 
 def test_the_recipe_answers_what_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(examination, "examine", examination._card_of)
-    said = version_5([{"id": "zero_mean_unit_variance"}])
+    step = {"id": "zero_mean_unit_variance", "kwargs": {"axes": ["x"]}}
+    said = version_5([step])
     path = str(model(tmp_path / "m", said, network(2, "Sigmoid")))
     with pytest.raises(RecipeError, match="scaling: m: its step zero_mean_unit_variance"):
         Network(path).start()
@@ -273,6 +324,10 @@ REFUSED: dict[str, tuple[Any, str]] = {
         "elsewhere",
     ),
     "a step of its own": (version_5([{"id": "binarize", "kwargs": {"threshold": 1}}]), "binarize"),
+    "lines behind the image's own": (
+        version_5([{"id": "scale_range"}, {"id": "scale_linear", "kwargs": {"gain": 2.0}}]),
+        "after scale_range",
+    ),
     "clipped": (version_5([{"id": "clip", "kwargs": {"min": 10}}]), "clip"),
     "three gains": (
         version_5([{"id": "scale_linear", "kwargs": {"gain": [1.0, 2.0, 3.0]}}]),
@@ -477,19 +532,55 @@ def test_weights_of_other_formats(tmp_path: Path, kind: str) -> None:
         np.testing.assert_allclose(engine(pixels), np.asarray(net(pixels)), rtol=1e-5)
 
 
-@pytest.mark.nightly
+STEPS: dict[str, tuple[list[Any], Callable[[Any], Any]]] = {
+    "by stated numbers": (
+        [{"id": "scale_linear", "kwargs": {"gain": 0.02, "offset": -2.0}}],
+        lambda pixels: pixels * 0.02 - 2,
+    ),
+    "by mean and deviation": (
+        [{"id": "zero_mean_unit_variance", "kwargs": {"axes": ["y", "x"]}}],
+        lambda pixels: (pixels - pixels.mean((0, 1))) / (pixels.std((0, 1)) + 1e-6),
+    ),
+    "by percentiles": (
+        [
+            {"id": "scale_range",
+             "kwargs": {"axes": ["channel", "y", "x"], "min_percentile": 2, "max_percentile": 98}},
+            {"id": "clip", "kwargs": {"min": 0.1, "max": 0.9}},
+        ],
+        lambda pixels: np.clip(
+            (pixels - np.percentile(pixels, 2))
+            / (np.percentile(pixels, 98) - np.percentile(pixels, 2) + 1e-6), 0.1, 0.9
+        ),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("steps", "dtype"),
+    [
+        pytest.param("by stated numbers", "uint8", marks=pytest.mark.nightly),
+        ("by mean and deviation", "uint8"),
+        ("by percentiles", "float32"),
+    ],
+)
 def test_labels_are_those_worked_out_by_hand_whatever_the_tiles(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: str, dtype: str
 ) -> None:
     monkeypatch.setattr(examination, "examine", examination._card_of)
-    steps = [{"id": "scale_linear", "kwargs": {"gain": 0.02, "offset": -2.0}}]
-    recipe = Network(str(model(tmp_path / "m", version_5(steps))), pixel_size="any")
-    pixels = np.random.default_rng(0).integers(0, 256, (100, 140, 2), np.uint8)
+    said, scaled = STEPS[steps]
+    recipe = Network(
+        str(model(tmp_path / "m", version_5(said))), pixel_size="any", engine="onnxruntime"
+    )
+    pixels = np.random.default_rng(0).integers(0, 256, (100, 140, 2)).astype(dtype)
+    pixels[:50] //= 3  # so that no tile is like the whole
     picture = check.Picture(pixels, np.ones((100, 140), bool))
     ready = check.fitted(recipe, [picture])
     assert ready.exactness is Exactness.EXACT
     check.check_tiling(recipe, picture, (33, 40))
-    scores = (pixels * 0.02 - 2) @ GAIN.T
+    check.check_merging(recipe, picture, (33, 40))
+    check.check_values(recipe, picture)
+    scores = scaled(pixels.astype(float)) @ GAIN.T
     clear = np.abs(scores[..., 0] - scores[..., 1]) > 1e-4  # elsewhere the rounding decides
-    assert clear.mean() > 0.99
+    assert clear.mean() > 0.98
     assert np.array_equal(check.labelled(ready, picture)[clear], scores.argmax(-1)[clear])
+    assert 0.02 < scores.argmax(-1).mean() < 0.98

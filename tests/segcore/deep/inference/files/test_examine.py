@@ -16,10 +16,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from maskloom.segcore.deep.inference.card import Card, ReceptiveField, Scaling
+from maskloom.segcore.deep.inference.card import Card
 from maskloom.segcore.deep.inference.files import examine as examination
-from maskloom.segcore.deep.inference.files.examine import card_of_model, examine, probe_size
+from maskloom.segcore.deep.inference.files.examine import examine
+from maskloom.segcore.deep.inference.files.model_cards import card_of_model, probe_size
 from maskloom.segcore.deep.inference.files.weights import Weights
+from maskloom.segcore.deep.inference.receptive_field.field import ReceptiveField
+from maskloom.segcore.deep.inference.scaling import Scaling
 from maskloom.segcore.errors import RecipeError, WeightsError
 from maskloom.segcore.models.protocols import Exactness
 from maskloom.segcore.processes import limits
@@ -445,16 +448,38 @@ def test_the_time_for_an_examination_is_set_in_the_recipe(tmp_path: Path) -> Non
         limits.configure(before)
 
 
+def endless_litert(path: Path) -> Path:
+    """A network with a loop that never ends, within a branch."""
+    tensorflow = pytest.importorskip("tensorflow")
+    pytest.importorskip("ai_edge_litert")
+
+    def loop(image: Any) -> Any:
+        sums = tensorflow.reduce_sum
+        return tensorflow.while_loop(lambda x: sums(x * 0) < 1, lambda x: [x * 0.5 + 1], [image])[0]
+
+    @tensorflow.function(input_signature=[tensorflow.TensorSpec([1, 32, 32, 3])])
+    def network(image: Any) -> Any:
+        usual = tensorflow.reduce_sum(image) < 1e30
+        return tensorflow.cond(usual, lambda: loop(image), lambda: image)
+
+    concrete = [network.get_concrete_function()]
+    converter = tensorflow.lite.TFLiteConverter.from_concrete_functions(concrete, network)
+    path.write_bytes(converter.convert())
+    return path
+
+
 @pytest.mark.nightly
+@pytest.mark.filterwarnings("ignore:.*:UserWarning")  # of the converter
 @pytest.mark.parametrize("with_card", [False, True])
+@pytest.mark.parametrize("made", [endless_onnx, endless_litert])
 def test_a_loop_without_end_is_stopped(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, with_card: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, made: Callable[[Path], Path], with_card: bool
 ) -> None:
     monkeypatch.setattr(examination, "LOOP_SECONDS", 3)
-    path = endless_onnx(tmp_path / "net.onnx")
+    path = made(tmp_path / ("net.onnx" if made is endless_onnx else "net.tflite"))
     weights = Weights.of(str(path))
     if with_card:
         written = Card("network", weights.sha256, 3, ("a", "b"), Scaling(), ReceptiveField(None))
         (tmp_path / "net.json").write_bytes(written.dump())
-    with pytest.raises(WeightsError, match=r"net\.onnx has a loop and did not finish within 3 s"):
+    with pytest.raises(WeightsError, match=r"net\.\w+ has a loop and did not finish within 3 s"):
         Network(str(path)).start()

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
+from training_support import TINY, blocks
 
 from maskloom.segcore.deep.inference.files.hugging_face import Converted, convert
 from maskloom.segcore.deep.inference.files.keras_files import load_keras
@@ -141,6 +143,10 @@ def without(name: str) -> dict[str, Any]:
     return {key: value for key, value in arrays().items() if key != name}
 
 
+def pickled(path: Path) -> None:
+    (path / "model.safetensors").rename(path / "pytorch_model.bin")
+
+
 REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     "another architecture": (
         lambda path: folder(path, {**CONFIG, "architectures": ["UperNetForSemanticSegmentation"]}),
@@ -152,6 +158,27 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     "another width": (
         lambda path: folder(path, {**CONFIG, "hidden_sizes": [8, 8, 16, 48]}),
         "different networks",
+    ),
+    "half a reduction": (
+        lambda path: folder(path, {**CONFIG, "sr_ratios": [8, 4, 2.5, 1]}),
+        "sr_ratios",
+    ),
+    "no bands": (lambda path: folder(path, {**CONFIG, "num_channels": 0}), "num_channels"),
+    "endless bands": (
+        lambda path: folder(path, {**CONFIG, "num_channels": 10**9}),
+        "different networks",
+    ),
+    "no classes": (lambda path: folder(path, {**CONFIG, "id2label": {}}), "two or more classes"),
+    "another depth": (
+        lambda path: folder(path, {**CONFIG, "depths": [2, 1, 4096, 1]}),
+        "1 blocks in stage 3",
+    ),
+    "pickled": (lambda path: pickled(folder(path)), r"pickled \(pytorch_model.bin\)"),
+    "numbers that are none": (
+        lambda path: folder(
+            path, None, {**arrays(), "decode_head.classifier.bias": np.float32([0, 1, np.nan])}
+        ),
+        "classifier.bias holds NaN",
     ),
     "a missing array": (
         lambda path: folder(path, None, without("decode_head.classifier.bias")),
@@ -194,6 +221,47 @@ def test_half_precision_and_damage(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(WeightsError, match=r"with config\.json and arrays"):
         convert(str(tmp_path / "empty"))
+
+
+@pytest.mark.nightly
+def test_a_training_starts_from_a_converted_network(tmp_path: Path) -> None:
+    """The keys that the command prints are those of a recipe. While its layers hold still, only
+    the layer of other classes learns.
+    """
+    from typer.testing import CliRunner
+
+    from maskloom.flows.cli import app
+
+    path = folder(tmp_path / "hf")
+    (path / "preprocessor_config.json").write_text(
+        json.dumps({"image_mean": [0.5] * 3, "image_std": [0.25] * 3})
+    )
+    run = CliRunner().invoke
+    done = run(app, ["convert", str(path), "-o", str(tmp_path / "roads.keras")])
+    assert done.exit_code == 0, done.output
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["hf", "roads.json", "roads.keras"]
+    printed = yaml.safe_load(done.stdout.partition("training recipe:\n")[2])
+    assert printed["network"]["widths"] == CONFIG["hidden_sizes"]
+    blocks(tmp_path)
+    recipe = {
+        **TINY,
+        **printed,
+        "name": "own",
+        "bands": [1, 1, 1],
+        "training": {"patch": 32, "batch": 2, "steps": 2, "epochs": 1, "unfreeze": [1]},
+    }
+    (tmp_path / "train.yaml").write_text(yaml.safe_dump(recipe))
+    trained = run(app, ["train", str(tmp_path / "train.yaml"), "--no-whole-images"])
+    assert trained.exit_code == 0, trained.output
+    assert "but for layers of other shapes: decode_head_classifier." in trained.stderr
+    card = json.loads((tmp_path / "out" / "own.json").read_bytes())
+    assert card["scaling"]["offset"] == [127.5] * 3
+    before, after = (
+        {each.path: np.asarray(each) for each in load_keras(Weights.of(str(file))).weights}
+        for file in (tmp_path / "roads.keras", tmp_path / "out" / "own.keras")
+    )
+    changed = [name for name in before if not np.array_equal(before[name], after[name])]
+    assert {name.partition("/")[0] for name in changed} == {"decode_head_classifier"}
 
 
 @pytest.mark.nightly

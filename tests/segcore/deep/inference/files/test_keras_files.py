@@ -17,11 +17,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from maskloom.segcore.deep.inference.card import Card, ReceptiveField, Scaling, card_name
+from maskloom.segcore.deep.inference.card import Card, card_name
 from maskloom.segcore.deep.inference.files.keras_config import checked_config
 from maskloom.segcore.deep.inference.files.keras_files import check_variables, load_keras
 from maskloom.segcore.deep.inference.files.weights import Weights
+from maskloom.segcore.deep.inference.receptive_field.field import ReceptiveField
 from maskloom.segcore.deep.inference.runtime import import_keras
+from maskloom.segcore.deep.inference.scaling import Scaling
 from maskloom.segcore.deep.networks.deeplab import Deeplab
 from maskloom.segcore.deep.networks.fcn import Fcn
 from maskloom.segcore.deep.networks.mask_rcnn import MaskRcnn
@@ -115,10 +117,10 @@ RECIPES = {
 }
 
 
-def with_card(weights: Weights, kind: str, network: dict[str, Any]) -> Weights:
-    card = Card(
-        kind, weights.sha256, 3, ("a", "b"), Scaling(), ReceptiveField(None), network=network
-    )
+def with_card(
+    weights: Weights, kind: str, network: dict[str, Any], classes: tuple[str, ...] = ("a", "b")
+) -> Weights:
+    card = Card(kind, weights.sha256, 3, classes, Scaling(), ReceptiveField(None), network=network)
     Path(card_name(weights.location)).write_bytes(card.dump())
     return weights
 
@@ -139,13 +141,17 @@ def test_a_network_of_ours_is_built_from_the_recipe_in_its_card(tmp_path: Path, 
     assert type(found) is type(network)
     for one, other in zip(arrays(network), arrays(found), strict=True):
         np.testing.assert_array_equal(one, other)
+    refused(
+        with_card(weights, kind, asdict(RECIPES[kind]), ("a", "b", "c")),
+        "says 3 classes (a, b, c); the file has weights for 2.",
+    )
 
 
 @pytest.mark.parametrize(
     ("kind", "network", "words"),
     [
         ("unet", {"width": 512, "depth": 8}, "describes a network of"),
-        ("unet", {"width": 4, "depth": 2}, "keras cannot load"),
+        ("unet", {"width": 4, "depth": 2}, "arrays that the file does not have, of the shapes"),
         ("unet", {"wide": 2}, "wide"),
         ("none_of_ours", {}, "There is no network"),
     ],

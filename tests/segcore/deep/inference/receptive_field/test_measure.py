@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from maskloom.segcore.deep.inference.card import ReceptiveField
 from maskloom.segcore.deep.inference.patches import Patching, core_scores
+from maskloom.segcore.deep.inference.receptive_field.field import ReceptiveField
 from maskloom.segcore.deep.inference.receptive_field.measure import measure, verified
 from maskloom.segcore.errors import WeightsError
 from maskloom.segcore.geometry import Grid

@@ -1,10 +1,10 @@
-"""Inspects an output: how far its runs are, and whether its files are as they were written."""
+"""Whether the files of an output are as they were written, and agree with one another."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeVar
@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 
 from maskloom.segcore.errors import DamagedRecord
 from maskloom.segcore.storage.records import read_json, read_table, remedy
-from maskloom.segcore.storage.store import Store, not_empty
+from maskloom.segcore.storage.store import Store
 from maskloom.tasks.clean import (
     Unfinished,
     orphans,
@@ -24,131 +24,18 @@ from maskloom.tasks.clean import (
     results_scanned,
     runs_without_manifest,
 )
-from maskloom.tasks.commits.log import COMMITS, IMAGES, Commit, incomplete_folder
-from maskloom.tasks.commits.presence import Process, processes
-from maskloom.tasks.plan import HEAD, read_head
+from maskloom.tasks.commits.log import AREAS, COMMITS, IMAGES, Commit, incomplete_folder
+from maskloom.tasks.image_rows import SCORES_COLUMNS
+from maskloom.tasks.last_run import HEAD, read_head
 
 T = TypeVar("T")
-_AREAS, _OBJECTS = "tables/areas", "tables/objects"
-_ROW = (
-    "uri",
-    "image_id",
-    "status",
-    "error",
-    "error_type",
-    "mask_uri",
-    "source_version",
-    "fingerprint",
-)
-_NEWER = {IMAGES: ("scores_uri", "scores_sha256")}
-"""Further columns, which tables of earlier versions lack."""
+_OBJECTS = "tables/objects"
 _CHECKED = {
     IMAGES: ("image_id", "status", "mask_uri", "mask_sha256", "total_pixels"),
-    _AREAS: ("image_id", "class_id", "pixel_count", "nodata_pixels", "unprocessed_pixels"),
+    AREAS: ("image_id", "class_id", "pixel_count", "nodata_pixels", "unprocessed_pixels"),
     _OBJECTS: ("image_id", "class_id", "object_id", "pixel_count"),
 }
 """The columns of each table that `verify` reads."""
-
-
-@dataclass(frozen=True, slots=True)
-class Status:
-    """How much of an output is done."""
-
-    done: int
-    failed: int
-    left: int
-    """Images that the next run of the recipe has to do: those of an interrupted or running run, and
-    those with a lost mask.
-    """
-    finished_run: str | None
-    """The last finished run."""
-    open_runs: tuple[str, ...]
-    """Runs that were planned and have not finished."""
-    failures: tuple[tuple[str, str, str], ...]
-    """URI, error type and message of each failure."""
-    lost: tuple[str, ...]
-    """Masks, scores, and files of the table `areas` with the images in them, that were written and
-    are now missing or empty.
-    """
-    processes: tuple[Process, ...] = ()
-    """The processes that are at work, or that have shown no sign of life for a while; those of this
-    machine that were killed are not among them.
-    """
-
-    @property
-    def stopped_runs(self) -> tuple[str, ...]:
-        """Runs that have not finished and of which no process is known."""
-        at_work = {process.run_id for process in self.processes}
-        return tuple(run for run in self.open_runs if run not in at_work)
-
-
-def status(output: str) -> Status:
-    """Read an output's tables and plans. Masks and the table of areas are listed, but not opened.
-
-    Raises `RecipeError` if there is no output, and `DamagedRecord`.
-    """
-    store = Store(output)
-    require_output(store)
-    # Rows are read before masks are listed, so that the masks of all these rows exist by then.
-    # A million rows take a fifth as much memory in Arrow's columns as in Python.
-    tables = {
-        name: read_table(store, name, _ROW, _NEWER[IMAGES])
-        for name in store.names(IMAGES, ".parquet")
-    }
-    lost = _lost_files(store, tables)
-    head = read_head(store)
-    runs = (read_unfinished(store, name) for name in runs_without_manifest(store))
-    open_runs = [run for run in runs if run.parent == head.run_id]
-    failures = tuple(
-        (row["uri"], row["error_type"], row["error"])
-        for table in tables.values()
-        for row in table.filter(pc.equal(table["status"], "failed")).to_pylist()
-    )
-    return Status(
-        done=sum(map(len, tables.values())) - len(failures) - len(set(lost.values())),
-        failed=len(failures),
-        left=len(_waiting(open_runs, tables.values()).union(lost.values())),
-        finished_run=head.run_id,
-        open_runs=tuple(run.run_id for run in open_runs),
-        failures=failures,
-        lost=tuple(sorted(lost)),
-        processes=tuple(each for each in processes(store) if each.alive is not False),
-    )
-
-
-def _lost_files(store: Store, tables_by_file: Mapping[str, pa.Table]) -> dict[str, str]:
-    """URIs of images by their missing or empty file: a mask, scores, or a file of the table
-    `areas`.
-    """
-    results, tables = not_empty(results_scanned(store)), not_empty(store.scanned(_AREAS))
-    lost: dict[str, str] = {}
-    for name, table in tables_by_file.items():
-        done = table.filter(pc.equal(table["status"], "ok")).to_pylist()
-        lost.update(
-            (found, row["uri"]) for row in done for found in results_of(row) if found not in results
-        )
-        areas = f"{_AREAS}/{name.rpartition('/')[2]}"
-        if areas not in tables:
-            lost.update((f"{areas} ({row['image_id']})", row["uri"]) for row in done)
-    return lost
-
-
-def _waiting(open_runs: Sequence[Unfinished], tables: Iterable[pa.Table]) -> set[str]:
-    """URIs of the images of these runs that are not committed."""
-    committed = {
-        row
-        for table in (tables if open_runs else ())
-        for row in zip(
-            *(table[name].to_pylist() for name in ("uri", "source_version", "fingerprint")),
-            strict=True,
-        )
-    }
-    return {
-        uri
-        for run in open_runs
-        for _, uri, version in run.images
-        if (uri, version, run.fingerprint) not in committed
-    }
 
 
 def verify(output: str) -> Iterator[str]:
@@ -182,7 +69,7 @@ def verify(output: str) -> Iterator[str]:
         return
     if incomplete_folder(store) is None:
         # Otherwise a commit is between its tables; its process, or the next run, carries it out.
-        yield from _wrong_sums(tables[_AREAS], images)
+        yield from _wrong_sums(tables[AREAS], images)
         yield from _wrong_objects(tables, images)
     at_work = {image_id for run in unfinished for image_id, *_ in run.images}
     for name, image_id in orphans(
@@ -209,16 +96,13 @@ class _Reading:
 
     def tables(self, folder: str) -> dict[str, pa.Table]:
         """The undamaged files of a table, by name."""
-        names = self.store.names(folder, ".parquet")
+        newer = SCORES_COLUMNS if folder == IMAGES else ()
         found = (
             (
                 name,
-                self._noted(
-                    name,
-                    partial(read_table, self.store, name, _CHECKED[folder], _NEWER.get(folder, ())),
-                ),
+                self._noted(name, partial(read_table, self.store, name, _CHECKED[folder], newer)),
             )
-            for name in names
+            for name in self.store.names(folder, ".parquet")
         )
         return {name: table for name, table in found if table is not None}
 
@@ -407,7 +291,7 @@ def _wrong_objects(
 ) -> Iterator[str]:
     of_class = {
         (row["image_id"], row["class_id"]): row["pixel_count"]
-        for table in tables[_AREAS].values()
+        for table in tables[AREAS].values()
         for row in table.select(["image_id", "class_id", "pixel_count"]).to_pylist()
     }
     for name, table in tables[_OBJECTS].items():

@@ -1,0 +1,1 @@
+"""Progress on standard error of runs, of passes over items, and of trainings."""
