@@ -115,7 +115,8 @@ class Network:
     scaling: Scaling | ImageScaling | None = None
     """How pixels become input: {offset: [...], factor: [...]}, (value - offset) * factor; or by the
     values of each image, {by: deviation} to mean 0 and deviation 1, {by: range, percentiles: [1,
-    99.8]} to 0 and 1. None: from the card, else factor 1/255.
+    99.8]} to 0 and 1. None: from the card, else factor 1/255 for 8 bits; images of other types are
+    then refused.
     """
     engine: EngineName | Literal["auto"] = "auto"
     """Library that runs the network: tensorflow, jax or torch (Keras on it), openvino, onnxruntime,
@@ -495,8 +496,9 @@ class NetworkModel:
             )
         if self.card.dtype and spec.dtype != self.card.dtype:
             raise ModelMismatch(
-                f"{spec.location} has pixels of {spec.dtype}; {name} was trained on "
-                f"{self.card.dtype}. If it suits them too, set `scaling`{self._scaling_for(spec)}."
+                f"{spec.location} has pixels of {spec.dtype}; {name} is made for "
+                f"{self.card.dtype}, or has no card, and 8 bits are assumed. If it suits them too, "
+                f"set `scaling`{self._scaling_for(spec)}."
             )
         return spec.select(bands)
 
@@ -867,6 +869,9 @@ def _card(weights: Weights) -> Card:
 
     card = weights.card()
     if card is None:
-        return kept_card(weights, lambda: examine(weights))
+        found = kept_card(weights, lambda: examine(weights))
+        # Divided by 255, pixels of more than 8 bits would be far outside of what a network knows.
+        assumed = not found.dtype and found.scaling == Scaling() and not weights.is_described
+        return replace(found, dtype="uint8") if assumed else found
     check_end(weights)
     return card

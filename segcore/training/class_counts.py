@@ -222,7 +222,7 @@ def _count_image(
 def require_labelled(
     counts: ClassCounts, training: Sequence[int], validation: Sequence[int], classes: Sequence[str]
 ) -> list[str]:
-    """Warnings about classes without training pixels.
+    """Warnings about classes without training pixels, and of a score on training images.
 
     Raises `RecipeError` if the training images have no labelled pixel, or only one class, or the
     validation images have no labelled pixel.
@@ -244,10 +244,16 @@ def require_labelled(
             "labels: no pixel of the validation images is labelled, so no epoch would be the best. "
             "Name others under `split.validation`."
         )
-    return [
+    warnings = [
         f"No training image has the class {classes[i]!r}; the network will not learn it."
         for i in np.flatnonzero(totals == 0).tolist()
     ]
+    if set(validation) <= set(training):
+        warnings.append(
+            "The network is measured on the images that it learns from: its score says nothing of "
+            "others. Set `split.validation` above 0 to keep some apart."
+        )
+    return warnings
 
 
 def _objects(window: DatasetWindow, numbered: Collection[int]) -> Counter[int]:

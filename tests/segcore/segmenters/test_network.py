@@ -506,6 +506,20 @@ def test_images_that_do_not_suit_are_refused(unet):
     )
 
 
+def test_networks_without_a_card_are_made_for_8_bits(unet, tmp_path, monkeypatch):
+    """Divided by 255, other pixels would be far outside of what they know."""
+    (tmp_path / "plain.keras").write_bytes(Path(unet).read_bytes())
+    found = replace(Weights.of(unet).card(), about={})
+    monkeypatch.setattr("maskloom.segcore.segmenters.network.kept_card", lambda *_: found)
+    deep = check.Picture(PHOTO.astype(np.uint16), PICTURE.valid, "rgb").spec
+    model = Network(str(tmp_path / "plain.keras")).start()
+    assert model.select(PICTURE.spec).channels == 3
+    with pytest.raises(ModelMismatch, match=r"pixels of uint16; plain.keras .* 8 bits are assumed"):
+        model.select(deep)
+    told = Network(str(tmp_path / "plain.keras"), scaling=Scaling((0.0,), (1 / 4095,))).start()
+    assert told.select(deep).channels == 3
+
+
 def test_networks_of_colours_see_grey_pictures_and_leave_further_bands_out(unet):
     plain = Unet(unet, **EXACTLY).start()
     model = replace(plain, card=replace(plain.card, interpretation="rgb"))

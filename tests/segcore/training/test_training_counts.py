@@ -9,7 +9,7 @@ from PIL import Image
 from maskloom.segcore.raster.spec import FORMATS
 from maskloom.segcore.training import class_counts
 from maskloom.segcore.training import dataset as datasets
-from maskloom.segcore.training.class_counts import count_classes
+from maskloom.segcore.training.class_counts import ClassCounts, count_classes, require_labelled
 from maskloom.segcore.training.dataset import Dataset
 from maskloom.segcore.training.labels import Index, Instances
 from maskloom.segcore.training.pairs import Pair
@@ -59,3 +59,10 @@ def test_masks_of_classes_tell_no_size(tmp_path):
     assert found.typical_sizes([0]) == {}
     with pytest.raises(ValueError, match="ids"):
         found.largest_side([0])
+
+
+@pytest.mark.parametrize(("training", "warned"), [([0, 1], True), ([1], False)])
+def test_a_score_on_images_of_training_gives_a_warning(training, warned):
+    counts = ClassCounts((np.ones((1, 1, 2), np.int64),) * 2)
+    warnings = require_labelled(counts, training, [0], ("soil", "weed"))
+    assert any("split.validation" in each for each in warnings) == warned

@@ -69,7 +69,9 @@ def convert(location: str) -> Converted:
     if folder is None or _CONFIG not in folder.names:
         raise WeightsError(
             f"{location}: expected the folder of a model of Hugging Face, with {_CONFIG} and "
-            f"arrays in {_SUFFIX}. Download the whole model."
+            f"arrays in {_SUFFIX}; got {'another one' if folder else 'no folder or archive'}. "
+            "Download the whole model. SavedModels, ONNX and models of bioimage.io need no "
+            "conversion: give their folder to `segment -s network` as `weights`."
         )
     config = _json(folder, _CONFIG)
     recipe, classes, channels = _recipe(config, location)

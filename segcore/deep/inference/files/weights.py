@@ -104,6 +104,11 @@ class Weights:
             description.check(card)
         return card
 
+    @property
+    def is_described(self) -> bool:
+        """Whether the maker of a model in a folder or archive says what it is."""
+        return _packaged(self.location) is None and self._description() is not None
+
     def _description(self) -> Description | None:
         """What the maker of a model in a folder or archive says of it."""
         if suffix_of(file_name(self.location)) in SINGLE:

@@ -202,6 +202,14 @@ def test_what_does_not_fit_is_told(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.nightly
+@pytest.mark.parametrize(("name", "told"), [("none", "no folder"), ("saved", "another one")])
+def test_what_needs_no_conversion_is_told(tmp_path: Path, name: str, told: str) -> None:
+    (tmp_path / "saved").mkdir()
+    (tmp_path / "saved" / "saved_model.pb").write_bytes(b"")
+    with pytest.raises(WeightsError, match=f"got {told}.*segment -s network"):
+        convert(str(tmp_path / name))
+
+
 def test_half_precision_and_damage(tmp_path: Path) -> None:
     half = {name: value.astype(np.float16) for name, value in arrays().items()}
     half["decode_head.batch_norm.num_batches_tracked"] = np.array(7)
