@@ -70,7 +70,8 @@ class Cluster(ABC):
         with contextlib.ExitStack() as stack:
             try:
                 fanout = self.open(prepare, stop)
-                if jobs is not None:
+                # A fan-out of a plug-in for an earlier version cannot be told.
+                if jobs is not None and hasattr(fanout, "expect"):
                     fanout.expect(jobs)
                 stack.enter_context(fanout)
             except MaskloomError:
