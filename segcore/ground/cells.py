@@ -26,7 +26,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import lru_cache
+from fractions import Fraction
+from functools import cache, lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -60,6 +61,8 @@ _CONVERGED = 1e-8
 """A polynomial has converged when its terms of degree 6 are below this fraction of its value. The
 omitted terms are smaller still.
 """
+_NODES = (-1.0, -math.sqrt(3) / 2, -0.5, 0.0, 0.5, math.sqrt(3) / 2, 1.0)
+"""Where a polynomial of degree 6 is measured: Chebyshev's points of the second kind, -cos(πk/6)."""
 _LEAST_PIXEL = 1e-60
 """A smaller pixel area, in any unit, means a broken header."""
 _CHUNK = 256
@@ -328,13 +331,31 @@ def _scheme(size: int) -> tuple[Floats, Floats, Floats]:
     """Nodes of a cell as fractions of its side; the matrix from values to powers; and the matrix
     from powers to powers averaged over pixels.
     """
-    nodes = -np.cos(np.pi * np.arange(7) / 6)
     average = np.eye(7)
     for power in range(7):
         for order in range(2, power + 1, 2):
             # Mean of (t + s)**power for s within half a pixel, that is 1 / size, of 0.
             average[power - order, power] = math.comb(power, order) / (order + 1) / size**order
-    return (nodes + 1) / 2, np.linalg.inv(np.vander(nodes, increasing=True)), average
+    return (np.array(_NODES) + 1) / 2, _to_powers(), average
+
+
+@cache
+def _to_powers() -> Floats:
+    """The matrix from the values at the nodes to powers, the inverse of Vandermonde's, computed in
+    whole numbers: library inverses have other last bits on other processors.
+    """
+    nodes = [Fraction(node) for node in _NODES]
+    columns = []
+    for node in nodes:
+        # The polynomial that is 1 at this node and 0 at the others (Lagrange).
+        terms = [Fraction(1)]
+        for other in nodes:
+            if other != node:
+                span = node - other
+                by_power = zip([0, *terms], [*terms, 0], strict=True)
+                terms = [(lower - other * own) / span for lower, own in by_power]
+        columns.append([float(term) for term in terms])
+    return np.array(columns).T
 
 
 @lru_cache(maxsize=1024)

@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import math
 import os
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 
@@ -132,6 +134,29 @@ def test_arrays_are_as_small_as_the_projection_allows(crs: str, affine: Affine, 
     expected = {NUMBER: (), ROWS: (20, 1), PIXELS: (20, 30)}[kind]
     assert np.shape(area) == expected
     assert isinstance(area, float if kind == NUMBER else np.ndarray)
+
+
+@pytest.mark.nightly
+def test_the_kernels_of_the_algebra_library_do_not_matter() -> None:
+    """OpenBLAS has others for each generation of processors, and their last bits differ."""
+    program = (
+        "from maskloom.segcore.geometry import Box\n"
+        "from maskloom.segcore.ground.cells import ground_area\n"
+        "from pyproj import CRS\n"
+        "affine = (30.0, 0.0, 3e5, 0.0, -30.0, 5e6)\n"
+        "print(ground_area(affine, CRS.from_epsg(32633).to_wkt(), Box((3, 5), (9, 7))).tolist())\n"
+    )
+    found = {
+        subprocess.run(
+            [sys.executable, "-c", program],
+            env={**os.environ, "OPENBLAS_CORETYPE": kernels},
+            stdout=subprocess.PIPE,
+            text=True,
+            check=True,
+        ).stdout
+        for kernels in ("Sandybridge", "Haswell", "SkylakeX")
+    }
+    assert len(found) == 1
 
 
 @pytest.mark.parametrize(
