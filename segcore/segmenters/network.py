@@ -686,8 +686,10 @@ class NetworkModel:
     ) -> Iterator[tuple[tuple[slice, ...], NDArray[np.float32]]]:
         """Yield slices of the core and the network's output for them."""
         engine, layout, card = self._engine, self.layout, self.card
-        scales = isinstance(engine, BatchEngine)
-        run = engine.scores if scales else patches.one_by_one(engine, card.scaling.apply)
+        if isinstance(engine, BatchEngine):
+            run, scales = engine.scores, True
+        else:
+            run, scales = patches.one_by_one(engine, card.scaling.apply), False
         if len(self._orientations) > 1:
             run = Flipped(run, card.output, self.flips, card.dimensions, card.vectors)
         seen = self._without_gaps(block, as_stored=scales)
