@@ -344,15 +344,14 @@ def _to_powers() -> Floats:
     """The matrix from the values at the nodes to powers, the inverse of Vandermonde's, computed in
     whole numbers: library inverses have other last bits on other processors.
     """
-    nodes = [Fraction(node) for node in _NODES]
-    columns = []
+    nodes, zero, columns = [Fraction(node) for node in _NODES], Fraction(0), []
     for node in nodes:
         # The polynomial that is 1 at this node and 0 at the others (Lagrange).
         terms = [Fraction(1)]
         for other in nodes:
             if other != node:
                 span = node - other
-                by_power = zip([0, *terms], [*terms, 0], strict=True)
+                by_power = zip([zero, *terms], [*terms, zero], strict=True)
                 terms = [(lower - other * own) / span for lower, own in by_power]
         columns.append([float(term) for term in terms])
     return np.array(columns).T
