@@ -23,11 +23,12 @@ import numpy as np
 
 from maskloom.flows.evaluation.evaluate import evaluate
 from maskloom.flows.evaluation.options import REST, EvaluationRequest, PolygonOptions
+from maskloom.flows.progress.displays import display
 from maskloom.flows.recipes import run as run_recipes
 from maskloom.flows.report.measures import AP_BY_IMAGE, WHOLE_IMAGES
 from maskloom.flows.run import RunOptions
 from maskloom.flows.run import run as run_flow
-from maskloom.flows.terminal import told
+from maskloom.flows.terminal import count, told
 from maskloom.segcore.annotations.metrics import mean_of_known
 from maskloom.segcore.annotations.pairing import NameSuffixes
 from maskloom.segcore.deep.inference.card import Card
@@ -74,6 +75,12 @@ def validate(
     metrics: dict[str, Any] = dict(card.about.get("metrics", {}))
     if WHOLE_IMAGES in metrics:
         return None
+    images = {pair.image.location for pair in pairs}
+    with display(quiet) as shown_by:
+        shown_by.report(
+            f"Segmenting {count(len(images), 'validation image')} whole, as the network will be "
+            "used, to measure it"
+        )
     try:
         with _warnings_as_notes(quiet):
             found = _measured(training, pairs, card.sha256, quiet, break_off)

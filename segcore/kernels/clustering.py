@@ -326,3 +326,56 @@ def posteriors(pixels, scorer, diagonal, out):  # type: ignore[no-untyped-def]
         for p in range(n):
             for k in range(components):
                 out[start + p, k] = score[k, p] if np.isfinite(total[p]) else 1.0 / components
+
+
+@strict_njit
+def _invert_lower(lower, inverse):  # type: ignore[no-untyped-def]
+    """Write the inverse of a lower triangular matrix (d, d) to `inverse`, which is zeros."""
+    for j in range(lower.shape[0]):
+        inverse[j, j] = 1 / lower[j, j]
+        for i in range(j + 1, lower.shape[0]):
+            rest = 0.0
+            for m in range(j, i):
+                rest -= lower[i, m] * inverse[m, j]
+            inverse[i, j] = rest / lower[i, i]
+
+
+@strict_njit
+def inverse_roots(matrices, inverses):  # type: ignore[no-untyped-def]
+    """Write the inverses of the Cholesky roots of symmetric matrices (k, d, d) to `inverses`, which
+    are zeros: lower triangular, and inverse.T @ inverse is the inverse of the matrix. Returns
+    whether all matrices are positive definite.
+
+    LAPACK does the same, with other last bits on other processors.
+    """
+    size = matrices.shape[1]
+    root = np.zeros((size, size))
+    for k in range(matrices.shape[0]):
+        for i in range(size):
+            for j in range(i + 1):
+                rest = matrices[k, i, j]
+                for m in range(j):
+                    rest -= root[i, m] * root[j, m]
+                if i > j:
+                    root[i, j] = rest / root[j, j]
+                elif rest > 0:
+                    root[i, i] = math.sqrt(rest)
+                else:
+                    return False
+        _invert_lower(root, inverses[k])
+    return True
+
+
+@strict_njit
+def of_inverse_roots(factors, matrices):  # type: ignore[no-untyped-def]
+    """Write the matrices (k, d, d) whose `inverse_roots` are `factors`."""
+    size = factors.shape[1]
+    for k in range(factors.shape[0]):
+        root = np.zeros((size, size))
+        _invert_lower(factors[k], root)
+        for i in range(size):
+            for j in range(size):
+                total = 0.0
+                for m in range(min(i, j) + 1):
+                    total += root[i, m] * root[j, m]
+                matrices[k, i, j] = total

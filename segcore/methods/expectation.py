@@ -85,16 +85,16 @@ class Mixture:
 
         Raises `FitError` if a covariance cannot be inverted.
         """
+        from maskloom.segcore.kernels import clustering as kernels
+
         channels = self.means.shape[1]
-        try:
-            roots = np.linalg.cholesky(self.covariances)
-            factors = np.tril(np.linalg.inv(roots))
-        except np.linalg.LinAlgError as error:
+        factors = np.zeros_like(self.covariances)
+        if not kernels.inverse_roots(self.covariances, factors):
             raise FitError(
                 "mixture: a component has shrunk to a point or a plane. Raise `reg_covar`, ask for "
                 "fewer `components`, or use "
                 "`covariance: diag`."
-            ) from error
+            )
         determinants = np.log(np.diagonal(factors, axis1=1, axis2=2)).sum(axis=1)
         with np.errstate(divide="ignore"):
             constants = np.log(self.weights) + determinants - 0.5 * channels * math.log(2 * math.pi)

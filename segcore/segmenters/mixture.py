@@ -224,10 +224,12 @@ class MixtureModel:
     @property
     def covariances(self) -> list[list[list[float]]]:
         """Covariance matrix of each component."""
+        from maskloom.segcore.kernels.clustering import of_inverse_roots
+
         factors = np.array(self.factors)
-        covariances: list[list[list[float]]] = np.linalg.inv(
-            np.swapaxes(factors, 1, 2) @ factors
-        ).tolist()
+        matrices = np.empty_like(factors)
+        of_inverse_roots(factors, matrices)
+        covariances: list[list[list[float]]] = matrices.tolist()
         return covariances
 
     def mean_colours(self, spec: RasterSpec) -> tuple[Colour, ...] | None:

@@ -13,6 +13,7 @@ from sklearn.mixture import GaussianMixture
 from sklearn.preprocessing import StandardScaler
 
 from maskloom.segcore.errors import FitError, ModelMismatch
+from maskloom.segcore.kernels.clustering import inverse_roots, of_inverse_roots
 from maskloom.segcore.segmenters.mixture import MixtureModel, MixtureOfGaussians
 from maskloom.segcore.testing.segmenters import Picture, fitted, labelled
 
@@ -39,6 +40,20 @@ def in_form(covariances: np.ndarray, form: str) -> np.ndarray:
         "diag": np.einsum("kii->ki", covariances),
         "spherical": covariances[:, 0, 0],
     }[form]
+
+
+def test_roots_of_covariances_are_those_of_numpy() -> None:
+    random = np.random.default_rng(0)
+    for size in (1, 2, 7):
+        parts = random.normal(size=(3, size, size + 2))
+        matrices = parts @ parts.transpose(0, 2, 1)
+        found, back = np.zeros_like(matrices), np.empty_like(matrices)
+        assert inverse_roots(matrices, found)
+        np.testing.assert_allclose(found, np.linalg.inv(np.linalg.cholesky(matrices)), atol=1e-9)
+        of_inverse_roots(found, back)
+        np.testing.assert_allclose(back, matrices, rtol=1e-9, atol=1e-9)
+    for flat in (np.ones((1, 2, 2)), -np.eye(2)[None], np.full((1, 2, 2), np.nan)):
+        assert not inverse_roots(flat, np.zeros_like(flat))
 
 
 def with_our_parameters(model: MixtureModel, form: Any, scaler: StandardScaler) -> GaussianMixture:
