@@ -66,9 +66,7 @@ _NODES = (-1.0, -math.sqrt(3) / 2, -0.5, 0.0, 0.5, math.sqrt(3) / 2, 1.0)
 _LEAST_PIXEL = 1e-60
 """A smaller pixel area, in any unit, means a broken header."""
 _CHUNK = 256
-"""Rows of a zone computed together: vectorised sines may have other bits in arrays of other
-lengths.
-"""
+"""Rows of a zone computed, and kept, together."""
 
 
 def ground_area(
@@ -155,22 +153,12 @@ class Zones:
         Differences of both terms are taken in closed form, because the terms at the two edges of a
         small cell are nearly equal.
         """
-        edges = np.clip(
-            self.latitude + self.height * np.arange(_CHUNK * index, _CHUNK * (index + 1) + 1),
-            -np.pi / 2,
-            np.pi / 2,
-        )
-        s, t = np.sin(edges[:-1]), np.sin(edges[1:])
-        step = 2 * np.cos((edges[:-1] + edges[1:]) / 2) * np.sin((edges[1:] - edges[:-1]) / 2)
-        squared = (
-            (self.semi_major - self.semi_minor)
-            * (self.semi_major + self.semi_minor)
-            / self.semi_major**2
-        )
-        first = step * (1 + squared * s * t) / ((1 - squared * s * s) * (1 - squared * t * t))
-        e = math.sqrt(squared)
-        second = np.arctanh(e * step / (1 - squared * s * t)) / e if e > 0 else step
-        zones: Floats = np.abs(first + second) * (self.width * self.semi_minor**2 / 2)
+        from maskloom.segcore.kernels.areas import fill_zones
+
+        a, b, zones = self.semi_major, self.semi_minor, np.empty(_CHUNK)
+        squared = (a - b) * (a + b) / a**2
+        fill_zones(zones, _CHUNK * index, self.latitude, self.height, squared)
+        zones *= self.width * b**2 / 2
         zones.setflags(write=False)
         return zones
 

@@ -4,6 +4,8 @@ tiling gives the same bits.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from maskloom.segcore.kernels.compiling import strict_njit
@@ -212,3 +214,22 @@ def sum_rows(values, place, amounts, sums):  # type: ignore[no-untyped-def]
     for y in range(values.shape[0]):
         for start in range(0, values.shape[1], _LONGEST):
             _add(values[y, start : start + _LONGEST], place, (amounts[y], 0, 0), 0, sums)
+
+
+@strict_njit
+def fill_zones(out, row, latitude, height, squared):  # type: ignore[no-untyped-def]
+    """Write the areas of cells that lie between two parallels to `out`, one for each row, in units
+    of half the square of the semi-minor axis and per radian of longitude.
+
+    Row 0 begins at `latitude`, and each is `height` high, in radians; `out` begins with the row
+    `row`. `squared` is the square of the ellipsoid's eccentricity. Latitudes end at the poles.
+    """
+    e = math.sqrt(squared)
+    for i in range(len(out)):
+        low = min(max(latitude + height * (row + i), -math.pi / 2), math.pi / 2)
+        high = min(max(latitude + height * (row + i + 1), -math.pi / 2), math.pi / 2)
+        s, t = math.sin(low), math.sin(high)
+        step = 2 * math.cos((low + high) / 2) * math.sin((high - low) / 2)
+        first = step * (1 + squared * s * t) / ((1 - squared * s * s) * (1 - squared * t * t))
+        second = math.atanh(e * step / (1 - squared * s * t)) / e if e > 0 else step
+        out[i] = abs(first + second)

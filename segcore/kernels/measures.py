@@ -6,6 +6,7 @@ Knuth) that preserve the rounding error of each addition.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -238,3 +239,10 @@ def spread_of_pairs(counts: Any, sums: Any, squares: Any, out: Any) -> None:
             out[i, band] = (
                 np.nan if np.isnan(difference) else np.sqrt(max(difference, 0.0)) / count[0]
             )
+
+
+@strict_njit
+def half_angles(y: Any, x: Any, out: Any) -> None:
+    """Write half the angle of each vector (x, y) to the x axis to `out`, in radians."""
+    for i in range(len(out)):
+        out[i] = 0.5 * math.atan2(y[i], x[i])

@@ -150,6 +150,8 @@ def _border_kinds() -> NDArray[np.uint8]:
 
 def _ellipse(pixels: Integers, first: Integers, second: Integers) -> dict[str, Floats]:
     """Axes, orientation and eccentricity of the ellipse with an object's second moments."""
+    from maskloom.segcore.kernels.measures import half_angles
+
     squared = pixels.astype(np.float64) ** 2
     row, column, both = (number / squared for number in _central(pixels, first, second))
     # The larger by a root of a sum of squares, the smaller from the product of both: no
@@ -160,11 +162,13 @@ def _ellipse(pixels: Integers, first: Integers, second: Integers) -> dict[str, F
     np.divide(np.maximum(row * column - both**2, 0), greater, out=lesser, where=greater > 0)
     flatness = np.zeros(len(pixels))
     np.divide(lesser, greater, out=flatness, where=greater > 0)
-    diagonal = np.where(both > 0, np.pi / 4, -np.pi / 4)
+    diagonal, angles = np.where(both > 0, np.pi / 4, -np.pi / 4), np.empty(len(pixels))
+    # The angles of NumPy have other last bits on processors with other vectors.
+    half_angles(2 * both, row - column, angles)
     return {
         "major_axis_length": 4 * np.sqrt(greater),
         "minor_axis_length": 4 * np.sqrt(lesser),
-        "orientation": np.where(row == column, diagonal, 0.5 * np.arctan2(2 * both, row - column)),
+        "orientation": np.where(row == column, diagonal, angles),
         "eccentricity": np.where(greater > 0, np.sqrt(np.maximum(1 - flatness, 0)), 0.0),
     }
 
