@@ -322,16 +322,16 @@ def test_the_flow_takes_a_recipe_as_a_mapping_too(prefect: Prefect, recipe: Path
 
 TERMINATED = """
 import signal, sys
-from maskloom.flows import segment
+from maskloom.flows import planning
 from maskloom.flows.orchestration.flow import run_recipe
 
-before = segment.write_plan
+before = planning.write_plan
 
 def terminated(*arguments):
     before(*arguments)
     signal.raise_signal(signal.SIGTERM)
 
-segment.write_plan = terminated
+planning.write_plan = terminated
 state = run_recipe(sys.argv[1], return_state=True)
 print(state.type.value, state.message)
 """
