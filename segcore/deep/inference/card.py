@@ -43,6 +43,9 @@ the second class, `labels` a class id; `objects` are the detections of a Mask R-
 """
 _SUFFIX = ".json"
 _LEAST_SHARE, _MOST_SLACK = 1e-6, 2.0
+"""Below this share a class counts as equally rare; a range of few images is widened by at most this
+factor.
+"""
 
 
 @dataclass(frozen=True, slots=True)
