@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from maskloom.segcore.deep.inference.files.weights import file_name
+from maskloom.segcore.deep.inference.network_model import NetworkModel, scaled_by_image
 from maskloom.segcore.errors import ModelMismatch, RecipeError
 from maskloom.segcore.geometry import Box, wider
 from maskloom.segcore.models.planes import PLANAR, fragment_by_plane, join_by_plane
@@ -28,7 +29,7 @@ from maskloom.segcore.models.rescaled import FARTHEST, Rescaled, pixel_sides
 from maskloom.segcore.objects.arrivals import Maps, Shown
 from maskloom.segcore.objects.borders import BorderRule
 from maskloom.segcore.objects.flow import DEFAULT_STEPS, FlowRule
-from maskloom.segcore.segmenters.network import Network, NetworkModel, scaled_by_image
+from maskloom.segcore.segmenters.network import Network
 
 if TYPE_CHECKING:
     from maskloom.segcore.deep.inference.card import Card

@@ -25,7 +25,7 @@ import numpy as np
 from bench_run import make_image
 
 if TYPE_CHECKING:
-    from maskloom.segcore.segmenters.network import NetworkModel
+    from maskloom.segcore.deep.inference.network_model import NetworkModel
 
 PARTS = 2
 

@@ -30,10 +30,10 @@ from maskloom.flows import train as flow
 from maskloom.flows.cli import app
 from maskloom.segcore.deep.inference.files.model_cards import card_of_model
 from maskloom.segcore.deep.inference.files.weights import Weights
+from maskloom.segcore.deep.inference.network_model import NetworkModel
 from maskloom.segcore.deep.inference.scaling import Scaling
 from maskloom.segcore.deep.networks.recipe import NETWORKS
 from maskloom.segcore.errors import RecipeError, RunError, Stopped
-from maskloom.segcore.segmenters.network import NetworkModel
 from maskloom.segcore.storage.store import Store
 from maskloom.segcore.training import semantic
 from maskloom.segcore.training.log import write_curves

@@ -18,6 +18,7 @@ from skimage import data
 from maskloom.segcore.deep.inference.card import Card
 from maskloom.segcore.deep.inference.files.model_cards import card_of_model
 from maskloom.segcore.deep.inference.files.weights import Weights
+from maskloom.segcore.deep.inference.network_model import NetworkModel
 from maskloom.segcore.deep.inference.receptive_field.field import ReceptiveField
 from maskloom.segcore.deep.inference.scaling import ImageScaling, Scaling
 from maskloom.segcore.deep.networks.recipe import NETWORKS
@@ -30,7 +31,7 @@ from maskloom.segcore.pipeline.in_memory import segment_source, with_selection
 from maskloom.segcore.segmenters.connected_parts import ConnectedParts
 from maskloom.segcore.segmenters.ensemble import Ensemble
 from maskloom.segcore.segmenters.mixture import MixtureOfGaussians
-from maskloom.segcore.segmenters.network import Deeplab, Fcn, Network, NetworkModel, Unet
+from maskloom.segcore.segmenters.network import Deeplab, Fcn, Network, Unet
 from maskloom.segcore.segmenters.threshold import Threshold
 from maskloom.segcore.testing import segmenters as check
 from maskloom.segcore.training.export import common_pixel_size

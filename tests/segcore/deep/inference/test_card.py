@@ -16,6 +16,7 @@ from PIL import Image
 from maskloom.flows.recipes.fingerprints import json_values
 from maskloom.segcore.deep.inference.card import Card
 from maskloom.segcore.deep.inference.files.weights import Weights
+from maskloom.segcore.deep.inference.network_model import NetworkModel
 from maskloom.segcore.deep.inference.receptive_field.field import ReceptiveField
 from maskloom.segcore.deep.inference.scaling import Scaling
 from maskloom.segcore.errors import WeightsError
@@ -28,7 +29,6 @@ from maskloom.segcore.raster.spec import RasterSpec
 from maskloom.segcore.segmenters.connected_parts import ConnectedPartsModel
 from maskloom.segcore.segmenters.ensemble import EnsembleModel
 from maskloom.segcore.segmenters.mean_shift import MeanShift
-from maskloom.segcore.segmenters.network import NetworkModel
 from maskloom.segcore.segmenters.quickshift import Quickshift
 from maskloom.segcore.segmenters.threshold import ThresholdModel
 from maskloom.segcore.segmenters.watershed import WatershedModel

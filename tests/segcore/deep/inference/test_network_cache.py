@@ -20,11 +20,12 @@ from maskloom.segcore.deep.inference.engines import openvino, selection
 from maskloom.segcore.deep.inference.engines.opening import is_installed
 from maskloom.segcore.deep.inference.engines.protocol import Choice
 from maskloom.segcore.deep.inference.files.weights import Weights
+from maskloom.segcore.deep.inference.network_model import NetworkModel
 from maskloom.segcore.deep.inference.receptive_field.field import ReceptiveField
 from maskloom.segcore.deep.inference.runtime import import_keras, set_threads
 from maskloom.segcore.deep.inference.scaling import Scaling
 from maskloom.segcore.deep.networks.unet import Unet
-from maskloom.segcore.segmenters.network import Network, NetworkModel
+from maskloom.segcore.segmenters.network import Network
 from maskloom.segcore.testing import segmenters as check
 
 pytestmark = pytest.mark.skipif(not is_installed("openvino"), reason="OpenVINO is not installed")
