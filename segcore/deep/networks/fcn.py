@@ -7,6 +7,11 @@ scores, and transposed convolutions, initialised to bilinear upsampling, bring t
 the size of the image: in one step (32s), or through stride 16 (16s) and stride 8 (8s), adding the
 scores of the backbone's maps at these strides. Height and width must be multiples of 32.
 
+Tutorials of Keras build a simpler form: one transposed convolution of stride 32, whose kernel of 7
+pixels starts at random. It fills a corner of 7 x 7 pixels in each block of 32 x 32; the scores of
+the others are the bias alone. With VGG19, no normalisation and 21 classes it has 20,056,787
+weights.
+
 The paper turns the two dense layers of VGG into convolutions with 4,096 channels; they are left out
 here.
 """
@@ -34,7 +39,7 @@ if TYPE_CHECKING:
     import keras
 
 Tensor = Any
-FcnVariant = Literal["8s", "16s", "32s"]
+FcnVariant = Literal["8s", "16s", "32s", "tutorial"]
 FcnBackbone = Literal[
     "vgg16",
     "vgg19",
@@ -48,7 +53,8 @@ FcnBackbone = Literal[
     "mobilenetv3large",
 ]
 _COARSEST = 32
-_FINEST = {"32s": 32, "16s": 16, "8s": 8}
+_FINEST: dict[FcnVariant, int] = {"tutorial": 32, "32s": 32, "16s": 16, "8s": 8}
+_TUTORIAL_KERNEL = 7
 
 
 @NETWORKS.register("fcn")
@@ -58,7 +64,8 @@ class Fcn:
 
     variant: FcnVariant = "8s"
     """Stride of the finest feature maps that contribute scores: 8, 16 or 32. Larger strides give
-    coarser outlines.
+    coarser outlines. tutorial: as 32s, with a kernel of 7 pixels that leaves gaps between the
+    blocks that it labels; to see why the paper's is larger.
     """
     backbone: FcnBackbone = "vgg16"
     """Backbone that extracts the feature maps. `initial: imagenet` has weights for vgg16 and vgg19
@@ -123,29 +130,14 @@ def fcn(recipe: Fcn, channels: int, classes: int) -> keras.Model:
         stride //= 2
         score = layers.Conv2D(classes, 1, name=f"score{stride}")(by_stride[stride])
         x = layers.Add(name=f"add{stride}")([_upsampled(x, 2, f"up{stride}"), score])
-    x = _upsampled(x, stride, "logits")
+    if recipe.variant == "tutorial":
+        x = layers.Conv2DTranspose(
+            classes, _TUTORIAL_KERNEL, strides=stride, padding="same", name="logits"
+        )(x)
+    else:
+        x = _upsampled(x, stride, "logits")
     return keras.Model(
         inputs, layers.Softmax(dtype="float32", name="scores")(x), name=f"fcn{recipe.variant}"
-    )
-
-
-def fcn_tutorial() -> keras.Model:
-    """Return the variant built in tutorials: 224x224x3 to 224x224x21; 20,056,787 parameters.
-
-    VGG19 to 7x7x512, a 1x1 convolution to the 21 classes of PASCAL VOC, and one transposed
-    convolution whose 7-pixel kernel is smaller than its stride of 32: it fills a 7x7 corner of each
-    block of 32x32 pixels, and the rest holds only the bias.
-    """
-    import keras
-    from keras import layers
-
-    from maskloom.segcore.deep.networks.layers.backbones import vgg
-
-    inputs = keras.Input((224, 224, 3), name="image")
-    x = layers.Conv2D(21, 1, name="score32")(vgg(inputs, "vgg19")[-1])
-    x = layers.Conv2DTranspose(21, 7, strides=32, padding="same", name="logits")(x)
-    return keras.Model(
-        inputs, layers.Softmax(dtype="float32", name="scores")(x), name="fcn_tutorial"
     )
 
 

@@ -62,7 +62,8 @@ UnetUpsampling = Literal["transposed", "nearest", "bilinear", "unpooling", "bed_
 class Unet:
     """U-Net (Ronneberger 2015).
 
-    The paper uses width 64, depth 4, valid padding and no normalisation.
+    The paper uses width 64, depth 4, valid padding and no normalisation; tutorials that follow it
+    often add `output_kernel: 3`.
     """
 
     width: int = 32
@@ -82,8 +83,9 @@ class Unet:
     image, so the result depends on the tiling.
     """
     upsampling: UnetUpsampling = "transposed"
-    """How the expanding path upsamples: the paper's transposed convolution, or a fixed method
-    combined with a 1x1 convolution.
+    """How the expanding path upsamples: the paper's transposed convolution; or a fixed method after
+    a 1x1 convolution. nearest repeats pixels, bilinear interpolates, bed_of_nails puts zeros around
+    each, unpooling puts each back where the maximum was.
     """
     output_kernel: int = 1
     """Side of the last convolution's kernel in pixels, odd."""
@@ -181,13 +183,8 @@ class Unet:
         return unet(self, channels, classes)
 
 
-def unet(
-    recipe: Unet, channels: int, classes: int, size: tuple[int | None, ...] | None = None
-) -> keras.Model:
-    """Return the model: (image, y, x, channel) float32 to probabilities (image, y, x, class).
-
-    `size` fixes the size along each axis; None leaves them open.
-    """
+def unet(recipe: Unet, channels: int, classes: int) -> keras.Model:
+    """Return the model: (image, y, x, channel) float32 to probabilities (image, y, x, class)."""
     import keras
     from keras import layers
 
@@ -196,7 +193,7 @@ def unet(
     # Layers of images and of volumes differ by the end of their names.
     convolution = layers.Conv2D if recipe.dimensions == 2 else layers.Conv3D
     pool = layers.MaxPooling2D if recipe.dimensions == 2 else layers.MaxPooling3D
-    inputs = keras.Input((*(size or (None,) * recipe.dimensions), channels), name="image")
+    inputs = keras.Input((*(None,) * recipe.dimensions, channels), name="image")
     skips: list[Tensor | None] = []
     positions: list[Tensor] = []
     x = inputs
@@ -238,14 +235,6 @@ def _encoded(inputs: Tensor, application: str, depth: int) -> list[Tensor | None
         maps = vgg(inputs, application, unpooled=skips)
         return [*skips[:depth], maps[depth - 1]]
     return [None, *feature_maps(inputs, application)[:depth]]
-
-
-def unet_tutorial() -> keras.Model:
-    """Return the variant built in tutorials: 572x572x1 to 386x386x2; 31,031,682 parameters.
-
-    Its output layer has a 3x3 kernel.
-    """
-    return unet(Unet(width=64, padding="valid", output_kernel=3), 1, 2, (572, 572))
 
 
 def skip_crop(level: int, depth: int) -> int:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from keras import layers, ops
 
-from maskloom.segcore.deep.networks.fcn import Fcn, fcn_tutorial
+from maskloom.segcore.deep.networks.fcn import Fcn
 from maskloom.segcore.deep.networks.layers.backbones import resnet, vgg
 from maskloom.segcore.deep.networks.layers.upsampling import bilinear
 
@@ -19,11 +19,15 @@ def plain(tensor: object) -> np.ndarray:
 
 
 def test_the_tutorial_form() -> None:
-    model = fcn_tutorial()
-    assert model.input_shape == (None, 224, 224, 3)
-    assert model.get_layer("stage5_pool").output.shape == (None, 7, 7, 512)
-    assert model.output_shape == (None, 224, 224, 21)
+    """Of 224 x 224 pixels, VGG19 leaves 7 x 7; the kernel of 7 pixels fills a corner of each."""
+    model = Fcn("tutorial", "vgg19", normalisation="none").build(3, 21)
+    assert model.compute_output_shape((None, 224, 224, 3)) == (None, 224, 224, 21)
+    assert model.get_layer("stage5_pool").output.shape[-1] == 512
     assert model.count_params() == 20_056_787
+    scores = plain(model(np.random.default_rng(0).random((1, 64, 64, 3), np.float32)))
+    differs = (scores != scores[:, -1:, -1:]).any(-1)[0]
+    filled = np.arange(64) % 32 < 7
+    assert np.array_equal(differs, filled[:, None] & filled)
 
 
 @pytest.mark.parametrize(("kind", "count"), [("vgg16", 14_714_688), ("vgg19", 20_024_384)])

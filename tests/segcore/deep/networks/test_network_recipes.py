@@ -32,7 +32,7 @@ SMALL = [
     Unet(width=4, depth=1, normalisation="group", upsampling="bed_of_nails"),
     Unet(width=4, depth=2, upsampling="unpooling"),
     Fcn(width=4),
-    Fcn("32s", "vgg19", width=4, normalisation="none"),
+    Fcn("tutorial", "vgg19", width=4, normalisation="none"),
     Fcn("16s", "resnet18", width=4, normalisation="group"),
     Deeplab(
         "resnet18",

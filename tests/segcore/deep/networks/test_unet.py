@@ -2,54 +2,49 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
+import keras
 import numpy as np
 import pytest
 from keras import ops
 
-from maskloom.segcore.deep.networks.unet import Unet, skip_crop, unet, unet_tutorial
+from maskloom.segcore.deep.networks.unet import Unet, skip_crop
 
 PAPER = Unet(width=64, padding="valid")
 
 
-def test_the_tutorial_form() -> None:
-    model = unet_tutorial()
-    assert model.input_shape == (None, 572, 572, 1)
-    assert model.output_shape == (None, 386, 386, 2)
-    assert model.count_params() == 31_031_682
-
-
-def test_the_paper() -> None:
-    model = unet(PAPER, 1, 2, (572, 572))
-    assert model.output_shape == (None, 388, 388, 2)
-    # Figure 1 of the paper: sizes of the maps that go across, before and after cropping.
-    across = {level: model.get_layer(f"up{level}_crop") for level in range(4)}
-    assert [across[level].input.shape[1:] for level in range(4)] == [
+def test_the_paper_and_the_tutorial() -> None:
+    model = PAPER.build(1, 2)
+    # Figure 1 of the paper: sizes of the maps, and of those that go across, before and after
+    # cropping.
+    sized = keras.models.clone_model(model, keras.Input((572, 572, 1)))
+    assert sized.output_shape == (None, 388, 388, 2)
+    across = [sized.get_layer(f"up{level}_crop") for level in range(4)]
+    assert [each.input.shape[1:] for each in across] == [
         (568, 568, 64),
         (280, 280, 128),
         (136, 136, 256),
         (64, 64, 512),
     ]
-    assert [across[level].output.shape[1:] for level in range(4)] == [
+    assert [each.output.shape[1:] for each in across] == [
         (392, 392, 64),
         (200, 200, 128),
         (104, 104, 256),
         (56, 56, 512),
     ]
-    assert model.get_layer("bottom_relu2").output.shape[1:] == (28, 28, 1024)
-    # The tutorial's output layer has 3x3 taps for each of 64 x 2 pairs of channels.
+    assert sized.get_layer("bottom_relu2").output.shape[1:] == (28, 28, 1024)
+    tutorial = replace(PAPER, output_kernel=3).build(1, 2)
+    assert tutorial.compute_output_shape((None, 572, 572, 1)) == (None, 386, 386, 2)
+    assert tutorial.count_params() == 31_031_682
+    # Its output layer has 3x3 taps for each of 64 x 2 pairs of channels.
     assert model.count_params() == 31_031_682 - 8 * 64 * 2
 
 
-def test_weights_do_not_depend_on_the_way_of_cropping_or_the_size() -> None:
-    valid = Unet(width=8, padding="valid")
-    counts = [
-        Unet(width=8).build(1, 2).count_params(),
-        valid.build(1, 2).count_params(),
-        unet(valid, 1, 2, (572, 572)).count_params(),
-    ]
-    assert len(set(counts)) == 1
+def test_weights_do_not_depend_on_the_padding() -> None:
+    same, valid = (Unet(width=8, padding=padding).build(1, 2) for padding in ("same", "valid"))
+    assert same.count_params() == valid.count_params()
 
 
 @pytest.mark.parametrize(

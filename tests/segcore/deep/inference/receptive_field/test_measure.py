@@ -151,6 +151,11 @@ BY_HAND: dict[str, tuple[Any, ReceptiveField]] = {
     # VGG16's convolutions reach 2 + 4 + 12 + 24 + 48 = 90; a row is of its cell of 32 or one beside
     # it: 32 + 15 at most.
     "FCN-32s": (lambda: Fcn(variant="32s", width=1).build(3, 2), ReceptiveField(90 + 47, 32)),
+    # Of its own cell alone: from the first row to the last one.
+    "FCN of the tutorial": (
+        lambda: Fcn(variant="tutorial", width=1).build(3, 2),
+        ReceptiveField(90 + 31, 32),
+    ),
 }
 
 
