@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from maskloom.flows.progress.displays import display
 from maskloom.flows.progress.run import ItemProgress
-from maskloom.flows.recipes.schemas import build
+from maskloom.flows.recipes.sections import build
 from maskloom.flows.stopping import BreakOff, stoppable
 from maskloom.segcore import formats
 from maskloom.segcore.errors import RecipeError, StoreError

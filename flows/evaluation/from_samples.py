@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from maskloom.flows.evaluation.evaluate import FOLDER
 from maskloom.flows.evaluation.samples import LabelledSamples, read_samples
-from maskloom.flows.recipes.schemas import did_you_mean
+from maskloom.flows.recipes.messages import did_you_mean
 from maskloom.flows.terminal import count
 from maskloom.segcore.errors import RecipeError
 from maskloom.segcore.evaluation.estimation import (

@@ -11,12 +11,10 @@ import maskloom
 from maskloom.flows.alerting.delivery import Channel
 from maskloom.flows.alerting.rules import Rule
 from maskloom.flows.recipes.fingerprints import json_values
+from maskloom.flows.recipes.run_checks import check
 from maskloom.flows.recipes.run_file import AlertOptions, ReportOptions, RunFile, checked
 from maskloom.flows.recipes.schedule import Schedule
-from maskloom.flows.recipes.schemas import (
-    build,
-    did_you_mean,
-)
+from maskloom.flows.recipes.sections import build
 from maskloom.flows.recipes.yaml_files import (
     below,
     completed,
@@ -25,18 +23,13 @@ from maskloom.flows.recipes.yaml_files import (
 )
 from maskloom.flows.terminal import recordable
 from maskloom.segcore import geometry
-from maskloom.segcore.errors import RecipeError, StoreError
-from maskloom.segcore.features.named import check_features, names_of_sensor
-from maskloom.segcore.features.sensors import SENSORS
-from maskloom.segcore.formulas import FormulaError
+from maskloom.segcore.errors import RecipeError
 from maskloom.segcore.models.protocols import (
     SEGMENTERS,
     Fitter,
     Model,
     SegmenterRecipe,
     finds_objects,
-    fits_each_image,
-    gives_scores,
 )
 from maskloom.segcore.models.stated_colours import reference_colours, stated_colours
 from maskloom.segcore.pipeline.jobs import RunSettings
@@ -44,12 +37,11 @@ from maskloom.segcore.processes import limits
 from maskloom.segcore.processes.limits import Limits
 from maskloom.segcore.raster.classes import ColourChoice
 from maskloom.segcore.raster.colours import Colour, parse_colour
-from maskloom.segcore.raster.spec import FORMATS, ChoiceFormat
 from maskloom.segcore.raster.stored import ReadOptions
 from maskloom.segcore.statistics.objects.options import Objects
 from maskloom.segcore.statistics.protocol import STATISTICS, Statistic
 from maskloom.segcore.storage.canonical import digest
-from maskloom.segcore.storage.filesystems import configure, filesystem
+from maskloom.segcore.storage.filesystems import configure
 from maskloom.tasks.clusters.protocol import CLUSTERS, Cluster
 from maskloom.tasks.plan import Fingerprint
 from maskloom.tasks.zones import ZonesFile, described
@@ -230,31 +222,8 @@ def make(
         pictures=file.report.pictures if isinstance(file.report, ReportOptions) else file.report,
         written=written,
     )
-    _refuse_unknown_format(recipe)
-    _refuse_unknown_masks(recipe)
-    _refuse_missing_scores(recipe)
-    _refuse_mixed_fits(recipe)
-    _refuse_unknown_classes(recipe)
-    _refuse_unknown_coloured(recipe)
-    _refuse_unknown_features(recipe.options)
-    _refuse_false_alerts(recipe)
-    _refuse_unknown_stores(recipe)
-    _refuse_memory_on_processes(recipe)
+    check(recipe)
     return recipe
-
-
-def _refuse_unknown_masks(recipe: RunRecipe) -> None:
-    for name, writer in recipe.masks.items():
-        found = FORMATS.get(name)
-        known = found.other_masks if isinstance(found, ChoiceFormat) else ()
-        if writer not in known:
-            choices = ", ".join(
-                f"{{{other}: {each}}}"
-                for other, image_format in FORMATS.items()
-                if isinstance(image_format, ChoiceFormat)
-                for each in image_format.other_masks
-            )
-            raise RecipeError(f"masks: expected one of {choices}; got {{{name}: {writer}}}")
 
 
 def _segmenter(file: RunFile, folder: Path, time_limits: Limits) -> tuple[str, Fitter | Model]:
@@ -300,119 +269,7 @@ def _wanted_tables(
     return named if isinstance(named, list) else [named]
 
 
-def _refuse_unknown_format(recipe: RunRecipe) -> None:
-    name = recipe.format
-    if name is not None and name not in FORMATS:
-        raise RecipeError(
-            f"format: unknown format {name!r}.{did_you_mean(name, FORMATS)} "
-            f"Known formats: {', '.join(FORMATS)}."
-        )
-
-
-def _refuse_mixed_fits(recipe: RunRecipe) -> None:
-    segmenter = recipe.segmenter
-    if recipe.fit == "image" or fits_each_image(segmenter):
-        return
-    if any(map(fits_each_image, getattr(segmenter, "members", ()))):
-        raise RecipeError(
-            "fit: the values of each image scale it for one member of the ensemble, and another "
-            "is fitted to the collection. Set `fit: image`, or leave one of them out."
-        )
-
-
-def _refuse_missing_scores(recipe: RunRecipe) -> None:
-    if not recipe.scores or gives_scores(recipe.segmenter):
-        return
-    having = [
-        name
-        for name, kind in SEGMENTERS.items()
-        if getattr(kind, "gives_scores", False) and name != "ensemble"
-    ]
-    why = (
-        "this ensemble decides by votes"
-        if recipe.kind == "ensemble"
-        else "this network outputs class ids"
-        if recipe.kind in having
-        else f"{recipe.kind} gives no probabilities of classes"
-    )
-    raise RecipeError(
-        f"scores: {why}. Segmenters that give them: {', '.join(sorted(having))}, and ensembles of "
-        "these by scores. Leave `scores` out, or choose one of them."
-    )
-
-
-def _refuse_unknown_classes(recipe: RunRecipe) -> None:
-    model = recipe.segmenter
-    known = model.expected_classes if isinstance(model, Fitter) else model.classes
-    for name in (recipe.objects.classes or ()) if recipe.objects is not None and known else ():
-        if name not in known:
-            raise RecipeError(
-                f"statistics.objects.classes: the mask has no class {name!r}. Its classes are "
-                f"{', '.join(known)}."
-            )
-
-
-def _refuse_unknown_coloured(recipe: RunRecipe) -> None:
-    model = recipe.segmenter
-    known = model.expected_classes if isinstance(model, Fitter) else model.classes
-    for name in recipe.colours if known else ():
-        if name not in known:
-            raise RecipeError(
-                f"colours: the mask has no class {name!r}.{did_you_mean(name, known)} Its classes "
-                f"are {', '.join(known)}."
-            )
-
-
 def _rule(name: str, wanted: str | AlertOptions) -> Rule:
     if isinstance(wanted, str):
         return Rule(name, wanted)
     return Rule(name, wanted.when, wanted.until, wanted.of)
-
-
-def _refuse_false_alerts(recipe: RunRecipe) -> None:
-    model = recipe.segmenter
-    classes = model.expected_classes if isinstance(model, Fitter) else model.classes
-    for rule in recipe.alerts:
-        rule.check(classes)
-        if rule.of == "zone" and recipe.zones is None:
-            raise RecipeError(f"alerts.{rule.name}: of: zone needs `zones` in the recipe.")
-        measures = {measure for _, measure in rule.needs()}
-        if recipe.objects is None and measures & {"objects", "largest"}:
-            raise RecipeError(
-                f"alerts.{rule.name}: objects are counted where the recipe has statistics: "
-                "[objects]."
-            )
-
-
-def _refuse_unknown_features(options: ReadOptions) -> None:
-    sensor, known = options.sensor, options.band_names
-    if sensor is not None and sensor not in SENSORS:
-        raise RecipeError(
-            f"sensor: unknown sensor {sensor!r}.{did_you_mean(sensor, SENSORS)} Known sensors: "
-            f"{', '.join(SENSORS)}."
-        )
-    if sensor is not None:
-        known = tuple(dict.fromkeys((*known, *names_of_sensor(sensor))))
-    try:
-        check_features(options.features, known)
-    except FormulaError as error:
-        raise RecipeError(f"features: {error}.") from error
-
-
-def _refuse_unknown_stores(recipe: RunRecipe) -> None:
-    for location in (*recipe.inputs, recipe.output):
-        try:
-            filesystem(location)
-        except StoreError as error:
-            raise RecipeError(str(error)) from error
-
-
-def _refuse_memory_on_processes(recipe: RunRecipe) -> None:
-    in_memory = [
-        location for location in (*recipe.inputs, recipe.output) if location.startswith("memory:")
-    ]
-    if in_memory and not recipe.cluster.in_process:
-        raise RecipeError(
-            f"{in_memory[0]} is in the memory of this process, where workers cannot read it. Set "
-            "cluster: {kind: serial}."
-        )

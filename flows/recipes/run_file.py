@@ -9,15 +9,9 @@ from typing import Annotated, Any, Literal
 
 import pydantic
 
+from maskloom.flows.recipes.messages import explain
 from maskloom.flows.recipes.schedule import Schedule
-from maskloom.flows.recipes.schemas import (
-    NUMBER,
-    ColourText,
-    complete,
-    explain,
-    model_of,
-    schema_of,
-)
+from maskloom.flows.recipes.schemas import NUMBER, ColourText, complete, model_of, schema_of
 from maskloom.flows.recipes.yaml_files import refuse_secrets, shown
 from maskloom.segcore import geometry
 from maskloom.segcore.errors import RecipeError

@@ -8,7 +8,7 @@ from zoneinfo import available_timezones
 
 import pydantic
 
-from maskloom.flows.recipes.schemas import did_you_mean
+from maskloom.flows.recipes.messages import did_you_mean
 from maskloom.flows.recipes.yaml_files import shown
 
 _CRON_FIELDS = 5

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from maskloom.flows.recipes import training
-from maskloom.flows.recipes.schemas import did_you_mean
+from maskloom.flows.recipes.messages import did_you_mean
 from maskloom.flows.recipes.training import TrainingRun
 from maskloom.flows.recipes.yaml_files import load_document, read_value, shown
 from maskloom.segcore.errors import RecipeError

@@ -14,16 +14,9 @@ from typing import Any
 import pydantic
 
 from maskloom.flows.recipes.fingerprints import json_values
-from maskloom.flows.recipes.schemas import (
-    ColourText,
-    build,
-    complete,
-    did_you_mean,
-    explain,
-    model_of,
-    schema_of,
-    unknown_key,
-)
+from maskloom.flows.recipes.messages import did_you_mean, explain, unknown_key
+from maskloom.flows.recipes.schemas import ColourText, complete, model_of, schema_of
+from maskloom.flows.recipes.sections import build
 from maskloom.flows.recipes.yaml_files import (
     below,
     completed,

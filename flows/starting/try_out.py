@@ -20,8 +20,8 @@ from maskloom.flows.compare import header_of, size_text
 from maskloom.flows.progress.displays import display
 from maskloom.flows.progress.run import ItemProgress
 from maskloom.flows.recipes import run as recipes
+from maskloom.flows.recipes.messages import did_you_mean
 from maskloom.flows.recipes.run_file import RunFile
-from maskloom.flows.recipes.schemas import did_you_mean
 from maskloom.flows.recipes.yaml_files import change_keys, load_document, read_value, shown
 from maskloom.flows.terminal import count, line
 from maskloom.segcore.errors import ImageError, RecipeError, StoreError
@@ -231,6 +231,7 @@ class _Part:
 
     @property
     def spec(self) -> RasterSpec:
+        """Metadata of the image."""
         return self.region.spec
 
     def block(self, tile: Tile, spec: RasterSpec) -> Block:

@@ -9,7 +9,7 @@ from typing import Annotated
 import pytest
 
 from maskloom.flows.recipes import run as recipes
-from maskloom.flows.recipes.schemas import build
+from maskloom.flows.recipes.sections import build
 from maskloom.segcore.models.protocols import SEGMENTERS, SegmenterRecipe
 from maskloom.segcore.statistics.protocol import STATISTICS
 from maskloom.segcore.storage.addresses import RelativeToRecipe
