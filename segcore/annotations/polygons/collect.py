@@ -17,10 +17,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from maskloom.segcore.annotations.label_mapping import UNKNOWN, VOID, VOID_NAME
+from maskloom.segcore.annotations.label_mapping import UNKNOWN, VOID
 from maskloom.segcore.annotations.pairing import NameSuffixes, pair
+from maskloom.segcore.annotations.polygons.counts import SHOWN, Counts, notes
 from maskloom.segcore.annotations.polygons.files import Layer, VectorFile
 from maskloom.segcore.annotations.polygons.masks import Placing, PolygonMask, PolygonReader
+from maskloom.segcore.annotations.polygons.repair import polygonal
 from maskloom.segcore.annotations.polygons.rules import (
     USUAL_ATTRIBUTES,
     attribute_text,
@@ -36,8 +38,6 @@ if TYPE_CHECKING:
 
     from maskloom.segcore.annotations.polygons.rules import PolygonRules
     from maskloom.segcore.raster.spec import RasterSpec
-
-_SHOWN = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,24 +56,6 @@ class Collected:
     """By URI of the image; images without polygons are not among them."""
     notes: tuple[str, ...]
     """Sentences for users: what was left out and repaired, with counts."""
-
-
-@dataclass(slots=True)
-class _Counts:
-    """What was found in the files."""
-
-    features: int = 0
-    empty: int = 0
-    other: int = 0
-    """Points and lines."""
-    repaired: int = 0
-    broken: int = 0
-    """Invalid, and nothing was left after repair."""
-    void: int = 0
-    added: int = 0
-    unknown: Counter[str] = field(default_factory=Counter)
-    nowhere: Counter[str] = field(default_factory=Counter)
-    """Polygons of images that there are not, by the name that they state."""
 
 
 def collect(
@@ -121,7 +103,7 @@ class _Collecting:
     """The state while files are read."""
 
     def __init__(self, images: Mapping[str, LabelledGrid], rules: PolygonRules) -> None:
-        self._images, self._rules, self._counts = images, rules, _Counts()
+        self._images, self._rules, self._counts = images, rules, Counts()
         self._store, self._groups = new_store(), 0
         self._of: dict[str, list[tuple[int, str | None, str]]] = {uri: [] for uri in images}
         """Groups of each image, with their CRS and file."""
@@ -175,9 +157,9 @@ class _Collecting:
         if not unknown:
             return
         listed = ", ".join(
-            f"{name or '(empty)'} ({count})" for name, count in unknown.most_common(_SHOWN)
+            f"{name or '(empty)'} ({count})" for name, count in unknown.most_common(SHOWN)
         )
-        more = f" and {len(unknown) - _SHOWN} more" if len(unknown) > _SHOWN else ""
+        more = f" and {len(unknown) - SHOWN} more" if len(unknown) > SHOWN else ""
         first = next(iter(unknown))
         raise RecipeError(
             f"Polygons have values that mean no class: {listed}{more}. Give their class, in a "
@@ -203,7 +185,7 @@ class _Collecting:
                 without.append(uri)
         if not masks:
             raise RecipeError(self._no_image(without))
-        return Collected(masks, tuple(_notes(counts, int(counts.added - seen.sum()), without)))
+        return Collected(masks, tuple(notes(counts, int(counts.added - seen.sum()), without)))
 
     def _mask(self, grid: LabelledGrid, groups: Sequence[tuple[int, str | None, str]]) -> Any:
         files = tuple(dict.fromkeys(uri for *_, uri in groups))
@@ -251,8 +233,8 @@ class _Collecting:
         for uri in without:
             if self._of[uri]:
                 return self._elsewhere(self._mask(self._images[uri], self._of[uri]), uri)
-        named = ", ".join(name for name, _ in counts.nowhere.most_common(_SHOWN))
-        known = ", ".join(grid.image_id for grid in list(self._images.values())[:_SHOWN])
+        named = ", ".join(name for name, _ in counts.nowhere.most_common(SHOWN))
+        known = ", ".join(grid.image_id for grid in list(self._images.values())[:SHOWN])
         return (
             f"No polygon belongs to an image: the attribute {self._rules.image!r} names {named}; "
             f"images are {known}."
@@ -271,7 +253,7 @@ class _Collecting:
         return list(self._images)
 
     @property
-    def counts(self) -> _Counts:
+    def counts(self) -> Counts:
         """What was found so far."""
         return self._counts
 
@@ -342,29 +324,6 @@ class _Reading:
         return self.groups[uri]
 
 
-def polygonal(shapes: NDArray[Any], counts: _Counts) -> NDArray[Any]:
-    """Polygons and multipolygons, valid and flat; None for everything else, which is counted."""
-    import shapely
-
-    shapes = shapely.force_2d(np.array(shapes, object))
-    empty = shapely.is_missing(shapes) | shapely.is_empty(shapes)
-    areal = np.isin(shapely.get_type_id(shapes), (3, 6, 7)) & ~empty
-    counts.empty += int(empty.sum())
-    counts.other += int((~areal & ~empty).sum())
-    shapes[~areal] = None
-    invalid = areal & ~shapely.is_valid(shapes)
-    collections = areal & (shapely.get_type_id(shapes) == shapely.GeometryType.GEOMETRYCOLLECTION)
-    for i in np.flatnonzero(invalid | collections).tolist():
-        repaired = shapely.make_valid(shapes[i], method="structure", keep_collapsed=False)
-        parts = shapely.get_parts(shapely.get_parts(repaired))
-        parts = parts[shapely.get_type_id(parts) == shapely.GeometryType.POLYGON]
-        parts = parts[np.isfinite(shapely.bounds(parts)).all(axis=1)]
-        shapes[i] = shapely.multipolygons(parts) if len(parts) else None
-        counts.repaired += bool(len(parts)) and bool(invalid[i])
-        counts.broken += not len(parts)
-    return shapes
-
-
 def _attribute(layer: Layer, rules: PolygonRules) -> tuple[str, PolygonRules]:
     """The attribute that names the class, empty if all polygons have one class; and the rules."""
     if rules.of:
@@ -377,7 +336,7 @@ def _attribute(layer: Layer, rules: PolygonRules) -> tuple[str, PolygonRules]:
         return usual, rules
     if len(rules.classes) == 2 and not rules.values:
         return "", replace(rules, of=rules.classes[1])
-    named = ", ".join(layer.columns[:_SHOWN]) or "none"
+    named = ", ".join(layer.columns[:SHOWN]) or "none"
     raise RecipeError(
         f"{layer.location} has no attribute of the name {', '.join(USUAL_ATTRIBUTES)}; its "
         f"attributes: {named}. Say which one names the class with `attribute`, or give all "
@@ -409,21 +368,3 @@ def _common_crs(layer: Layer, image: RasterSpec, rules: PolygonRules) -> str | N
 def _numbers(mask: PolygonMask) -> NDArray[np.int64]:
     with PolygonReader(mask) as reader:
         return reader.numbers_near(Box.whole(mask.shape))
-
-
-def _notes(counts: _Counts, outside: int, without: Sequence[str]) -> Iterator[str]:
-    said = [
-        (counts.void, VOID_NAME),
-        (outside, "outside of all images"),
-        (sum(counts.nowhere.values()), "of images that there are not"),
-        (counts.repaired, "invalid and repaired"),
-        (counts.broken, "invalid and left out"),
-        (counts.empty, "empty and left out"),
-        (counts.other, "points or lines and left out"),
-    ]
-    parts = [f"{number} {what}" for number, what in said if number]
-    if parts:
-        yield f"Of {counts.features} features, {', '.join(parts)}."
-    if without:
-        some = ", ".join(without[:_SHOWN]) + (", ..." if len(without) > _SHOWN else "")
-        yield f"{len(without)} images have no polygon and are left out: {some}."
