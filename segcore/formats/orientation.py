@@ -30,6 +30,8 @@ _XMP = re.compile(rb"tiff:Orientation(?:=[\"']|>)([1-8])\b")
 
 
 class _Stream(Protocol):
+    """A file open for reading."""
+
     def read(self, size: int, /) -> bytes: ...
     def seek(self, offset: int, /) -> int: ...
 

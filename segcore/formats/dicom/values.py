@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 _INTEGERS = tuple(
     np.dtype(name) for name in ("uint8", "int8", "uint16", "int16", "uint32", "int32")
 )
-_LARGEST_EXACT = 2**53
 
 
 @dataclass(frozen=True, slots=True)

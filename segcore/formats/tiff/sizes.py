@@ -26,8 +26,10 @@ _NO_TAGS = (
 )
 _INCH, _CENTIMETRE = 2, 3
 """Values of the tag ResolutionUnit."""
-_MICRO = re.compile(r"\\u00b5|\N{GREEK SMALL LETTER MU}|\ufffd")
-"""The letter µ as ImageJ escapes it, its other code, and what is left of it in Latin-1."""
+_MICRO = re.compile(r"\\u00b5|\N{GREEK SMALL LETTER MU}|\ufffd|Â?µ", re.IGNORECASE)
+"""The letter µ: as ImageJ escapes it, its other code, what is left of it in Latin-1, and itself,
+alone or as UTF-8 read as Latin-1.
+"""
 _LINE = re.compile(r"^(unit|yunit|zunit|spacing)=(.*?)\s*$", re.MULTILINE)
 
 
@@ -94,7 +96,4 @@ def _number(text: str | None) -> float:
 
 def _unit(text: str) -> float:
     """Millimetres in a unit of length; 0 for other words, such as pixel."""
-    plain = re.sub(
-        r"\\u00B5|\N{GREEK SMALL LETTER MU}|\ufffd|Â?µ", "µ", text.strip(), flags=re.IGNORECASE
-    )
-    return millimetres_in(plain)
+    return millimetres_in(_MICRO.sub("µ", text.strip()))
