@@ -145,7 +145,7 @@ class SemanticTask:
         setup = self.setup
         counts = setup.class_counts.classes[list(setup.training)].sum(axis=0)
         wanted = setup.recipe.loss
-        return keras.Model(model.inputs, logits_of(model)), loss_of(
+        return keras.Model(model.inputs[0], logits_of(model)), loss_of(
             wanted, class_weights(wanted, counts)
         )
 

@@ -17,6 +17,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from maskloom.segcore.deep.inference.engines.batches import lacks_memory
 from maskloom.segcore.errors import RecipeError, RunError
 from maskloom.segcore.geometry import sizes_text
 
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
     from maskloom.segcore.training.recipe import Training
     from maskloom.segcore.training.sampling import PatchShape
 
-_OUT_OF_MEMORY = ("resource_exhausted", "resourceexhausted", "out of memory", "outofmemory")
-"""In the names and messages of errors of TensorFlow, JAX and PyTorch."""
 Loss = Callable[[Any, Any], Any]
 Arguments = tuple[Any, ...]
 """Of `train_on_batch`; arrays in them have the patches of a batch along their first axis."""
@@ -103,15 +102,9 @@ def errors_of_memory(wanted: Training, patch_shape: PatchShape) -> Iterator[None
     try:
         yield
     except Exception as error:
-        if not is_out_of_memory(error):
+        if not lacks_memory(error):
             raise
         raise RunError(_advice(wanted, patch_shape)) from error
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error of a backend says that memory is exhausted."""
-    said = f"{type(error).__name__} {error}".lower()
-    return isinstance(error, MemoryError) or any(mark in said for mark in _OUT_OF_MEMORY)
 
 
 def _advice(wanted: Training, patch_shape: PatchShape) -> str:

@@ -124,6 +124,7 @@ class ResourceExhaustedError(Exception):
         ResourceExhaustedError("failed to allocate memory"),
         RuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 8589934592 bytes"),
         RuntimeError("CUDA out of memory. Tried to allocate 20.00 GiB"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."),
         MemoryError(),
     ],
 )
