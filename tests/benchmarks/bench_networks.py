@@ -55,7 +55,8 @@ def main() -> None:
     import keras
 
     from maskloom.flows.inventory import Sharing, take_inventory
-    from maskloom.flows.progress import Quiet, RunProgress
+    from maskloom.flows.progress.displays import Quiet
+    from maskloom.flows.progress.run import RunProgress
     from maskloom.flows.recipes import run as recipes
     from maskloom.flows.segment import segment
     from maskloom.flows.stages import Stages

@@ -68,7 +68,8 @@ def start_up(folder: Path) -> None:
 def timed_run(fanout: object, inputs: Path, output: Path, **keys: object) -> float:
     """Seconds of one run on a cluster that is up."""
     from maskloom.flows.inventory import Sharing, take_inventory
-    from maskloom.flows.progress import Quiet, RunProgress
+    from maskloom.flows.progress.displays import Quiet
+    from maskloom.flows.progress.run import RunProgress
     from maskloom.flows.recipes import run as recipes
     from maskloom.flows.segment import segment
     from maskloom.flows.stages import Stages

@@ -101,7 +101,8 @@ def baseline(image: Path, folder: Path) -> float:
 def main() -> None:
     """Make the image, warm the workers, alternate the rounds, print medians and ratios."""
     from maskloom.flows.inventory import Sharing, take_inventory
-    from maskloom.flows.progress import Quiet, RunProgress
+    from maskloom.flows.progress.displays import Quiet
+    from maskloom.flows.progress.run import RunProgress
     from maskloom.flows.recipes import run as recipes
     from maskloom.flows.segment import segment
     from maskloom.flows.stages import Stages
