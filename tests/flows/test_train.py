@@ -340,7 +340,7 @@ def test_processes_draw_for_every_task_what_a_thread_draws(folder, keys):
     course = prepared(made(folder, *changes, **keys))
     setup, training = course.setup, course.recipe.training
     options = SamplingOptions(setup.patch_shape, training.batch, 0.5, 0, course.recipe.augmentation)
-    sampler = Sampler(setup.dataset, setup.class_counts, setup.training, setup.scaling, options)
+    sampler = Sampler(setup.dataset, setup.class_counts, setup.training, setup.scalings, options)
     drawing = Drawing(sampler, course.task.arguments)
     with closing(ProcessFeed(drawing, 3, 1)) as feed:
         batches, others = feed.batches(0, 0), ThreadFeed(drawing, 3).batches(0, 0)
@@ -662,9 +662,9 @@ def test_touching_objects_are_learned_end_to_end(folder):
 def drawn(course):
     setup = course.setup
     drawing = SamplingOptions(setup.patch_shape, 1, 0.0, 0)
-    return Sampler(setup.dataset, setup.class_counts, setup.training, setup.scaling, drawing).batch(
-        0, 0
-    )
+    return Sampler(
+        setup.dataset, setup.class_counts, setup.training, setup.scalings, drawing
+    ).batch(0, 0)
 
 
 @pytest.mark.parametrize(

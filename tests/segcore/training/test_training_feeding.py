@@ -19,6 +19,7 @@ from maskloom.segcore.training.feeding import Drawing, ProcessFeed, ThreadFeed
 from maskloom.segcore.training.labels import Index, Instances
 from maskloom.segcore.training.pairs import Pair
 from maskloom.segcore.training.sampling import PatchShape, Sampler, SamplingOptions
+from maskloom.segcore.training.scalings import Scalings
 
 STEPS = 5
 
@@ -54,7 +55,7 @@ def drawing(pairs, memory=64):
     options = SamplingOptions(
         PatchShape.square(32), 2, 0.5, 7, tuple(AUGMENTATIONS[name]() for name in AUGMENTATIONS)
     )
-    return Drawing(Sampler(dataset, counts, [0, 1, 2], Scaling(), options), of_pixels)
+    return Drawing(Sampler(dataset, counts, [0, 1, 2], Scalings(Scaling()), options), of_pixels)
 
 
 def flat(arguments):
