@@ -12,7 +12,7 @@ from PIL import Image
 from scipy import ndimage
 from tests_support import write_tiff
 
-from maskloom.segcore.deep.inference.scaling import Scaling
+from maskloom.segcore.deep.inference.scaling import ImageScaling, Scaling
 from maskloom.segcore.geometry import Box
 from maskloom.segcore.raster.spec import FORMATS
 from maskloom.segcore.training.augmentations.geometry import Elastic, Flip, Rotate, Rotate90, Scale
@@ -29,7 +29,7 @@ from maskloom.segcore.training.sampling import (
     SamplingOptions,
     sliding_windows,
 )
-from maskloom.segcore.training.scalings import Scalings
+from maskloom.segcore.training.scalings import Scalings, find_scalings
 from maskloom.segcore.training.warping import Warp
 
 
@@ -116,14 +116,14 @@ def test_pixels_without_data_are_0_however_they_are_augmented(tmp_path):
     names = [name for name in sorted(AUGMENTATIONS) if name != "cutout"]
     moved = {"scale", "rotate", "elastic"}
     changes = tuple(AUGMENTATIONS[name]() for name in names if name not in moved)
-    for augmentation in (changes, tuple(AUGMENTATIONS[name]() for name in names)):
-        draw = Sampler(
-            dataset,
-            found,
-            [0],
-            Scalings(Scaling()),
-            SamplingOptions(SQUARE, 8, 0.5, 3, augmentation),
-        )
+    by_image = find_scalings(dataset, ImageScaling("deviation"), lambda *_: None, {})
+    for augmentation, scalings in (
+        (changes, Scalings(Scaling())),
+        (tuple(AUGMENTATIONS[name]() for name in names), Scalings(Scaling())),
+        (changes, by_image),
+    ):
+        options = SamplingOptions(SQUARE, 8, 0.5, 3, augmentation)
+        draw = Sampler(dataset, found, [0], scalings, options)
         batch = draw.batch(0, 0)
         void = batch.classes == VOID
         assert void.any()
