@@ -68,12 +68,13 @@ def _recipe(title: str, schema: Schema) -> Iterator[str]:
 def _section(key: str, value: Schema, schema: Schema) -> Iterator[str]:
     """The tables of the keys inside a section, by kind where it has kinds."""
     whole = _resolved(value, schema)
-    for each in (whole, *(_resolved(each, schema) for each in whole.get("anyOf", []))):
-        if "properties" in each:
-            yield f"### `{key}`\n"
-            yield _table(each, schema)
-            for inner, inside in each["properties"].items():
-                yield from _section(f"{key}.{inner}", inside, schema)
+    choices = [whole, *(_resolved(each, schema) for each in whole.get("anyOf", []))]
+    tables = [each for each in choices if "properties" in each]
+    for number, each in enumerate(tables):
+        yield f"### `{key}`\n" if number == 0 else "Or:\n"
+        yield _table(each, schema)
+        for inner, inside in each["properties"].items():
+            yield from _section(f"{key}.{inner}", inside, schema)
     kinds = list(_kinds(whole)) or list(_kinds(whole.get("items", {})))
     if kinds:
         yield f"### `{key}`, by kind\n"

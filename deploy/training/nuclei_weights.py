@@ -165,7 +165,7 @@ def card(model: Any, content: bytes, run: TrainingRun, data: Prepared) -> Card:
         "versions": {"maskloom": maskloom.__version__, "keras": keras.__version__},
     }
     digest = hashlib.sha256(content).hexdigest()
-    found = card_of_model(model, "unet", CLASSES, data.setup.scaling, digest, about, vectors=2)
+    found = card_of_model(model, "unet", CLASSES, data.setup.scalings.how, digest, about, vectors=2)
     return dataclasses.replace(
         found,
         dtype="uint8",

@@ -25,7 +25,7 @@ from maskloom.flows.recipes.yaml_files import (
     refuse_secrets,
 )
 from maskloom.segcore.deep.inference.files.weights import is_packaged
-from maskloom.segcore.deep.inference.scaling import Scaling
+from maskloom.segcore.deep.inference.scaling import ImageScaling, Scaling
 from maskloom.segcore.deep.networks.recipe import NETWORKS
 from maskloom.segcore.errors import RecipeError
 from maskloom.segcore.raster.colours import hexadecimal, parse_colour
@@ -78,8 +78,10 @@ class _File(pydantic.BaseModel):
     bands: list[int] | None = None
     """Numbers of the bands to use, from 1. Default: all."""
     scaling: dict[str, Any] | None = None
-    """How pixels become the network's input: (value - offset) * factor. Default: 1/255 for 8 bits,
-    1/65535 for 16.
+    """How pixels become the network's input: {offset: [...], factor: [...]}, (value - offset) *
+    factor, the same for all images; or by the values of each image, {by: deviation} to mean 0 and
+    deviation 1, {by: range, percentiles: [1, 99.8]} to 0 and 1. Default: 1/255 for 8 bits, 1/65535
+    for 16.
     """
     split: dict[str, Any] = {}
     """How images are divided into training and validation."""
@@ -194,14 +196,24 @@ def schema() -> dict[str, Any]:
     """JSON Schema of the training recipe."""
     document = _File.model_json_schema()
     properties = document["properties"]
-    for key, kind in (("training", Training), ("split", Split), ("scaling", Scaling)):
+    for key, kind in (("training", Training), ("split", Split)):
         properties[key] = {
             **model_of(kind).model_json_schema(),
             "description": properties[key].get("description", ""),
         }
-    for name, numbers in properties["scaling"]["properties"].items():
+    of_all, of_each = (model_of(kind).model_json_schema() for kind in (Scaling, ImageScaling))
+    for name, numbers in of_all["properties"].items():
         # A single number is accepted without brackets.
-        properties["scaling"]["properties"][name] = {"anyOf": [numbers, {"type": "number"}]}
+        of_all["properties"][name] = {
+            "anyOf": [numbers, {"type": "number"}],
+            "description": numbers["description"],
+        }
+    # A training has no `fit` that the other choice could follow.
+    of_each["properties"]["of"] = {"const": "image"}
+    properties["scaling"] = {
+        "anyOf": [of_all, of_each],
+        "description": properties["scaling"].get("description", ""),
+    }
     for key, registry in (("network", NETWORKS), ("labels", LABELS)):
         properties[key] = {
             **_kinds(registry),
@@ -252,8 +264,21 @@ def _augmentation(wanted: Any) -> tuple[Augmentation, ...]:
     )
 
 
-def _scaling(wanted: Mapping[str, Any] | None) -> Scaling | None:
+def _scaling(wanted: Mapping[str, Any] | None) -> Scaling | ImageScaling | None:
     if wanted is None:
         return None
-    lists = {key: value if isinstance(value, list) else [value] for key, value in wanted.items()}
-    return _section(Scaling, lists, "scaling")  # type: ignore[no-any-return]
+    of_all, of_each = (
+        [field.name for field in dataclasses.fields(kind)] for kind in (Scaling, ImageScaling)
+    )
+    for key in wanted:
+        if key not in (*of_all, *of_each):
+            raise RecipeError(f"scaling.{key}: {unknown_key(str(key), (*of_all, *of_each))}")
+    if not wanted.keys() & of_each:
+        lists = {key: each if isinstance(each, list) else [each] for key, each in wanted.items()}
+        return _section(Scaling, lists, "scaling")  # type: ignore[no-any-return]
+    if wanted.keys() & of_all:
+        raise RecipeError(
+            "scaling: expected `offset` and `factor`, which are the same for all images, or `by`, "
+            f"whose numbers are found in each; got {', '.join(wanted)}. Leave one out."
+        )
+    return _section(ImageScaling, wanted, "scaling")  # type: ignore[no-any-return]

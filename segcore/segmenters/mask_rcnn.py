@@ -16,14 +16,15 @@ TensorFlow is loaded on workers only; the driver needs only the card of the weig
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 
 from maskloom.segcore.deep.inference.card import Card
 from maskloom.segcore.deep.inference.files.weights import Weights, WeightsLocation, file_name
+from maskloom.segcore.deep.inference.image_scaling import ScalingFitter
 from maskloom.segcore.deep.inference.runtime import LIBRARY_BYTES
 from maskloom.segcore.deep.networks.mask_rcnn.lattice import WindowLattice, mirrored
 from maskloom.segcore.errors import ModelMismatch, RecipeError, WeightsError
@@ -45,6 +46,7 @@ from maskloom.segcore.raster.spec import Labels
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from maskloom.segcore.deep.inference.scaling import Scaling
     from maskloom.segcore.deep.networks.mask_rcnn.detections import Detections
     from maskloom.segcore.deep.networks.mask_rcnn.prediction import Detector
     from maskloom.segcore.raster.spec import Block, RasterSpec
@@ -124,7 +126,7 @@ class MaskRcnnObjects:
             )
 
     def start(self) -> Fitter | Model:
-        """Return the model.
+        """Return the model, or the fitter of its scaling if that is found in each image.
 
         Raises `WeightsError` if the weights are not those of a Mask R-CNN, `RecipeError` if other
         settings do not fit them.
@@ -149,7 +151,8 @@ class MaskRcnnObjects:
             raise RecipeError(str(error)) from error
         lattice = WindowLattice(self.core, _halo_of(card) if self.halo is None else self.halo)
         rule = DetectionRule(float(self.score), float(self.overlap), self.min_size, lattice)
-        return Stitched(MaskRcnnModel(weights, card, classes, rule, self.bands), rules)
+        model = Stitched(MaskRcnnModel(weights, card, classes, rule, self.bands), rules)
+        return model if card.image_scaling is None else ScalingFitter.of(model, card.image_scaling)
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,6 +176,8 @@ class MaskRcnnModel:
     """The background, then the classes of objects."""
     rule: DetectionRule
     bands: tuple[int, ...] | None
+    scaling: Scaling | None = None
+    """What was found in the image, for a card with `image_scaling`."""
 
     exactness: ClassVar[Exactness] = Exactness.EXACT_IF_SMALLER_THAN_HALO
 
@@ -199,6 +204,10 @@ class MaskRcnnModel:
                 "Choose them by `bands` of the segmenter, or leave this image out."
             )
         return selected
+
+    def with_image_scaling(self, found: Scaling) -> Self:
+        """Return the model with the scaling that was found in its image."""
+        return replace(self, scaling=found)
 
     @segment_by_plane
     def segment(self, block: Block) -> Labels:
@@ -231,6 +240,7 @@ class MaskRcnnModel:
             "min_size": rule.min_size,
             "core": rule.lattice.core,
             "halo": rule.lattice.halo,
+            **({} if self.scaling is None else {"scaling": asdict(self.scaling)}),
         }
 
     def caution(self, spec: RasterSpec, shares: Mapping[str, float]) -> str | None:  # noqa: ARG002
@@ -245,9 +255,17 @@ class MaskRcnnModel:
         """The scaled pixels of a window (y, x, channel), 0 where there is no data."""
         inside = window & Box.whole(block.spec.shape)
         part = inside.relative_to(block.tile.read).slices
-        scaled = self.card.scaling.apply(block.pixels[part])
+        scaled = self._scaled(block.pixels[part])
         scaled[~block.valid[part]] = 0
         return mirrored(scaled, inside, window)
+
+    def _scaled(self, pixels: NDArray[np.generic]) -> NDArray[np.float32]:
+        how = self.card.image_scaling
+        if how is None:
+            return self.card.scaling.apply(pixels)
+        if self.scaling is None:
+            raise TypeError("the scaling of the image has not been found")
+        return how.apply(self.scaling, pixels)
 
 
 def _card(weights: Weights) -> Card:

@@ -1,10 +1,10 @@
 """What earlier checks of the same files have found, so that they are not decoded again.
 
-Beside the counts of an image and the digests of its files, nothing is kept: no pixels. An entry is
-found by everything that decides it: both headers, with the versions of their files, the recipe's
-labels and classes, and the version of maskloom. The entries of a collection are one file in the
-user's cache, replaced as a whole, so that several trainings may use it at once: at worst, one of
-them checks again what another has checked meanwhile.
+Beside the counts of an image, the digests of its files and the numbers that scale it, nothing is
+kept: no pixels. An entry is found by everything that decides it: both headers, with the versions of
+their files, the recipe's labels, classes and scaling by the image, and the version of maskloom. The
+entries of a collection are one file in the user's cache, replaced as a whole, so that several
+trainings may use it at once: at worst, one of them checks again what another has checked meanwhile.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from maskloom import __version__
+from maskloom.segcore.deep.inference.scaling import ImageScaling, Scaling
 from maskloom.segcore.raster.spec import RasterSpec
 from maskloom.segcore.training.class_counts import ImageCounts
 
@@ -43,6 +44,8 @@ class Check:
     counts: ImageCounts
     digests: tuple[str, ...]
     """SHA-256 of the files of the image, and of the mask."""
+    scaling: Scaling | None = None
+    """What a scaling by the image has found in it. None: all have the same numbers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,9 +57,16 @@ class Memory:
     """Key of each pair. None: it cannot be told whether it has changed."""
 
     @classmethod
-    def of(cls, pairs: Sequence[Pair], recipe: TrainingRecipe, cell: Shape) -> Memory:
-        """That of the pairs of a training."""
-        settings = repr((__version__, recipe.labels, recipe.classes, cell))
+    def of(
+        cls,
+        pairs: Sequence[Pair],
+        recipe: TrainingRecipe,
+        cell: Shape,
+        how: Scaling | ImageScaling,
+    ) -> Memory:
+        """That of the pairs of a training whose images are scaled so."""
+        by_image = how if isinstance(how, ImageScaling) else None
+        settings = repr((__version__, recipe.labels, recipe.classes, cell, by_image))
         folders = {
             spec.location.rpartition("/")[0] for pair in pairs for spec in (pair.image, pair.mask)
         }
@@ -80,10 +90,12 @@ class Memory:
             # Used last.
             os.utime(self.path)
             read, found, start = json.loads(entries.tobytes()), dict[str, Check](), 0
-            for (key, (shape, largest, digests)), of in zip(read.items(), sizes, strict=True):
+            for (key, entry), of in zip(read.items(), sizes, strict=True):
+                shape, largest, digests, numbers = entry
                 end = start + int(np.prod(shape))
                 counts = ImageCounts(cells[start:end].reshape(shape), of, int(largest))
-                found[key] = Check(counts, tuple(digests))
+                scaling = Scaling(*map(tuple, numbers)) if numbers else None
+                found[key] = Check(counts, tuple(digests), scaling)
                 start = end
             return {number: found[key] for number, key in enumerate(self.keys) if key in found}
         return {}
@@ -96,7 +108,12 @@ class Memory:
         if self.path is None or not kept:
             return
         entries = {
-            key: (each.counts.cells.shape, each.counts.largest, each.digests)
+            key: (
+                each.counts.cells.shape,
+                each.counts.largest,
+                each.digests,
+                each.scaling and (each.scaling.offset, each.scaling.factor),
+            )
             for key, each in kept.items()
         }
         file = io.BytesIO()

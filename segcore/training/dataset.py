@@ -20,8 +20,9 @@ import numpy as np
 from maskloom.segcore import formats
 from maskloom.segcore.annotations.masks import open_mask
 from maskloom.segcore.deep.inference.patches import mirrored
-from maskloom.segcore.geometry import Box
+from maskloom.segcore.geometry import Box, Grid
 from maskloom.segcore.processes.shared_memory import SharedMemory
+from maskloom.segcore.raster.spec import Block
 from maskloom.segcore.training.labels import VOID
 
 if TYPE_CHECKING:
@@ -102,7 +103,7 @@ class Dataset:
         Strips start at multiples of `multiple` rows; those of volumes are slabs of planes.
         """
         length, *others = self.shape(number)
-        rows = multiple * max(1, _STRIP_PIXELS // math.prod(others) // multiple)
+        rows = self._rows(number, multiple)
         readers = self._open(number)
         try:
             kept, whole = number in self._places, []
@@ -117,6 +118,27 @@ class Dataset:
                 self._keep(number, _stacked(whole))
         finally:
             _close(readers)
+
+    def blocks(self, number: int) -> Iterator[Block]:
+        """An image from top to bottom, without its mask, in blocks that partition it. Raises
+        `ReadError`.
+        """
+        spec = self.pairs[number].image
+        grid = Grid(spec.shape, (self._rows(number), *spec.shape[1:]))
+        if number in self._places and self.memory.flag(number):
+            whole = self._kept(number)
+            for tile in grid:
+                place = tile.core.slices
+                yield Block(tile, whole.pixels[place], whole.valid[place], spec)
+            return
+        with formats.open_image(spec) as reader:
+            for tile in grid:
+                yield Block(tile, *reader.read(tile.core), spec)
+
+    def _rows(self, number: int, multiple: int = 1) -> int:
+        """Rows of a strip of an image, or planes of a slab: so many that it has a bounded size."""
+        others = math.prod(self.shape(number)[1:])
+        return multiple * max(1, _STRIP_PIXELS // others // multiple)
 
     def window(self, number: int, box: Box) -> DatasetWindow:
         """A box of an image. Beyond the image's border, pixels are mirrored, as in inference, and

@@ -111,7 +111,8 @@ def _completed(card: Card, prepared: Prepared) -> Card:
     is_rgb = images[0].bands == (1, 2, 3) and all(image.interpretation == "rgb" for image in images)
     return replace(
         card,
-        dtype=images[0].dtype,
+        # Scaled by their own values, pixels may be of any type.
+        dtype=images[0].dtype if card.image_scaling is None else "",
         interpretation="rgb" if is_rgb else "bands",
         pixel_size=common_pixel_size(images),
         network=asdict(prepared.recipe.network),

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from maskloom.segcore.deep.inference.scaling import Scaling
+    from maskloom.segcore.deep.inference.scaling import ImageScaling, Scaling
 
 _SHOWN = 5
 
@@ -27,7 +27,7 @@ class Initial:
     """A network of maskloom that a training starts from."""
 
     weights: Weights
-    scaling: Scaling
+    scaling: Scaling | ImageScaling
     """That of its training, which a recipe without its own follows."""
 
     @classmethod
@@ -51,19 +51,14 @@ class Initial:
                 f"initial: {name} is a {card.kind}, and the recipe trains a {kind}. Give weights "
                 "of the same kind of network."
             )
-        if card.image_scaling is not None:
-            raise RecipeError(
-                f"initial: {name} wants each image scaled by its own values, and training scales "
-                "all by the same numbers. Give other weights."
-            )
-        return cls(weights, card.scaling)
+        return cls(weights, card.image_scaling or card.scaling)
 
     @property
     def identity(self) -> str:
         """SHA-256 of the file."""
         return self.weights.sha256
 
-    def scaling_for(self, channels: int, factor: float | None) -> Scaling | None:  # noqa: ARG002
+    def scaling_for(self, channels: int, factor: float | None) -> Scaling | ImageScaling:  # noqa: ARG002
         """The scaling of its training."""
         return self.scaling
 

@@ -24,6 +24,7 @@ from maskloom.segcore.annotations.object_metrics import (
 )
 from maskloom.segcore.deep.inference.card import Card
 from maskloom.segcore.deep.inference.receptive_field.field import ReceptiveField
+from maskloom.segcore.deep.inference.scaling import AS_THEY_ARE
 from maskloom.segcore.errors import RecipeError
 from maskloom.segcore.figures.training import Curve, Example, shown
 from maskloom.segcore.geometry import Box
@@ -117,12 +118,12 @@ class InstanceTask:
             sha256=sha256,
             channels=setup.channels,
             classes=recipe.classes,
-            scaling=setup.scaling,
+            scaling=AS_THEY_ARE,
             reach=ReceptiveField(halo=None, stride=recipe.network.strides[-1]),
             output="objects",
             parameters=int(model.count_params()),
             about={**about, "largest_object": min(largest, setup.patch_shape.patch[0])},
-        )
+        ).scaled_by(setup.scalings.how)
 
     def examples(self, trainer: Any) -> list[Example]:
         """The middles of some validation images. Objects that count nowhere are left out."""
@@ -151,15 +152,15 @@ class InstanceTask:
 
     def _objects(self, detector: Any, number: int, box: Box) -> tuple[ObjectLabels, ObjectLabels]:
         """True and predicted objects of a window."""
-        window = self.setup.dataset.window(number, box)
-        if window.ids is None:
+        seen = scaled(self.setup.dataset, number, box, self.setup.scalings)
+        if seen.ids is None:
             raise ValueError("the dataset of a training of objects must have their ids")
-        detections = detector.detect(scaled(window, self.setup.scaling).pixels)
+        detections = detector.detect(seen.pixels)
         predicted = ObjectLabels(
-            detections.paint(Box.whole(window.classes.shape)),
+            detections.paint(Box.whole(seen.classes.shape)),
             np.concatenate([[0], detections.classes]),
         )
-        return ObjectLabels.of(window.ids, window.classes), predicted
+        return ObjectLabels.of(seen.ids, seen.classes), predicted
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -232,7 +232,7 @@ class TrainingLoop:
             class_rates(wanted.sampling, setup.recipe.classes),
         )
         counts = weighted(setup.class_counts, wanted.sampling, setup.dataset.names)
-        sampler = Sampler(setup.dataset, counts, setup.training, setup.scaling, options)
+        sampler = Sampler(setup.dataset, counts, setup.training, setup.scalings, options)
         return Drawing(sampler, self._task.arguments)
 
     def _finish_epoch(self, monitor: ProgressMonitor, stop: Callable[[], bool]) -> None:

@@ -19,7 +19,7 @@ from maskloom.segcore import formats
 from maskloom.segcore.annotations.pairing import NameSuffixes, names_for_series, pair
 from maskloom.segcore.annotations.places import fit
 from maskloom.segcore.annotations.polygons.collect import LabelledGrid, collect
-from maskloom.segcore.deep.inference.scaling import Scaling
+from maskloom.segcore.deep.inference.scaling import ImageScaling, Scaling
 from maskloom.segcore.errors import FormatError, ImageError, RecipeError
 from maskloom.segcore.processes.helpers import spread
 from maskloom.segcore.storage.filesystems import configure, filesystem, store_errors
@@ -170,8 +170,17 @@ def _left_out(source: Source, name: str, recipe: TrainingRecipe) -> bool:
     return matches((name, source.uri), recipe.split.leave_out)
 
 
-def scaling_of(pairs: Sequence[Pair], wanted: Scaling | None) -> Scaling:
+def scaling_of(
+    pairs: Sequence[Pair], wanted: Scaling | ImageScaling | None
+) -> Scaling | ImageScaling:
     """The wanted scaling, checked, or the usual one for the images' type. Raises `RecipeError`."""
+    if isinstance(wanted, ImageScaling):
+        if wanted.of != "image":
+            raise RecipeError(
+                "scaling.of: expected image in a training; fit follows the `fit` of a run. To "
+                "scale all images by the same numbers, give them as `offset` and `factor`."
+            )
+        return wanted
     channels = pairs[0].image.channels
     if wanted is not None:
         for name, numbers in (("offset", wanted.offset), ("factor", wanted.factor)):
@@ -187,19 +196,21 @@ def scaling_of(pairs: Sequence[Pair], wanted: Scaling | None) -> Scaling:
             raise RecipeError(
                 f"scaling: {first.location} is {first.dtype}, {each.image.location} is "
                 f"{each.image.dtype}. "
-                "Write them in one type, or set `scaling` so that it suits both."
+                "Write them in one type, or set `scaling` so that it suits both, for example "
+                "{by: deviation}."
             )
     if first.dtype not in _FACTORS:
         raise RecipeError(
             f"scaling: the images are {first.dtype} (for example {first.location}), a type without "
             "a usual range. "
             "Set scaling: {offset: [...], factor: [...]} so that (value - offset) * factor is "
-            "about from 0 to 1 or -1 to 1."
+            "about from 0 to 1 or -1 to 1, or scale each image by its own values, for example "
+            "{by: deviation}."
         )
     return Scaling((0.0,), (_FACTORS[first.dtype],))
 
 
-def usual_scaling(pairs: Sequence[Pair], start: Start) -> Scaling | None:
+def usual_scaling(pairs: Sequence[Pair], start: Start) -> Scaling | ImageScaling | None:
     """The scaling that weights of another training ask for. None: there is none for the images'
     type.
     """

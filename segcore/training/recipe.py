@@ -19,7 +19,7 @@ from maskloom.segcore.values import check_range
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from maskloom.segcore.deep.inference.scaling import Scaling
+    from maskloom.segcore.deep.inference.scaling import ImageScaling, Scaling
     from maskloom.segcore.training.augmentations.protocols import Augmentation
     from maskloom.segcore.training.labels import LabelKind
 
@@ -189,7 +189,7 @@ class TrainingRecipe:
     split: Split = field(default_factory=Split)
     bands: tuple[int, ...] | None = None
     """Bands to use, from 1. None: all."""
-    scaling: Scaling | None = None
+    scaling: Scaling | ImageScaling | None = None
     """None: 1/255 for 8 bits, 1/65535 for 16 bits."""
     initial: str | None = None
     """Weights to start from: a name in the box, a path or a URI, or `imagenet`. None: random

@@ -44,6 +44,7 @@ from maskloom.segcore.training.pairs import (
     scaling_of,
     usual_scaling,
 )
+from maskloom.segcore.training.scalings import find_scalings, note_on_contrast
 from maskloom.segcore.training.setup import (
     OnProgress,
     ProgressMonitor,
@@ -131,7 +132,7 @@ def prepare(
     recipe.split.divide(*names, groups)
     initial = _start(recipe)
     usual = None if initial is None else usual_scaling(pairs, initial)
-    scaling = scaling_of(pairs, recipe.scaling or usual)
+    how = scaling_of(pairs, recipe.scaling or usual)
     decoder = recipe.labels.decoder(recipe.classes)
     _use_threads(recipe.training.threads)
     image = pairs[0].image
@@ -142,7 +143,7 @@ def prepare(
     if recipe.training.tensorboard:
         require_tensorboard(recipe.output)
     dataset = Dataset(pairs, decoder, recipe.training.memory)
-    memory = Memory.of(pairs, recipe, patch_shape.cell)
+    memory = Memory.of(pairs, recipe, patch_shape.cell, how)
     earlier = memory.read()
     known = {number: check.counts for number, check in earlier.items()}
     class_counts = count_classes(
@@ -151,11 +152,14 @@ def prepare(
     _require_trainable(recipe, dataset, class_counts, groups)
     training, validation = recipe.split.divide(*names, groups)
     notes += require_labelled(class_counts, training, validation, recipe.classes)
+    scaled = {i: check.scaling for i, check in earlier.items() if check.scaling is not None}
+    scalings = find_scalings(dataset, how, checked("values"), scaled, processes)
+    notes += note_on_contrast(scalings, dataset)
     setup = TrainingSetup(
         recipe,
         dataset,
         class_counts,
-        scaling,
+        scalings,
         tuple(training),
         tuple(validation),
         patch_shape,
@@ -166,7 +170,9 @@ def prepare(
     if len(earlier) < len(pairs):
         memory.write(
             {
-                number: Check(counts, tuple(digests[file] for file in files_of(pair)))
+                number: Check(
+                    counts, tuple(digests[file] for file in files_of(pair)), scalings.of(number)
+                )
                 for number, (pair, counts) in enumerate(
                     zip(pairs, class_counts.images, strict=True)
                 )

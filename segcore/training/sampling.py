@@ -24,12 +24,12 @@ from maskloom.segcore.training.warping import Warp
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from maskloom.segcore.deep.inference.scaling import Scaling
     from maskloom.segcore.geometry import Shape
     from maskloom.segcore.processes.shared_memory import SharedMemory
     from maskloom.segcore.training.augmentations.protocols import Augmentation
     from maskloom.segcore.training.class_counts import ClassCounts
-    from maskloom.segcore.training.dataset import Dataset, DatasetWindow
+    from maskloom.segcore.training.dataset import Dataset
+    from maskloom.segcore.training.scalings import Scalings
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,10 +112,10 @@ class Sampler:
         dataset: Dataset,
         class_counts: ClassCounts,
         numbers: Sequence[int],
-        scaling: Scaling,
+        scalings: Scalings,
         options: SamplingOptions,
     ) -> None:
-        self._dataset, self._scaling, self._options = dataset, scaling, options
+        self._dataset, self._scalings, self._options = dataset, scalings, options
         wanted = options.augmentation
         self._geometries = [each for each in wanted if isinstance(each, Geometry)]
         self._changes = [each for each in wanted if isinstance(each, PixelChange)]
@@ -178,7 +178,7 @@ class Sampler:
             )
         )
         box = _around(middle, sides, margins, self._dataset.shape(number))
-        window = patch_shape.taken(scaled(self._dataset.window(number, box), self._scaling))
+        window = patch_shape.taken(scaled(self._dataset, number, box, self._scalings))
         patch = warp.apply(window, patch_shape.patch[patch_shape.planar :])
         patch.blank()
         for change in self._changes:
@@ -204,9 +204,10 @@ class Sampler:
         return number, tuple(middle)
 
 
-def scaled(window: DatasetWindow, scaling: Scaling) -> Patch:
-    """A window as the network sees it: pixels without data are 0, and `VOID`."""
-    pixels = scaling.apply(window.pixels)
+def scaled(dataset: Dataset, number: int, box: Box, scalings: Scalings) -> Patch:
+    """A box of an image as the network sees it: pixels without data are 0, and `VOID`."""
+    window = dataset.window(number, box)
+    pixels = scalings.apply(number, window.pixels)
     if window.valid.all():
         return Patch(pixels, window.classes, window.ids)
     pixels[~window.valid] = 0

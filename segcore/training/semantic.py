@@ -13,6 +13,7 @@ import numpy as np
 from maskloom.segcore.annotations import label_mapping
 from maskloom.segcore.annotations.metrics import Confusion, mean_of_known
 from maskloom.segcore.deep.inference.patches import sides_of
+from maskloom.segcore.deep.inference.scaling import AS_THEY_ARE
 from maskloom.segcore.deep.networks.vectors import logits_of
 from maskloom.segcore.errors import RecipeError
 from maskloom.segcore.figures.training import Curve, Example, shown
@@ -211,8 +212,10 @@ class SemanticTask:
     def _card(self, model: Any, sha256: str, about: Mapping[str, Any], vectors: int = 0) -> Card:
         from maskloom.segcore.deep.inference.files.model_cards import card_of_model
 
-        recipe, scaling = self.setup.recipe, self.setup.scaling
-        return card_of_model(model, recipe.kind, recipe.classes, scaling, sha256, about, vectors)
+        recipe, how = self.setup.recipe, self.setup.scalings.how
+        return card_of_model(
+            model, recipe.kind, recipe.classes, AS_THEY_ARE, sha256, about, vectors
+        ).scaled_by(how)
 
     def examples(self, trainer: Any) -> list[Example]:
         """The middles of some validation images; of volumes, those of their middle planes."""
@@ -252,7 +255,7 @@ class SemanticTask:
         """Labels and logits of windows, for the box of the network's output."""
         setup, patch_shape = self.setup, self.setup.patch_shape
         patches = [
-            patch_shape.taken(scaled(setup.dataset.window(number, box), setup.scaling))
+            patch_shape.taken(scaled(setup.dataset, number, box, setup.scalings))
             for number, box, _ in windows
         ]
         pixels = np.stack([patch.pixels for patch in patches])

@@ -18,13 +18,14 @@ from maskloom.segcore.geometry import Box
 
 if TYPE_CHECKING:
     from maskloom.segcore.deep.inference.card import Card
-    from maskloom.segcore.deep.inference.scaling import Scaling
+    from maskloom.segcore.deep.inference.scaling import ImageScaling, Scaling
     from maskloom.segcore.models.calibration import Calibration
     from maskloom.segcore.training.checkpoint import TrainingState
     from maskloom.segcore.training.class_counts import ClassCounts
     from maskloom.segcore.training.dataset import Dataset
     from maskloom.segcore.training.recipe import TrainingRecipe
     from maskloom.segcore.training.sampling import Batch, PatchShape
+    from maskloom.segcore.training.scalings import Scalings
 
 _FEWEST_STEPS, _MOST_STEPS = 20, 500
 
@@ -37,7 +38,7 @@ class Start(Protocol):
         """What tells them from others."""
         ...
 
-    def scaling_for(self, channels: int, factor: float | None) -> Scaling | None:
+    def scaling_for(self, channels: int, factor: float | None) -> Scaling | ImageScaling | None:
         """The scaling that suits them, where `factor` brings values to 0 to 1 (None: not known).
         None: the recipe must say.
         """
@@ -69,7 +70,7 @@ class TrainingSetup:
     recipe: TrainingRecipe
     dataset: Dataset
     class_counts: ClassCounts
-    scaling: Scaling
+    scalings: Scalings
     training: tuple[int, ...]
     """Numbers of the images to train on, in the dataset."""
     validation: tuple[int, ...]

@@ -108,7 +108,7 @@ def main() -> None:
         for name, augmentation in (("none", ()), ("all", setup.recipe.augmentation)):
             options = SamplingOptions(setup.patch_shape, batch, 0.5, 0, augmentation)
             sampler = Sampler(
-                setup.dataset, setup.class_counts, setup.training, setup.scaling, options
+                setup.dataset, setup.class_counts, setup.training, setup.scalings, options
             )
             sampler.batch(1, 0)
             busy = time.process_time()

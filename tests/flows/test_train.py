@@ -292,7 +292,10 @@ def test_checks_before_training_can_be_stopped(folder):
 
 def test_what_an_earlier_check_has_found_is_not_looked_for_again(folder, monkeypatch):
     monkeypatch.setenv("MASKLOOM_CACHE", str(folder / "cache"))
-    decoded, strips = [], Dataset.strips
+    decoded, strips, seen, blocks = [], Dataset.strips, [], Dataset.blocks
+    monkeypatch.setattr(
+        Dataset, "blocks", lambda self, number: seen.append(number) or blocks(self, number)
+    )
     monkeypatch.setattr(
         Dataset,
         "strips",
@@ -317,6 +320,11 @@ def test_what_an_earlier_check_has_found_is_not_looked_for_again(folder, monkeyp
     assert again[0] == [2]
     assert sum(np.array(again[1][2]).sum((0, 1))) > sum(np.array(first[1][2]).sum((0, 1)))
     assert again[2] != first[2]
+    # Numbers that scale an image by its own values are found once too.
+    by_image = [prepared(made(folder, "scaling={by: deviation}")).setup.scalings for _ in range(2)]
+    assert by_image[0] == by_image[1]
+    assert len(by_image[0].found) == 4
+    assert seen == [0, 1, 2, 3]
     for path in (folder / "cache" / "training").iterdir():
         path.write_bytes(path.read_bytes()[:200])
     assert check() == ([0, 1, 2, 3], *again[1:])
@@ -336,11 +344,15 @@ def test_what_an_earlier_check_has_found_is_not_looked_for_again(folder, monkeyp
     ids=["semantic", "flow", "objects"],
 )
 def test_processes_draw_for_every_task_what_a_thread_draws(folder, keys):
-    changes = ("training.augmentation=[flip, scale, elastic, noise, cutmix]", "training.patch=64")
+    changes = (
+        "training.augmentation=[flip, scale, elastic, noise, cutmix]",
+        "training.patch=64",
+        "scaling={by: range, percentiles: [1, 99]}",
+    )
     course = prepared(made(folder, *changes, **keys))
     setup, training = course.setup, course.recipe.training
     options = SamplingOptions(setup.patch_shape, training.batch, 0.5, 0, course.recipe.augmentation)
-    sampler = Sampler(setup.dataset, setup.class_counts, setup.training, setup.scaling, options)
+    sampler = Sampler(setup.dataset, setup.class_counts, setup.training, setup.scalings, options)
     drawing = Drawing(sampler, course.task.arguments)
     with closing(ProcessFeed(drawing, 3, 1)) as feed:
         batches, others = feed.batches(0, 0), ThreadFeed(drawing, 3).batches(0, 0)
@@ -507,6 +519,11 @@ def test_masks_are_found_by_suffix_and_beside_their_images(folder):
         (["split.validation=1.5"], "validation"),
         (["split.group='('"], "regular expression"),
         (["scaling={factor: x}"], r"scaling"),
+        (["scaling={by: mean}"], r"scaling\.by: expected deviation or range, got 'mean'"),
+        (["scaling={by: range, percentiles: [99, 1]}"], r"scaling\.percentiles: .*ascending"),
+        (["scaling={by: range, percentile: [1, 99]}"], "Did you mean `percentiles`"),
+        (["scaling={percentiles: [1, 99]}"], r"scaling\.by: this key is required"),
+        (["scaling={by: deviation, factor: 2}"], "got by, factor. Leave one out"),
         (["imags=x"], "imags: unknown key"),
         (["images=${NO_SUCH_PLACE}/x"], "NO_SUCH_PLACE"),
         (["storage={s3: {secret: x}}"], "secrets"),
@@ -525,6 +542,7 @@ def test_wrong_recipes_are_refused_with_their_place(tmp_path, changes, message):
         (["network.padding=valid"], "18 or more by steps of 2. Set it to 18"),
         (["split.validation=['none*']"], "leave none for validation"),
         (["scaling={factor: [1, 2]}"], "one number, or 1"),
+        (["scaling={by: deviation, of: fit}"], r"scaling\.of: expected image"),
         (["bands=[2]"], "band"),
         (["network=mask_rcnn"], "instances"),
     ],
@@ -662,9 +680,9 @@ def test_touching_objects_are_learned_end_to_end(folder):
 def drawn(course):
     setup = course.setup
     drawing = SamplingOptions(setup.patch_shape, 1, 0.0, 0)
-    return Sampler(setup.dataset, setup.class_counts, setup.training, setup.scaling, drawing).batch(
-        0, 0
-    )
+    return Sampler(
+        setup.dataset, setup.class_counts, setup.training, setup.scalings, drawing
+    ).batch(0, 0)
 
 
 @pytest.mark.parametrize(
@@ -706,6 +724,7 @@ def test_the_schema_takes_what_training_recipes_take_and_refuses_what_they_refus
                 "augmentation": ["flip", {"kind": "gain", "by": 0.1}],
             },
         },
+        {**base, "scaling": {"by": "range", "percentiles": [1, 99], "clip": [0, 1], "of": "image"}},
     ]
     bad = [
         {**base, "imags": "x"},
@@ -716,6 +735,8 @@ def test_the_schema_takes_what_training_recipes_take_and_refuses_what_they_refus
         {**base, "training": {"loss": "dise"}},
         {**base, "training": {"augmentation": ["turn"]}},
         {**base, "split": {"by": 3}},
+        {**base, "scaling": {"by": "mean"}},
+        {**base, "scaling": {"by": "deviation", "factor": 2}},
     ]
     for document in good:
         jsonschema.validate(document, schema)

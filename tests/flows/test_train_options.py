@@ -28,13 +28,17 @@ from typer.testing import CliRunner
 from maskloom.flows import series
 from maskloom.flows import train as flow
 from maskloom.flows.cli import app
+from maskloom.flows.validation import segmenter_of
+from maskloom.segcore.deep.inference.card import Card
 from maskloom.segcore.deep.inference.files.model_cards import card_of_model
 from maskloom.segcore.deep.inference.files.weights import Weights
 from maskloom.segcore.deep.inference.network_model import NetworkModel
 from maskloom.segcore.deep.inference.scaling import Scaling
 from maskloom.segcore.deep.networks.recipe import NETWORKS
 from maskloom.segcore.errors import RecipeError, RunError, Stopped
+from maskloom.segcore.models.protocols import SEGMENTERS
 from maskloom.segcore.storage.store import Store
+from maskloom.segcore.testing.segmenters import Picture, fitted, labelled
 from maskloom.segcore.training import semantic
 from maskloom.segcore.training.log import write_curves
 from maskloom.segcore.training.run import TrainingResult, train
@@ -185,6 +189,70 @@ def test_a_training_with_options_ends_the_same_after_interruptions(folder, optio
     history = json.loads((folder / "cut" / "training_history.json").read_text())["epochs"]
     assert [float(row["loss"]) for row in rows] == [record["loss"] for record in history]
     assert [float(row["iou_bright"]) for row in rows] == [record["iou"][1] for record in history]
+
+
+@pytest.mark.filterwarnings("ignore:The structure of `inputs`:UserWarning")
+@pytest.mark.usefixtures("uncompiled")
+@pytest.mark.parametrize(
+    ("how", "keys"),
+    [
+        pytest.param({"by": "range", "percentiles": [1, 99]}, {}, id="classes"),
+        *(
+            pytest.param({"by": "deviation"}, keys, id=name, marks=pytest.mark.nightly)
+            for name, keys in {
+                "volumes": {"network": {"kind": "unet", "width": 2, "depth": 1, "dimensions": 3}},
+                "flow": {"labels": {"kind": "instances", "target": "flow", "void": 255}},
+                "border": {"labels": {"kind": "instances", "border": "bright", "void": 255}},
+                "mask_rcnn": {"labels": {"kind": "instances", "void": 255}, "network": "mask_rcnn"},
+            }.items()
+        ),
+    ],
+)
+def test_gain_and_offset_of_images_change_neither_weights_nor_masks(folder, how, keys):
+    """Where each image is scaled by its own values: of 3 x + 10 the network learns what it learns
+    of x, and shows both the same mask.
+    """
+    depth = 4 if "dimensions" in keys.get("network", ()) else 0
+    if "border" in keys.get("labels", ()):
+        keys = {**keys, "classes": ["dark", "cell", "bright"]}
+    for path in sorted((folder / "images").iterdir()):
+        pixels, mask = (
+            np.asarray(Image.open(path)),
+            np.asarray(Image.open(folder / "masks" / path.name)),
+        )
+        for name, gain, offset in (("x", 1, 0), ("other", 3, 10)):
+            (folder / name).mkdir(exist_ok=True)
+            shown = gain * pixels.astype(np.uint16) + np.uint16(offset)
+            if depth:
+                np.save(folder / name / f"{path.stem}.npy", np.stack([shown] * depth))
+            else:
+                Image.fromarray(shown).save(folder / name / path.name)
+        if depth:
+            np.save(folder / "masks" / f"{path.stem}.npy", np.stack([mask] * depth))
+            (folder / "masks" / path.name).unlink()
+    patch = [2, 16, 16] if depth else 64 if keys.get("network") == "mask_rcnn" else 16
+    training = {**TINY["training"], "epochs": 1, "optimiser": "sgd", "rate": 0.1, "patch": patch}
+    trained = []
+    for name in ("x", "other"):
+        run = made(
+            folder, images=name, output=f"{name}-out", scaling=how, training=training, **keys
+        )
+        learned = train(prepared(run), Watch(), never)
+        card = Card.load((folder / f"{name}-out" / "tiny.json").read_bytes(), "")
+        assert card.image_scaling == run.recipe.scaling
+        trained.append((learned.score[1], *weights(folder / f"{name}-out")))
+    for one, two in zip(*trained, strict=True):
+        np.testing.assert_allclose(one, two, rtol=1e-3, atol=1e-5)
+    options = {"engine": "tensorflow", "precision": "float32"} if patch != 64 else {}
+    recipe = SEGMENTERS[segmenter_of(run.recipe)](learned.model, **options)
+    masks = []
+    for name in ("x", "other"):
+        (path, *_) = sorted((folder / name).iterdir())
+        pixels = np.load(path) if depth else np.asarray(Image.open(path))
+        picture = Picture(pixels[..., None], np.ones(pixels.shape, bool))
+        masks.append(labelled(fitted(recipe, [picture]), picture))
+    np.testing.assert_array_equal(*masks)
+    print("VALUES", np.unique(masks[0], return_counts=True), trained[0][0], trained[1][0])
 
 
 @pytest.mark.nightly

@@ -144,15 +144,11 @@ class Card:
             )
 
     def _check_scaling(self) -> None:
-        if self.image_scaling is None:
-            return
-        if self.scaling != AS_THEY_ARE:
+        if self.image_scaling is not None and self.scaling != AS_THEY_ARE:
             raise ValueError(
                 "scaling: expected offset 0 and factor 1 beside image_scaling; got "
                 f"{list(self.scaling.offset)} and {list(self.scaling.factor)}"
             )
-        if self.output == "objects":
-            raise ValueError("image_scaling: a network that finds objects takes `scaling`")
 
     def _check_colours(self) -> None:
         if not isinstance(self.colours, Mapping):

@@ -5,5 +5,6 @@ by which its window is read (`segcore.training.warping`). A `PixelChange` change
 that and in the order of the recipe. A `Mixture` joins the patches of a step at the end. Volumes are
 mirrored and turned in their planes, and along z only if asked for: slices often have another
 spacing. Pixels are float32 after scaling, so amounts are in the network's units: with values from 0
-to 1, a brightness of 0.1 is a tenth of the range.
+to 1, a brightness of 0.1 is a tenth of the range. Before a scaling by the image, a gain or an
+offset would be undone by it.
 """

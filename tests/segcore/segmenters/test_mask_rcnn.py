@@ -18,6 +18,7 @@ from detections_support import BlobFinder, write_weights
 from pydantic import TypeAdapter
 from scipy import ndimage
 
+from maskloom.segcore.deep.inference.scaling import AS_THEY_ARE, ImageScaling
 from maskloom.segcore.deep.networks.mask_rcnn.detections import Detections
 from maskloom.segcore.deep.networks.mask_rcnn.recipe import MaskRcnn
 from maskloom.segcore.errors import ModelMismatch, RecipeError, WeightsError
@@ -114,6 +115,23 @@ def test_objects_up_to_the_halo_are_whole_and_the_same_under_every_tiling(
         tiled, tiled_classes = object_mask(model, picture, tile)
         assert np.array_equal(whole, tiled)
         assert np.array_equal(classes, tiled_classes)
+
+
+@pytest.mark.usefixtures("blobs")
+def test_objects_are_those_of_an_image_with_another_gain_if_its_own_values_scale_it(
+    card_of: Callable[..., str],
+) -> None:
+    picture = spots(0)
+    expected = object_mask(fitted(recipe_of(card_of()), [picture]), picture)
+    other = Picture(3 * picture.pixels.astype(np.uint16) + 10, picture.valid)
+    recipe = recipe_of(card_of(scaling=AS_THEY_ARE, image_scaling=ImageScaling("range")))
+    for shown in (picture, other):
+        model = fitted(recipe, [shown])
+        assert model.provenance()["scaling"]["offset"] == (float(shown.pixels.min()),)
+        for tile in (None, (96, 96)):
+            found = object_mask(model, shown, tile)
+            for ours, theirs in zip(found, expected, strict=True):
+                assert np.array_equal(ours, theirs)
 
 
 @pytest.mark.usefixtures("blobs")

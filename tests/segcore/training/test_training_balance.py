@@ -22,6 +22,7 @@ from maskloom.segcore.training.labels import Index
 from maskloom.segcore.training.pairs import Pair
 from maskloom.segcore.training.recipe import Sampling
 from maskloom.segcore.training.sampling import PatchShape, Sampler, SamplingOptions
+from maskloom.segcore.training.scalings import Scalings
 from maskloom.segcore.training.split import Split
 
 CLASSES = ("soil", "crop", "weed")
@@ -44,7 +45,7 @@ def test_classes_and_images_are_drawn_as_often_as_is_wanted(tmp_path: Any) -> No
             PatchShape.square(16), 300, balance, 3, (), class_rates(wanted, CLASSES)
         )
         counts = weighted(found, wanted, dataset.names)
-        sampler = Sampler(dataset, counts, [0, 1, 2], Scaling((0.0,), (1.0,)), options)
+        sampler = Sampler(dataset, counts, [0, 1, 2], Scalings(Scaling((0.0,), (1.0,))), options)
         return Counter((sampler.batch(0, 0).pixels[:, 0, 0, 0] // 50).astype(int).tolist())
 
     # 300 draws: five standard deviations are at most 43.

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from maskloom.segcore.deep.inference.scaling import Scaling
+from maskloom.segcore.deep.inference.scaling import ImageScaling
 from maskloom.segcore.errors import ImageError
 from maskloom.segcore.raster.spec import FORMATS
 from maskloom.segcore.training.augmentations.protocols import AUGMENTATIONS
@@ -19,6 +19,7 @@ from maskloom.segcore.training.feeding import Drawing, ProcessFeed, ThreadFeed
 from maskloom.segcore.training.labels import Index, Instances
 from maskloom.segcore.training.pairs import Pair
 from maskloom.segcore.training.sampling import PatchShape, Sampler, SamplingOptions
+from maskloom.segcore.training.scalings import find_scalings
 
 STEPS = 5
 
@@ -54,7 +55,8 @@ def drawing(pairs, memory=64):
     options = SamplingOptions(
         PatchShape.square(32), 2, 0.5, 7, tuple(AUGMENTATIONS[name]() for name in AUGMENTATIONS)
     )
-    return Drawing(Sampler(dataset, counts, [0, 1, 2], Scaling(), options), of_pixels)
+    scalings = find_scalings(dataset, ImageScaling("deviation"), lambda *_: None, {})
+    return Drawing(Sampler(dataset, counts, [0, 1, 2], scalings, options), of_pixels)
 
 
 def flat(arguments):

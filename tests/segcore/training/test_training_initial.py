@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
 from PIL import Image
 
+from maskloom.segcore.deep.inference.card import Card
 from maskloom.segcore.deep.inference.files.model_cards import card_of_model
 from maskloom.segcore.deep.inference.files.weights import Weights
-from maskloom.segcore.deep.inference.scaling import Scaling
+from maskloom.segcore.deep.inference.scaling import ImageScaling, Scaling
 from maskloom.segcore.deep.networks.recipe import NETWORKS
 from maskloom.segcore.errors import RecipeError
 from maskloom.segcore.training.initial import Initial
@@ -53,6 +55,14 @@ def test_layers_of_the_same_shape_take_over_their_weights(trained):
         expected = fresh if layer.name == "logits" else model.get_layer(layer.name).get_weights()
         for one, two in zip(layer.get_weights(), expected, strict=True):
             np.testing.assert_array_equal(one, two)
+
+
+def test_scaling_by_the_image_is_taken_over(trained):
+    _, path = trained
+    place = Path(path).with_suffix(".json")
+    how = ImageScaling("range", (1.0, 99.0))
+    place.write_bytes(Card.load(place.read_bytes(), "").scaled_by(how).dump())
+    assert Initial.of(path, "unet").scaling_for(1, 1 / 255) == how
 
 
 def test_weights_that_do_not_fit_are_refused(trained, tmp_path):

@@ -30,6 +30,7 @@ from maskloom.segcore.training.instances import InstanceTask
 from maskloom.segcore.training.labels import Index, Instances
 from maskloom.segcore.training.pairs import Pair
 from maskloom.segcore.training.sampling import PatchShape
+from maskloom.segcore.training.scalings import Scalings
 from maskloom.segcore.training.semantic import SemanticTask
 from maskloom.segcore.training.setup import TrainingSetup
 
@@ -56,7 +57,7 @@ def setup_of(folder: Path, truths: list[np.ndarray], kind: Any) -> TrainingSetup
         cast("Any", recipe),
         Dataset(pairs, kind.decoder(CLASSES), 64),
         cast("Any", None),
-        Scaling((0.0,), (1.0,)),
+        Scalings(Scaling((0.0,), (1.0,))),
         numbers,
         numbers,
         PatchShape.square(SIDE),

@@ -12,7 +12,7 @@ from PIL import Image
 from scipy import ndimage
 from tests_support import write_tiff
 
-from maskloom.segcore.deep.inference.scaling import Scaling
+from maskloom.segcore.deep.inference.scaling import ImageScaling, Scaling
 from maskloom.segcore.geometry import Box
 from maskloom.segcore.raster.spec import FORMATS
 from maskloom.segcore.training.augmentations.geometry import Elastic, Flip, Rotate, Rotate90, Scale
@@ -29,6 +29,7 @@ from maskloom.segcore.training.sampling import (
     SamplingOptions,
     sliding_windows,
 )
+from maskloom.segcore.training.scalings import Scalings, find_scalings
 from maskloom.segcore.training.warping import Warp
 
 
@@ -62,7 +63,7 @@ def sampler(dataset, frame=SQUARE, augmentation=(), seed=0, balance=0.5):
         dataset,
         found,
         [0, 1],
-        Scaling((0.0,), (1.0,)),
+        Scalings(Scaling((0.0,), (1.0,))),
         SamplingOptions(frame, 4, balance, seed, augmentation),
     )
 
@@ -115,10 +116,14 @@ def test_pixels_without_data_are_0_however_they_are_augmented(tmp_path):
     names = [name for name in sorted(AUGMENTATIONS) if name != "cutout"]
     moved = {"scale", "rotate", "elastic"}
     changes = tuple(AUGMENTATIONS[name]() for name in names if name not in moved)
-    for augmentation in (changes, tuple(AUGMENTATIONS[name]() for name in names)):
-        draw = Sampler(
-            dataset, found, [0], Scaling(), SamplingOptions(SQUARE, 8, 0.5, 3, augmentation)
-        )
+    by_image = find_scalings(dataset, ImageScaling("deviation"), lambda *_: None, {})
+    for augmentation, scalings in (
+        (changes, Scalings(Scaling())),
+        (tuple(AUGMENTATIONS[name]() for name in names), Scalings(Scaling())),
+        (changes, by_image),
+    ):
+        options = SamplingOptions(SQUARE, 8, 0.5, 3, augmentation)
+        draw = Sampler(dataset, found, [0], scalings, options)
         batch = draw.batch(0, 0)
         void = batch.classes == VOID
         assert void.any()
@@ -135,7 +140,11 @@ def test_rare_classes_are_found(tmp_path):
     share = {}
     for balance in (0.0, 1.0):
         draw = Sampler(
-            dataset, found, [0], Scaling(), SamplingOptions(PatchShape.square(96), 8, balance, 0)
+            dataset,
+            found,
+            [0],
+            Scalings(Scaling()),
+            SamplingOptions(PatchShape.square(96), 8, balance, 0),
         )
         share[balance] = np.mean(
             [(draw.batch(0, step).classes == 1).any(axis=(1, 2)).mean() for step in range(12)]

@@ -30,6 +30,7 @@ from maskloom.segcore.training.sampling import (
     SamplingOptions,
     sliding_windows,
 )
+from maskloom.segcore.training.scalings import Scalings
 from maskloom.segcore.training.warping import Warp
 
 CUBE = PatchShape((8, 24, 16), (0, 0, 0), (2, 4, 4))
@@ -60,7 +61,7 @@ def volumes(tmp_path):
 def sampler(volumes, shape, augmentation=(), balance=0.5):
     counts = count_classes(volumes, ("even", "odd"), lambda *_: None, shape.cell)
     options = SamplingOptions(shape, 4, balance, 0, augmentation)
-    return Sampler(volumes, counts, [0, 1], Scaling((0.0,), (1.0,)), options)
+    return Sampler(volumes, counts, [0, 1], Scalings(Scaling((0.0,), (1.0,))), options)
 
 
 @pytest.mark.parametrize("shape", [CUBE, SLICE, MARGIN], ids=["cube", "slice", "margin"])
@@ -86,7 +87,8 @@ def test_a_balanced_slice_shows_the_class_it_was_drawn_for(tmp_path):
     whole = PatchShape((1, 40, 40), (0, 0, 0), (1, 1, 1), planar=True)
     share = {}
     for balance in (0.0, 1.0):
-        draw = Sampler(volumes, counts, [0], Scaling(), SamplingOptions(whole, 16, balance, 1))
+        options = SamplingOptions(whole, 16, balance, 1)
+        draw = Sampler(volumes, counts, [0], Scalings(Scaling()), options)
         shown = [(draw.batch(0, step).classes == 1).any(axis=(1, 2)) for step in range(4)]
         share[balance] = np.mean(shown)
     assert share[1.0] > 0.3 > 0.15 > share[0.0]
