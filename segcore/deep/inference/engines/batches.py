@@ -267,6 +267,7 @@ def lacks_memory(error: Exception) -> bool:
             "out of memory",
             "outofmemory",
             "failed to allocate memory",
+            "alloc_failed",  # cuDNN and cuBLAS
             "oom when allocating",
             "memoryerror",
         )
