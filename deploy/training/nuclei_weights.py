@@ -44,7 +44,7 @@ LARGEST = 100
 tile of 2,048 would read a tenth more."""
 SCORES = {"nucleus": [0.8951, 0.9739]}
 """The least and the median of the median scores of the nuclei in each of the 637 images, by the
-segmenter `instances`: of pictures of other things, 36 of 42 have none or a lower one."""
+segmenter `instances`."""
 ABOUT = {
     "name": "nuclei",
     "licence": "CC0-1.0",
