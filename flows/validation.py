@@ -6,7 +6,8 @@ and compared with their masks as `maskloom evaluate` compares them.
 
 While it trains, a network is measured in windows. Here seams, halos and, of networks for objects,
 the joining of objects over tiles are those of `maskloom segment`. The main measures are in the
-network's card, as `about.metrics.whole_images`.
+network's card, as `about.metrics.whole_images`; and as `about.scores` how sure the network is of
+the objects in an image, so that later runs can warn of images of another kind.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow.compute as pc
 
 from maskloom.flows.evaluation.evaluate import evaluate
 from maskloom.flows.evaluation.options import REST, EvaluationRequest, PolygonOptions
@@ -34,8 +36,11 @@ from maskloom.segcore.annotations.pairing import NameSuffixes
 from maskloom.segcore.deep.inference.card import Card
 from maskloom.segcore.errors import ImageError, MaskloomError, Stopped
 from maskloom.segcore.models.protocols import SEGMENTERS
+from maskloom.segcore.objects.typical_objects import TypicalCounts
 from maskloom.segcore.raster.stored import split_part
+from maskloom.segcore.storage.records import read_table
 from maskloom.segcore.storage.store import Store
+from maskloom.segcore.training.export import scores_of
 from maskloom.segcore.training.flow import is_flow
 from maskloom.segcore.training.labels import Colours, Index, Instances, Polygons, Values
 
@@ -43,6 +48,7 @@ if TYPE_CHECKING:
     from maskloom.flows.evaluation.report import Evaluation
     from maskloom.flows.recipes.training import TrainingRun
     from maskloom.flows.stopping import BreakOff
+    from maskloom.segcore.models.typical import TypicalObjects
     from maskloom.segcore.training.pairs import Pair
     from maskloom.segcore.training.recipe import TrainingRecipe
 
@@ -84,6 +90,7 @@ def validate(
     try:
         with _warnings_as_notes(quiet):
             found = _measured(training, pairs, card.sha256, quiet, break_off)
+        scores = scores_of(_typical(_output_of(training, card.sha256)))
     except Stopped:
         raise
     except (MaskloomError, ImageError) as error:
@@ -93,6 +100,8 @@ def validate(
         return None
     measures = _summary(found)
     about = {**card.about, "metrics": {**metrics, WHOLE_IMAGES: measures}}
+    if scores:
+        about["scores"] = scores
     store.publish(name, replace(card, about=about).dump())
     return measures
 
@@ -132,8 +141,7 @@ def _measured(
 ) -> Evaluation:
     """The validation images segmented, and compared with their masks."""
     recipe = training.recipe
-    # A folder for each network: nothing is removed if a training goes on for more epochs.
-    output = f"{recipe.output}/{FOLDER}/{sha256[:8]}"
+    output = _output_of(training, sha256)
     segmenter: dict[str, Any] = {
         "kind": segmenter_of(recipe),
         "weights": Store(recipe.output).uri(f"{recipe.name}.keras"),
@@ -153,6 +161,24 @@ def _measured(
     run_flow(run_recipes.make(document, Path.cwd()), RunOptions(quiet=quiet, break_off=break_off))
     truths = tuple(sorted({split_part(pair.mask.location)[0] for pair in pairs}))
     return evaluate(output, _request(recipe, truths), quiet=quiet, break_off=break_off)
+
+
+def _output_of(training: TrainingRun, sha256: str) -> str:
+    """Where the images segmented by a network are. A folder for each network: nothing is removed if
+    a training goes on for more epochs.
+    """
+    return f"{training.recipe.output}/{FOLDER}/{sha256[:8]}"
+
+
+def _typical(output: str) -> Iterator[TypicalObjects]:
+    """The typical objects of each segmented image that has some."""
+    store = Store(output)
+    for name in store.names("tables/objects", ".parquet"):
+        rows = read_table(store, name, ["image_id", "class_name", "pixel_count", "score"])
+        for image_id in rows["image_id"].unique().to_pylist():
+            counts = TypicalCounts()
+            counts.add_rows(rows.filter(pc.equal(rows["image_id"], image_id)))
+            yield counts.medians
 
 
 def _request(recipe: TrainingRecipe, truths: tuple[str, ...]) -> EvaluationRequest:

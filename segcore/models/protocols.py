@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from maskloom.segcore.geometry import Grid, Shape
     from maskloom.segcore.models.fragments import Equivalences, Fragments, TileBoundary
+    from maskloom.segcore.models.typical import TypicalObjects
     from maskloom.segcore.raster.colours import Colour
     from maskloom.segcore.raster.spec import Block, Labels, RasterSpec
 
@@ -243,13 +244,11 @@ class Cautious(Ready, Protocol, metaclass=CheckedOnce):
 
 
 @runtime_checkable
-class CautiousOfSizes(Protocol, metaclass=CheckedOnce):
-    """A part of a model that can warn about the sizes of the objects found with it."""
+class CautiousOfObjects(Protocol, metaclass=CheckedOnce):
+    """A part of a model that can warn about the objects found with it."""
 
-    def caution_of_sizes(self, spec: RasterSpec, sizes: Mapping[str, float]) -> str | None:
-        """A warning about the objects of this image; `sizes` are their median sizes in pixels by
-        class name, of classes with objects. None: no warning.
-        """
+    def caution_of_objects(self, spec: RasterSpec, typical: TypicalObjects) -> str | None:
+        """A warning about the typical objects of this image. None: no warning."""
         ...
 
 
@@ -380,18 +379,18 @@ def caution_of(
     return "; ".join(dict.fromkeys(filter(None, cautions))) or None
 
 
-def caution_of_sizes(model: Any, spec: RasterSpec, sizes: Mapping[str, float]) -> str | None:
-    """The warnings of a model, or of those that it is built around, about the median sizes of the
-    objects of an image, each once. None: no warning.
+def caution_of_objects(model: Any, spec: RasterSpec, typical: TypicalObjects) -> str | None:
+    """The warnings of a model, or of those that it is built around, about the typical objects of an
+    image, each once. None: no warning.
     """
-    if isinstance(model, CautiousOfSizes):
-        return model.caution_of_sizes(spec, sizes)
+    if isinstance(model, CautiousOfObjects):
+        return model.caution_of_objects(spec, typical)
     parts: Iterable[Any] = ()
     if isinstance(model, tuple):
         parts = model
     elif is_dataclass(model):
         parts = (getattr(model, field.name) for field in fields(model))
-    cautions = (caution_of_sizes(part, spec, sizes) for part in parts)
+    cautions = (caution_of_objects(part, spec, typical) for part in parts)
     return "; ".join(dict.fromkeys(filter(None, cautions))) or None
 
 

@@ -37,7 +37,7 @@ from maskloom.segcore.models.protocols import (
     Requirements,
     Scorer,
     caution_of,
-    caution_of_sizes,
+    caution_of_objects,
     gives_scores,
     labels_and_scores,
 )
@@ -46,6 +46,7 @@ from maskloom.segcore.raster.spec import Block, Labels
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from maskloom.segcore.models.typical import TypicalObjects
     from maskloom.segcore.raster.spec import RasterSpec
 
 FARTHEST = 4.0
@@ -208,12 +209,12 @@ class Rescaled:
         )
         return own if inner is None else f"{own}; {inner}"
 
-    def caution_of_sizes(self, spec: RasterSpec, sizes: Mapping[str, float]) -> str | None:
+    def caution_of_objects(self, spec: RasterSpec, typical: TypicalObjects) -> str | None:
         """The model's warning about objects of these sizes in its own pixels."""
         axes = self._axes(spec)
         ratio = 1.0 if axes is None else axes[0].ratio * axes[1].ratio
-        of_model = {name: size / ratio for name, size in sizes.items()}
-        return caution_of_sizes(self.model, spec, of_model)
+        of_model = {name: size / ratio for name, size in typical.sizes.items()}
+        return caution_of_objects(self.model, spec, replace(typical, sizes=of_model))
 
     def _no_scores(self, block: Block) -> NDArray[np.float32]:
         """Those of pixels outside the core: the first class."""

@@ -17,10 +17,11 @@ from maskloom.segcore.figures.sheets import Caption
 from maskloom.segcore.masks import EncodedBlock, name_of
 from maskloom.segcore.masks.quantised import Certainty
 from maskloom.segcore.masks.scores import FOLDER, score_writer
-from maskloom.segcore.models.protocols import FIRST_CLASSES, caution_of, caution_of_sizes
+from maskloom.segcore.models.protocols import FIRST_CLASSES, caution_of, caution_of_objects
+from maskloom.segcore.models.typical import TypicalObjects
 from maskloom.segcore.objects.numbering import tiles_of_layer
 from maskloom.segcore.objects.rows import rows_in_order
-from maskloom.segcore.objects.typical_sizes import TypicalSizes
+from maskloom.segcore.objects.typical_objects import TypicalCounts
 from maskloom.segcore.pipeline.image_run import ImageRun
 from maskloom.segcore.pipeline.jobs import RunSettings, result_name, staging_folder
 from maskloom.segcore.pipeline.records import Failure, ImageResult, PlannedImage
@@ -131,20 +132,20 @@ def _small_pictures(run: ImageRun, previews: list[PreviewPart]) -> thumbnails.Pi
 
 def stage_objects(
     run: ImageRun, rows: Iterator[bytes], spanning: Iterator[bytes]
-) -> tuple[dict[str, str], Mapping[str, float]]:
+) -> tuple[dict[str, str], TypicalObjects]:
     """Stage the rows of the image's objects. Returns the name of the file by the name of the table,
-    and the median size of the objects of each class; empty if there is no table of objects.
+    and what objects are typical; empty if there is no table of objects.
 
     `rows` and `spanning` are those of `TileResults`, in the order of the tiles.
     """
     settings = run.settings
     if settings.objects is None:
-        return {}, {}
+        return {}, TypicalObjects()
     name = result_name(settings)
     measures = Measures.concatenate([unpack(Measures, each) for each in spanning])
     joined = run.rows_of(measures)
     options = pa.ipc.IpcWriteOptions(compression="zstd")
-    sizes = TypicalSizes()
+    typical = TypicalCounts()
     with (
         Store(settings.output).writing(name) as out,
         pa.ipc.new_stream(out, joined.schema, options=options) as stream,
@@ -152,16 +153,14 @@ def stage_objects(
         tables = (unpack_table(each) for each in rows)
         for table in rows_in_order(tables, joined, tiles_of_layer(run.grid)):
             stream.write_table(table)
-            sizes.add_rows(table)
-    return {Objects.table: name}, sizes.medians
+            typical.add_rows(table)
+    return {Objects.table: name}, typical.medians
 
 
 def with_rows(
-    result: ImageResult, run: ImageRun, states: States, sizes: Mapping[str, float]
+    result: ImageResult, run: ImageRun, states: States, typical: TypicalObjects
 ) -> ImageResult:
-    """The result with its rows and the warnings of the model. `sizes`: the median sizes of the
-    objects by class.
-    """
+    """The result with its rows and the warnings of the model, which has these typical objects."""
     rows = {
         name: statistic.finish(states[name], run.spec, run.class_table)
         for name, statistic in run.settings.statistics.items()
@@ -172,19 +171,20 @@ def with_rows(
         result,
         rows=rows,
         nodata_pixels=areas[0]["nodata_pixels"],
-        warning=warning_of(run, shares, sizes),
+        warning=warning_of(run, shares, typical),
     )
 
 
-def warning_of(
-    run: ImageRun, shares: Mapping[str, float], sizes: Mapping[str, float]
-) -> str | None:
-    """The warnings about the result on an image, from the shares of its classes and the median
-    sizes of their objects. None: no warning.
+def warning_of(run: ImageRun, shares: Mapping[str, float], typical: TypicalObjects) -> str | None:
+    """The warnings about the result on an image, from the shares of its classes and its typical
+    objects. None: no warning.
     """
     level = run.spec.level
     read = f"level {level} of the pyramid was read, not full resolution" if level else None
-    told = caution_of([run.model], run.spec, shares), caution_of_sizes(run.model, run.spec, sizes)
+    told = (
+        caution_of([run.model], run.spec, shares),
+        caution_of_objects(run.model, run.spec, typical),
+    )
     return "; ".join(filter(None, (read, *told))) or None
 
 

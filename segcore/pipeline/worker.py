@@ -221,13 +221,13 @@ def finish_image(job: FinishJob) -> ImageResult:
     scores = (block for part in staged for block in part.scores())
     certainty = sum((part.front.certainty for part in staged), Certainty())
     result = with_scores(result, run, scores, certainty)
-    tables, sizes = stage_objects(
+    tables, typical = stage_objects(
         run,
         (each for part in staged for each in part.rows()),
         (each for part in staged for each in part.spanning()),
     )
     seconds += time.perf_counter() - started
-    return replace(with_rows(result, run, states, sizes), tables=tables, seconds=seconds)
+    return replace(with_rows(result, run, states, typical), tables=tables, seconds=seconds)
 
 
 def _segment_image(settings: RunSettings, image: PlannedImage) -> ImageResult:
@@ -250,9 +250,9 @@ def _segment_image(settings: RunSettings, image: PlannedImage) -> ImageResult:
             failed(settings, image, Failure.of(error), classes),
             seconds=time.perf_counter() - started,
         )
-    tables, sizes = stage_objects(run, iter(whole.rows), iter(whole.spanning))
+    tables, typical = stage_objects(run, iter(whole.rows), iter(whole.spanning))
     return replace(
-        with_rows(result, run, whole.states, sizes),
+        with_rows(result, run, whole.states, typical),
         tables=tables,
         seconds=time.perf_counter() - started,
     )

@@ -24,7 +24,13 @@ from maskloom.segcore.deep.inference.network_model import NetworkModel, scaled_b
 from maskloom.segcore.errors import ModelMismatch, RecipeError
 from maskloom.segcore.geometry import Box, wider
 from maskloom.segcore.models.planes import PLANAR, fragment_by_plane, join_by_plane
-from maskloom.segcore.models.protocols import MODELS, SEGMENTERS, Exactness, caution_of
+from maskloom.segcore.models.protocols import (
+    MODELS,
+    SEGMENTERS,
+    Exactness,
+    caution_of,
+    caution_of_objects,
+)
 from maskloom.segcore.models.rescaled import FARTHEST, Rescaled, pixel_sides
 from maskloom.segcore.objects.arrivals import Maps, Shown
 from maskloom.segcore.objects.borders import BorderRule
@@ -37,6 +43,7 @@ if TYPE_CHECKING:
     from maskloom.segcore.geometry import Grid
     from maskloom.segcore.models.fragments import Equivalences, Fragments, TileBoundary
     from maskloom.segcore.models.protocols import Requirements
+    from maskloom.segcore.models.typical import TypicalObjects
     from maskloom.segcore.raster.spec import Block, RasterSpec
 
 _BORDER, _MOST_GROWTH = "border", 50
@@ -245,6 +252,12 @@ class InstancesModel:
     def caution(self, spec: RasterSpec, shares: Mapping[str, float]) -> str | None:
         """The warning of the network."""
         return caution_of([self.network], spec, shares)
+
+    def caution_of_objects(self, spec: RasterSpec, typical: TypicalObjects) -> str | None:
+        """The warning of the network."""
+        if self.flow is not None and self.flow.threshold < FlowRule().threshold:
+            typical = replace(typical, scores={})  # of more doubtful pixels than in validation
+        return caution_of_objects(self.network, spec, typical)
 
 
 def _inner_of(network: NetworkModel | Rescaled) -> NetworkModel:

@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from maskloom.segcore.deep.inference.scaling import Scaling
     from maskloom.segcore.deep.networks.mask_rcnn.detections import Detections
     from maskloom.segcore.deep.networks.mask_rcnn.prediction import Detector
+    from maskloom.segcore.models.typical import TypicalObjects
     from maskloom.segcore.raster.spec import Block, RasterSpec
 
 _KIND = "mask_rcnn"
@@ -59,6 +60,7 @@ _LEAST_OWN_HALO = 64
 # Labels of the block, their copy without small objects, and the counts.
 _BYTES_PER_PIXEL = 24
 _COST = 5000
+_LEAST_SCORE = 0.5
 
 
 @SEGMENTERS.register("mask_rcnn")
@@ -74,7 +76,7 @@ class MaskRcnnObjects:
     """
     classes: tuple[str, ...] | None = None
     """Names of the classes, the background first. None: the network's own."""
-    score: float = 0.5
+    score: float = _LEAST_SCORE
     """Minimum score of an object, 0 to 1."""
     overlap: float = 0.5
     """Maximum overlap of the boxes of two objects of one class (intersection over union). Beyond
@@ -247,9 +249,14 @@ class MaskRcnnModel:
         """Return a warning if the share of a class in the image was never seen in training."""
         return self.card.caution(file_name(self.weights.location), self.classes, shares)
 
-    def caution_of_sizes(self, spec: RasterSpec, sizes: Mapping[str, float]) -> str | None:  # noqa: ARG002
-        """Return a warning if objects have a size that was never seen in training."""
-        return self.card.caution_of_sizes(file_name(self.weights.location), self.classes, sizes)
+    def caution_of_objects(self, spec: RasterSpec, typical: TypicalObjects) -> str | None:  # noqa: ARG002
+        """Return a warning if objects have a size that was never seen in training, or scores lower
+        than in validation.
+        """
+        name = file_name(self.weights.location)
+        if self.rule.score < _LEAST_SCORE:
+            typical = replace(typical, scores={})  # of more doubtful objects than in validation
+        return self.card.caution_of_objects(name, self.classes, typical)
 
     def _window(self, block: Block, window: Box) -> NDArray[np.float32]:
         """The scaled pixels of a window (y, x, channel), 0 where there is no data."""

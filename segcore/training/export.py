@@ -6,7 +6,7 @@ import hashlib
 import json
 import platform
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from maskloom.segcore.deep.inference.card import Card
     from maskloom.segcore.models.calibration import Calibration
+    from maskloom.segcore.models.typical import TypicalObjects
     from maskloom.segcore.raster.spec import RasterSpec
     from maskloom.segcore.storage.store import Store
     from maskloom.segcore.training.checkpoint import TrainingState
@@ -183,6 +184,20 @@ def sizes_of(
     empty where the masks do not number objects.
     """
     return {"sizes": {classes[i]: list(of) for i, of in sizes.items()}} if sizes else {}
+
+
+def scores_of(images: Iterable[TypicalObjects]) -> dict[str, list[float]]:
+    """For each class, the least and the median of the median scores of its objects in these images,
+    as the card has them; empty where objects have no scores.
+    """
+    scores: dict[str, list[float]] = {}
+    for image in images:
+        for name, score in image.scores.items():
+            scores.setdefault(name, []).append(score)
+    return {
+        name: [min(found), round(float(np.median(found)), 6)]
+        for name, found in sorted(scores.items())
+    }
 
 
 def _saved(model: Any) -> bytes:

@@ -9,6 +9,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from PIL import Image
@@ -543,3 +544,9 @@ def test_objects_of_whole_images_are_measured(folder, changes):
     assert whole["classes"].keys() == {"dark", "bright"}
     for measure in ("ap_dsb2018_50", "ap_dsb2018_50_by_image"):
         assert (measure in whole) == ("border" in changes["labels"])
+    # As sure as it is of objects in validation images, of which it may have found none.
+    tables = (folder / "out" / "validation").glob("*/tables/objects/*.parquet")
+    found = [each for path in tables for each in pq.read_table(path)["score"].to_pylist()]
+    known = [each for each in found if each is not None]
+    scores = {"bright": pytest.approx([np.median(known)] * 2, abs=1e-4)} if known else {}
+    assert card["about"].get("scores", {}) == scores

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from maskloom.segcore.models.typical import TypicalObjects
+
 Output = Literal["scores", "logits", "sigmoid", "labels", "objects"]
 """Output of a network per pixel.
 
@@ -201,22 +203,34 @@ class Card:
         known = recorded if isinstance(recorded, Mapping) else {}
         return tuple(_range(known.get(name), most) for name in self.classes)
 
-    def _is_unusual(self, value: float, seen: tuple[float, float]) -> bool:
-        """Whether a share or size lies outside a range of training.
+    @property
+    def scores(self) -> tuple[tuple[float, float] | None, ...]:
+        """Of the median scores of the objects of each class in a validation image, by class id: the
+        least and the median. None: unknown.
+        """
+        return self._ranges("scores", 1.0)
 
-        Of 2 in n + 1 images of the same kind it lies outside the range of n others. So the range of
-        n images is widened, by a factor that is soon 1 (1.03 for `nuclei`) and at most 2.
+    def _is_unusual(self, value: float, seen: tuple[float, float]) -> bool:
+        """Whether a share or size lies outside a range of training."""
+        least, greatest = seen
+        slack = self._slack(seen, "training_images")
+        return not least / slack <= value <= greatest * slack
+
+    def _slack(self, seen: tuple[float, float], of: str) -> float:
+        """The factor by which a range of some images is widened.
+
+        Of 2 in n + 1 images of the same kind a value lies outside the range of n others. So the
+        factor is soon 1 (1.03 for the training images of `nuclei`) and at most 2.
         """
         data = self.about.get("data")
-        images = data.get("training_images") if isinstance(data, Mapping) else None
+        images = data.get(of) if isinstance(data, Mapping) else None
+        if not isinstance(images, int):
+            return 1.0
         least, greatest = seen
-        slack = 1.0
-        if isinstance(images, int):
-            ratio = max(greatest, _LEAST_SHARE) / max(least, _LEAST_SHARE)
-            # ratio ** (3 / (images - 1)), which may be too large for a number.
-            power = 3 * math.log(ratio) / (images - 1) if images > 2 else math.inf
-            slack = math.exp(min(power, math.log(_MOST_SLACK)))
-        return not least / slack <= value <= greatest * slack
+        ratio = max(greatest, _LEAST_SHARE) / max(least, _LEAST_SHARE)
+        # ratio ** (3 / (images - 1)), which may be too large for a number.
+        power = 3 * math.log(ratio) / (images - 1) if images > 2 else math.inf
+        return math.exp(min(power, math.log(_MOST_SLACK)))
 
     def caution(
         self, weights: str, classes: Sequence[str], shares: Mapping[str, float]
@@ -245,15 +259,24 @@ class Card:
             f"{weights} may not suit this kind of image: {', '.join(unusual)}. Look at the preview"
         )
 
-    def caution_of_sizes(
-        self, weights: str, classes: Sequence[str], sizes: Mapping[str, float]
+    def caution_of_objects(
+        self, weights: str, classes: Sequence[str], typical: TypicalObjects
     ) -> str | None:
         """Warn if the median size of the objects of a class in an image lies outside the range seen
-        in training.
+        in training, or if their median score is lower than in any validation image.
 
-        `weights` is the name shown to the user, `sizes` maps class names to pixels. Returns None if
-        the sizes were seen in training.
+        `weights` is the name shown to the user. Returns None if there is nothing unusual, or if the
+        card has no ranges.
         """
+        cautions = (
+            self._caution_of_sizes(weights, classes, typical.sizes),
+            self._caution_of_scores(weights, classes, typical.scores),
+        )
+        return "; ".join(filter(None, cautions)) or None
+
+    def _caution_of_sizes(
+        self, weights: str, classes: Sequence[str], sizes: Mapping[str, float]
+    ) -> str | None:
         unusual = [
             f"{name} {sizes[name]:.6g} pixels (in training {seen[0]:.6g} to {seen[1]:.6g})"
             for name, seen in zip(classes, self.sizes, strict=False)
@@ -264,6 +287,27 @@ class Card:
         return (
             f"{weights} may not suit objects of this size: the median is {', '.join(unusual)}. "
             "Look at the preview"
+        )
+
+    def _caution_of_scores(
+        self, weights: str, classes: Sequence[str], scores: Mapping[str, float]
+    ) -> str | None:
+        unusual = []
+        for name, seen in zip(classes, self.scores, strict=False):
+            if name not in scores or seen is None:
+                continue
+            # What lacks to 1 is of the kind of a size: twice as much is twice as doubtful.
+            doubts = 1 - seen[1], 1 - seen[0]
+            if 1 - scores[name] > doubts[1] * self._slack(doubts, "validation_images"):
+                unusual.append(
+                    f"{name} {scores[name]:.3f} (in validation {seen[0]:.3f} or more, mostly "
+                    f"{seen[1]:.3f})"
+                )
+        if not unusual:
+            return None
+        return (
+            f"{weights} is unsure of these objects and may not suit this kind of image: the median "
+            f"score is {', '.join(unusual)}. Look at the preview"
         )
 
     @property

@@ -169,6 +169,24 @@ def folder_for(what: str) -> Path | None:
     return folder if mine else None
 
 
+def folder_for_compiled(what: str, model: bytes) -> Path | None:
+    """The folder of what a library compiles of a model: another for each model, whatever names the
+    library gives to its files (TensorRT's are the same for other weights). None as for
+    `folder_for`.
+    """
+    folder = folder_for(what)
+    if folder is None:
+        return None
+    place = folder / hashlib.sha256(model).hexdigest()
+    try:
+        place.mkdir(mode=0o700, exist_ok=True)
+        os.utime(place)
+        _drop_oldest(folder.iterdir())
+    except OSError:
+        return None
+    return place
+
+
 def _key(weights: Weights, *parts: Any) -> str:
     versions = [maskloom.__version__, _code(), *map(_version, _LIBRARIES)]
     text = json.dumps([weights.sha256, weights.trust, *parts, versions], default=list)

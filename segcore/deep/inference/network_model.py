@@ -51,6 +51,7 @@ if TYPE_CHECKING:
 
     from maskloom.segcore.deep.inference.engines.protocol import Engine
     from maskloom.segcore.models.protocols import Model
+    from maskloom.segcore.models.typical import TypicalObjects
     from maskloom.segcore.raster.spec import Block, RasterSpec
 
 T = TypeVar("T", bound="Model")
@@ -276,9 +277,12 @@ class NetworkModel:
         )
         return "; ".join(filter(None, cautions)) or None
 
-    def caution_of_sizes(self, spec: RasterSpec, sizes: Mapping[str, float]) -> str | None:  # noqa: ARG002
-        """Return a warning if objects have a size that was never seen in training."""
-        return self.card.caution_of_sizes(file_name(self.weights.location), self.classes, sizes)
+    def caution_of_objects(self, spec: RasterSpec, typical: TypicalObjects) -> str | None:  # noqa: ARG002
+        """Return a warning if objects have a size that was never seen in training, or scores lower
+        than in validation.
+        """
+        name = file_name(self.weights.location)
+        return self.card.caution_of_objects(name, self.classes, typical)
 
     @property
     def running(self) -> Choice:

@@ -268,6 +268,7 @@ def lacks_memory(error: Exception) -> bool:
             "outofmemory",
             "failed to allocate memory",
             "can't allocate memory",
+            "alloc_failed",  # cuDNN and cuBLAS
             "oom when allocating",
             "memoryerror",
         )

@@ -1,8 +1,9 @@
 """ONNX Runtime as an engine: the reference for ONNX files, and on GPUs for keras files too.
 
 On processors it runs in float32 only, since it has no bfloat16 there. On NVIDIA GPUs, the CUDA
-provider runs float32, and TensorRT float16. A keras file is exported once by keras, and kept by its
-digest in the user's cache.
+provider runs float32, and TensorRT, or the CUDA provider where it is missing, float16: the types
+are those of the model (`onnx_half`), so that both compute the same. A keras file is exported once
+by keras, and kept by its digest in the user's cache.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import tempfile
 import warnings
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +31,7 @@ from maskloom.segcore.deep.inference.engines.gpus import (
 )
 from maskloom.segcore.deep.inference.files.onnx_files import load_onnx
 from maskloom.segcore.deep.inference.layouts import Layout, from_network, layout_of, to_network
-from maskloom.segcore.deep.inference.network_cache import folder_for, kept_export
+from maskloom.segcore.deep.inference.network_cache import folder_for_compiled, kept_export
 from maskloom.segcore.deep.inference.runtime import quiet, threads
 from maskloom.segcore.errors import WeightsError
 
@@ -44,6 +46,11 @@ log = logging.getLogger(__name__)
 _MOST_PIXELS = 1 << 23
 PROCESSOR: list[Any] = ["CPUExecutionProvider"]
 """Providers of ONNX Runtime without a GPU."""
+_ON_GPUS: tuple[Precision, ...] = ("float32", "float16")
+_CUDA = (CUDA, {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"})
+"""The CUDA provider. By default it computes float32 in fewer bits, and measures which algorithm is
+the fastest, which another worker may find to be another one, with other last bits.
+"""
 _ERRORS_ONLY = 3
 _DTYPES = {
     "tensor(float)": "float32",
@@ -81,23 +88,24 @@ def onnx_runner(
 
 
 def onnx_on_gpu(weights: Weights, card: Card, precision: Precision) -> Batched | None:
-    """Return a file as an engine on a GPU; None if ONNX Runtime can use none, of which it warns.
+    """Return a file as an engine on a GPU; None if ONNX Runtime can use none, of which it warns
+    once.
 
     Raises `WeightsError` if the file cannot be loaded, or in a precision that no provider has.
     """
     if not has_gpu_provider():
         return None
-    providers = providers_for(precision)
-    content, where = _content(weights, card), weights.location
-    session = _session(content, where, providers)
-    if not {CUDA, TENSORRT} & set(session.get_providers()):
-        log.warning(
-            "ONNX Runtime has a provider for GPUs, but it does not start (driver or CUDA libraries "
-            "of another version?): %s runs on the processor.",
-            where,
+    if precision not in _ON_GPUS:
+        raise WeightsError(
+            f"precision: ONNX Runtime runs {' and '.join(_ON_GPUS)} on GPUs; got {precision}. Set "
+            "one of them, or auto."
         )
+    if not _cuda_starts():
         return None
-    return Batched(OnnxDevice(content, card, where, providers), card, where, _MOST_PIXELS)
+    content, where = _content(weights, card), weights.location
+    hardware = Hardware(nvidia_gpus()[0], is_gpu=True)
+    device = OnnxDevice(content, card, where, precision, hardware)
+    return Batched(device, card, where, _MOST_PIXELS)
 
 
 class OnnxDevice:
@@ -108,11 +116,18 @@ class OnnxDevice:
 
     fills = False
 
-    def __init__(self, content: bytes, card: Card, where: str, providers: list[Any]) -> None:
-        self.hardware = CPU if providers == PROCESSOR else Hardware(nvidia_gpus()[0], is_gpu=True)
+    def __init__(
+        self,
+        content: bytes,
+        card: Card,
+        where: str,
+        precision: Precision = "float32",
+        hardware: Hardware = CPU,
+    ) -> None:
+        self.hardware = hardware
         self.problems = (*problems(), RuntimeError)
         self._content, self._card, self._where = content, card, where
-        self._providers = providers
+        self._precision = precision
         self._thread = ThreadPoolExecutor(1)
         self._sessions: dict[tuple[Gives, str], Any] = {}
 
@@ -132,11 +147,16 @@ class OnnxDevice:
         import onnx
 
         from maskloom.segcore.deep.inference.engines.onnx_ends import with_ends
+        from maskloom.segcore.deep.inference.engines.onnx_half import in_half
 
         plain = _session(self._content, self._where, PROCESSOR)
         layouts = _layouts(*_ends_of(plain, self._card, self._where), self._card)
-        model = with_ends(onnx.load_from_string(self._content), self._card, gives, dtype, layouts)
-        return _session(model.SerializeToString(), self._where, self._providers)
+        model = onnx.load_from_string(self._content)
+        if self._precision == "float16":
+            model = in_half(model)
+        content = with_ends(model, self._card, gives, dtype, layouts).SerializeToString()
+        providers = providers_for(self._precision, content) if self.hardware.is_gpu else PROCESSOR
+        return _session(content, self._where, providers)
 
 
 def exported(weights: Weights) -> bytes:
@@ -173,26 +193,41 @@ def _content(weights: Weights, card: Card) -> bytes:
     return kept_export(weights, card, lambda: exported(weights))
 
 
-def providers_for(precision: Precision) -> list[Any]:
-    """The providers of ONNX Runtime on a GPU, the first first. Raises `WeightsError` if none has
-    this precision.
-    """
+def providers_for(precision: Precision, model: bytes) -> list[Any]:
+    """The providers of ONNX Runtime that run a model on a GPU, the first first."""
     import onnxruntime
 
-    there = onnxruntime.get_available_providers()
-    cuda = (CUDA, {"use_tf32": "0"})
-    if precision == "float32" and CUDA in there:
-        return [cuda, *PROCESSOR]
-    if precision == "float16" and TENSORRT in there:
-        options, kept = {"trt_fp16_enable": "1"}, folder_for("tensorrt")
+    chosen = [_CUDA, *PROCESSOR]
+    if precision == "float16" and TENSORRT in onnxruntime.get_available_providers():
+        options, kept = {}, folder_for_compiled("tensorrt", model)
         if kept is not None:
             # TensorRT compiles for minutes.
-            options |= {"trt_engine_cache_enable": "1", "trt_engine_cache_path": str(kept)}
-        return [(TENSORRT, options), cuda, *PROCESSOR]
-    raise WeightsError(
-        f"precision: ONNX Runtime runs float32 by its CUDA provider and float16 by TensorRT; got "
-        f"{precision}, and here are {', '.join(there)}. Set precision: auto."
+            options = {"trt_engine_cache_enable": "1", "trt_engine_cache_path": str(kept)}
+        chosen.insert(0, (TENSORRT, options))
+    return chosen
+
+
+@cache
+def _cuda_starts() -> bool:
+    """Whether the CUDA provider finds its driver and libraries; warns if not."""
+    import onnx
+
+    info = onnx.helper.make_tensor_value_info
+    ends = [[info(name, onnx.TensorProto.FLOAT, [1])] for name in "xy"]
+    nodes = [onnx.helper.make_node("Neg", ["x"], ["y"])]
+    model = onnx.helper.make_model(
+        onnx.helper.make_graph(nodes, "start", *ends),
+        opset_imports=[onnx.helper.make_opsetid("", 17)],
+        ir_version=9,
     )
+    session = _session(model.SerializeToString(), "a network", [_CUDA, *PROCESSOR])
+    if CUDA in session.get_providers():
+        return True
+    log.warning(
+        "ONNX Runtime has a provider for GPUs, but it does not start (driver or CUDA libraries of "
+        "another version?): it runs networks on the processor. Check the driver with nvidia-smi."
+    )
+    return False
 
 
 def problems() -> tuple[type[Exception], ...]:

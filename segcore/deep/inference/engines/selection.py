@@ -22,10 +22,9 @@ import numpy as np
 
 from maskloom.segcore.deep.inference.engines.gpus import (
     CPU,
-    TENSORRT,
+    has_gpu_provider,
     idle_gpu,
     nvidia_gpus,
-    providers,
 )
 from maskloom.segcore.deep.inference.engines.opening import (
     available_engines,
@@ -52,7 +51,7 @@ from maskloom.segcore.deep.inference.runtime import (
 from maskloom.segcore.errors import WeightsError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -207,9 +206,12 @@ def run_once(
             "given."
         )
     if not np.isfinite(scores).all():
+        why = "its weights or the scaling are wrong."
+        if choice.precision == "float16":
+            why = "numbers inside exceed 65504, the largest of float16. Set precision: auto."
         raise WeightsError(
             f"{weights.location} gives NaN or infinite scores ({choice.engine}, "
-            f"{choice.precision}): its weights or the scaling are wrong."
+            f"{choice.precision}): {why}"
         )
     if card.output in ("scores", "sigmoid") and not (
         -_ROUNDING <= scores.min() <= scores.max() <= 1 + _ROUNDING
@@ -293,10 +295,20 @@ def _candidates(
     ]
     if not candidates:
         raise WeightsError(
-            f"precision: {' and '.join(engines)} cannot run {weights.location} in {precision}. Set "
-            "precision: float32 or auto."
+            f"precision: {' and '.join(engines)} cannot run {weights.location} in {precision}"
+            f"{_why_not(engines, precision)}. Set precision: float32 or auto."
         )
     return candidates
+
+
+def _why_not(engines: Sequence[EngineName], precision: Precision | Literal["auto"]) -> str:
+    """Why none of the engines has a precision, as the end of a sentence."""
+    if precision != "float16":
+        return ""
+    if not nvidia_gpus():
+        return ": float16 is for NVIDIA GPUs, and this process has none"
+    notes = (idle_gpu(engine) for engine in engines)
+    return "".join(f": {note[0].lower()}{note[1:]}" for note in list(filter(None, notes))[:1])
 
 
 def _can(weights: Weights, engine: EngineName, precision: Precision, asked: bool) -> bool:
@@ -306,7 +318,7 @@ def _can(weights: Weights, engine: EngineName, precision: Precision, asked: bool
     if is_keras(weights) and engine in BACKENDS and hardware_of(engine).is_gpu:
         return True
     if precision == "float16":
-        return engine == "onnxruntime" and TENSORRT in providers()
+        return engine == "onnxruntime" and has_gpu_provider()
     if asked:
         return engine in _IN_BFLOAT16 or (is_keras(weights) and engine in BACKENDS)
     return engine in _IN_BFLOAT16 and native_bfloat16()

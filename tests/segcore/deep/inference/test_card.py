@@ -21,13 +21,16 @@ from maskloom.segcore.deep.inference.receptive_field.field import ReceptiveField
 from maskloom.segcore.deep.inference.scaling import Scaling
 from maskloom.segcore.errors import WeightsError
 from maskloom.segcore.ground.space import Metric, Space
-from maskloom.segcore.models.protocols import caution_of, caution_of_sizes
+from maskloom.segcore.models.protocols import caution_of, caution_of_objects
 from maskloom.segcore.models.rescaled import Rescaled
 from maskloom.segcore.models.stated_colours import stated_colours
+from maskloom.segcore.models.typical import TypicalObjects
+from maskloom.segcore.objects.flow import FlowRule
 from maskloom.segcore.objects.stitching import SeamRule, Stitched
 from maskloom.segcore.raster.spec import RasterSpec
 from maskloom.segcore.segmenters.connected_parts import ConnectedPartsModel
 from maskloom.segcore.segmenters.ensemble import EnsembleModel
+from maskloom.segcore.segmenters.instances import InstancesModel
 from maskloom.segcore.segmenters.mean_shift import MeanShift
 from maskloom.segcore.segmenters.quickshift import Quickshift
 from maskloom.segcore.segmenters.threshold import ThresholdModel
@@ -164,15 +167,18 @@ def test_a_size_that_training_never_saw_is_told() -> None:
     loaded = Card.load(with_sizes({"cell": [40.0, 900.5]}).dump(), "a.json")
     assert loaded.sizes == (None, (40.0, 900.5), None)
     for size, told in ((39.0, True), (40.0, False), (900.5, False), (1234.0, True)):
-        found = loaded.caution_of_sizes("a.keras", loaded.classes, {"cell": size, "wall": 3.0})
+        found = loaded.caution_of_objects(
+            "a.keras", loaded.classes, TypicalObjects({"cell": size, "wall": 3.0})
+        )
         assert found == (
             f"a.keras may not suit objects of this size: the median is cell {size:g} pixels (in "
             "training 40 to 900.5). Look at the preview"
             if told
             else None
         )
+    small = TypicalObjects({"cell": 1.0})
     for broken in (None, 3, {"cell": [40.0]}, {"cell": [90.0, 40.0]}, {"cell": ["a", "b"]}):
-        assert with_sizes(broken).caution_of_sizes("a.keras", ("", "cell"), {"cell": 1.0}) is None
+        assert with_sizes(broken).caution_of_objects("a.keras", ("", "cell"), small) is None
 
 
 def test_sizes_are_told_by_the_network_inside_a_segmenter_in_its_own_pixels() -> None:
@@ -181,14 +187,49 @@ def test_sizes_are_told_by_the_network_inside_a_segmenter_in_its_own_pixels() ->
     fine = sized(0.25)
     ensemble = EnsembleModel((network, network), CLASSES, "vote")
     for model in (network, Stitched(watershed, (SeamRule(),) * 3), ensemble):
-        assert "cell 1000 pixels" in str(caution_of_sizes(model, fine, {"cell": 1000.0}))
-        assert caution_of_sizes(model, fine, {"cell": 800.0}) is None
-        assert caution_of_sizes(model, fine, {}) is None
+        assert "cell 1000 pixels" in str(
+            caution_of_objects(model, fine, TypicalObjects({"cell": 1000.0}))
+        )
+        assert caution_of_objects(model, fine, TypicalObjects({"cell": 800.0})) is None
+        assert caution_of_objects(model, fine, TypicalObjects({})) is None
     resampled = Rescaled(network, 0.5)
     assert "cell 250 pixels" in str(
-        caution_of_sizes(replace(resampled, model=with_least(network, 300)), fine, {"cell": 1000.0})
+        caution_of_objects(
+            replace(resampled, model=with_least(network, 300)),
+            fine,
+            TypicalObjects({"cell": 1000.0}),
+        )
     )
-    assert caution_of_sizes(resampled, fine, {"cell": 1000.0}) is None
+    assert caution_of_objects(resampled, fine, TypicalObjects({"cell": 1000.0})) is None
+
+
+@pytest.mark.parametrize(
+    ("score", "images", "told"),
+    [(0.9, 1000, False), (0.89, 1000, True), (0.89, 20, False), (0.79, 2, True), (0.95, 5, False)],
+)
+def test_scores_lower_than_in_any_validation_image_are_told(
+    score: float, images: int, told: bool
+) -> None:
+    """The range of few images is widened, of 2 to twice the doubt."""
+    seen = replace(
+        with_sizes(None),
+        about={"scores": {"cell": [0.9, 0.96]}, "data": {"validation_images": images}},
+    )
+    loaded = Card.load(seen.dump(), "a.json")
+    network = NetworkModel(Weights("a.keras", "0" * 64), loaded, CLASSES)
+    typical = TypicalObjects({"cell": 50.0, "wall": 3.0}, {"cell": score, "wall": 0.1})
+    text = (
+        "a.keras is unsure of these objects and may not suit this kind of image: the median score "
+        f"is cell {score:.3f} (in validation 0.900 or more, mostly 0.960). Look at the preview"
+    )
+    assert caution_of_objects(network, sized(0.5), typical) == (text if told else None)
+    found = InstancesModel(network, FlowRule(), None)
+    assert caution_of_objects(found, sized(0.5), typical) == (text if told else None)
+    # More pixels than in validation belong to objects, of which the network is less sure.
+    more = InstancesModel(network, FlowRule(threshold=0.3), None)
+    assert caution_of_objects(more, sized(0.5), typical) is None
+    # Cards of earlier versions tell nothing.
+    assert with_sizes(None).caution_of_objects("a.keras", CLASSES, typical) is None
 
 
 def test_pixels_of_quite_another_size_are_told_where_they_are_shown_as_they_are() -> None:
