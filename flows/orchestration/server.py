@@ -195,6 +195,9 @@ def main(descriptor: int) -> None:
 
     listening = socket.socket(fileno=descriptor)
     host, port = listening.getsockname()
+    # `create_app` collects garbage itself, which is to look at nothing of the imports.
+    gc.freeze()
+    _dump_no_settings()
     ending.server = uvicorn.Server(
         uvicorn.Config(create_app(ephemeral=True), log_level="error", lifespan="on")
     )
@@ -207,6 +210,18 @@ def main(descriptor: int) -> None:
     ending.server.run(sockets=[listening])
     # Everything is written; shutting down the interpreter would delay the run by a second.
     os._exit(0)
+
+
+def _dump_no_settings() -> None:
+    """Let `create_app` not write out all settings three times, which takes longer than to make the
+    app: twice as the key of a cache, once to configure the logging.
+    """
+    from prefect.logging import configuration
+    from prefect.settings import Settings
+
+    # This process makes one app, and what it logs goes to a file that is read if it fails.
+    Settings.hash_key = lambda _: ""  # type: ignore[method-assign]
+    configuration.setup_logging = lambda incremental=None: {}  # noqa: ARG005
 
 
 class _Ending:
