@@ -68,6 +68,8 @@ class EmbeddedServer:
     def __init__(self) -> None:
         self.serves = False
         """Whether the child serves. False: not yet, or another server is configured."""
+        self.is_ending = False
+        """Whether it was asked to end."""
         self._reading = threading.Lock()
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the server
         with socket.socket() as listening:
@@ -115,10 +117,15 @@ class EmbeddedServer:
         self.serves = words[0] == "serving"
         return words[1]
 
-    def close(self) -> None:
-        """End the server, by force if it does not end in time."""
+    def end(self) -> None:
+        """Ask the server to end, and do not wait for it."""
         assert self._child.stdin is not None
         self._child.stdin.close()
+        self.is_ending = True
+
+    def close(self) -> None:
+        """End the server, by force if it does not end in time."""
+        self.end()
         try:
             self._child.wait(_END_SECONDS)
         except subprocess.TimeoutExpired:
@@ -140,8 +147,10 @@ def started_early(wanted: bool) -> Iterator[EmbeddedServer | None]:
     try:
         yield server
     finally:
-        if server is not None:
-            # If no run has used it, it may still be creating its database; nothing waits for that.
+        if server is not None and server.is_ending:
+            server.close()
+        elif server is not None:
+            # No run has used it. It may still be creating its database; nothing waits for that.
             threading.Thread(target=server.close, daemon=True).start()
 
 
