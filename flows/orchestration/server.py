@@ -229,7 +229,7 @@ def _dump_no_settings() -> None:
     from prefect.settings import Settings
 
     # This process makes one app, and what it logs goes to a file that is read if it fails.
-    Settings.hash_key = lambda _: ""  # type: ignore[method-assign]
+    Settings.hash_key = lambda _: ""  # type: ignore[method-assign,assignment]
     configuration.setup_logging = lambda incremental=None: {}  # noqa: ARG005
 
 
