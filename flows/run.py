@@ -28,6 +28,7 @@ from maskloom.flows.stopping import Stoppable
 from maskloom.flows.terminal import count
 from maskloom.flows.watching import watch
 from maskloom.segcore.errors import RunError
+from maskloom.segcore.models.selection import pending_selections
 from maskloom.segcore.pipeline.worker import prepare_process
 from maskloom.segcore.statistics.zones import Zones
 from maskloom.segcore.storage.addresses import redacted
@@ -133,9 +134,10 @@ def run(
                 note(line)
                 noted = (*noted, line)
             stop = workers.listen()
-            # The Prefect server and the cluster take seconds; both start in the background.
-            stack.enter_context(orchestrator)
+            # The cluster and the Prefect server take seconds; both start in the background. They
+            # end in the other order: the server does so by itself, while the workers end.
             fanout = workers.fanout(_jobs_at_first(inventory))
+            stack.enter_context(orchestrator)
 
             def body(stages: Stages) -> RunResult:
                 progress = RunProgress(stages.shown_by(shown))
@@ -263,7 +265,11 @@ class _Workers:
         if self._fanout is None:
             cluster = _cluster(self._recipe)
             prepare = partial(
-                prepare_process, self._recipe.storage, cluster.worker_threads, self._recipe.limits
+                prepare_process,
+                self._recipe.storage,
+                cluster.worker_threads,
+                self._recipe.limits,
+                _libraries(self._recipe),
             )
             self.listen()
             fanout = self._stack.enter_context(cluster.opened(prepare, self._stop, jobs))
@@ -281,6 +287,12 @@ class _Workers:
         if not self._stop.is_set():
             self._shown.notice(f"Stopping: {reason}.")
             self._stop.set()
+
+
+def _libraries(recipe: RunRecipe) -> tuple[str, ...]:
+    """Libraries that workers need for their first jobs."""
+    # The selection of a network's engine asks it about the processor.
+    return ("openvino",) if pending_selections(recipe.segmenter) else ()
 
 
 def _cluster(recipe: RunRecipe) -> Cluster:

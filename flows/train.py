@@ -22,6 +22,7 @@ from maskloom.segcore.storage.records import read_json
 from maskloom.segcore.storage.store import Store
 from maskloom.segcore.training.export import PICTURES
 from maskloom.segcore.training.labels import Polygons
+from maskloom.segcore.training.log import require_tensorboard
 from maskloom.segcore.training.run import TrainingResult, prepare, train
 from maskloom.tasks.discovery import lists
 from maskloom.tasks.discovery.discover import discover, passed_over_note
@@ -39,6 +40,9 @@ def run(training: TrainingRun, quiet: bool, *, break_off: BreakOff | None = None
     Raises `RecipeError`, `RunError`, `Stopped`.
     """
     configure(training.storage)
+    if training.recipe.training.tensorboard:
+        # Before seconds go into Keras and minutes into the images.
+        require_tensorboard(training.recipe.output)
     # Imported through the runtime, which silences TensorFlow's notices.
     import_keras()
     stop = threading.Event()

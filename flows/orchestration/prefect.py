@@ -47,7 +47,7 @@ class Prefect:
         self.flow_run_id: UUID | None = None
         """The flow run, once it has begun."""
         self._parameters = dict(parameters)
-        self._server = server
+        self._server, self._started_early = server, server is not None
         self._api: Future[str] | None = None
 
     def start(self) -> None:
@@ -94,9 +94,12 @@ class Prefect:
             )
 
     def close(self) -> None:
-        """End the embedded server."""
+        """End the embedded server. Whoever started it early waits for its end."""
         if self._server is not None:
-            self._server.close()
+            if self._started_early:
+                self._server.end()
+            else:
+                self._server.close()
         if self._api is not None:
             self._api.exception()
 
@@ -140,8 +143,11 @@ class Prefect:
             # a second.
             settings["flows"] = {"heartbeat_frequency": None}
             # If an embedded server does not answer, it has died; the usual retries would delay the
-            # end by minutes.
-            settings["client"] = {"max_retries": _RETRIES}
+            # end by minutes. It has this version of Prefect.
+            settings["client"] = {
+                "max_retries": _RETRIES,
+                "server_version_check_enabled": False,
+            }
             EventsWorker.set_client_override(
                 PrefectEventsClient, api_url=url, reconnection_attempts=1
             )

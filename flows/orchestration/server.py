@@ -68,6 +68,8 @@ class EmbeddedServer:
     def __init__(self) -> None:
         self.serves = False
         """Whether the child serves. False: not yet, or another server is configured."""
+        self.is_ending = False
+        """Whether it was asked to end."""
         self._reading = threading.Lock()
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the server
         with socket.socket() as listening:
@@ -115,10 +117,15 @@ class EmbeddedServer:
         self.serves = words[0] == "serving"
         return words[1]
 
-    def close(self) -> None:
-        """End the server, by force if it does not end in time."""
+    def end(self) -> None:
+        """Ask the server to end, and do not wait for it."""
         assert self._child.stdin is not None
         self._child.stdin.close()
+        self.is_ending = True
+
+    def close(self) -> None:
+        """End the server, by force if it does not end in time."""
+        self.end()
         try:
             self._child.wait(_END_SECONDS)
         except subprocess.TimeoutExpired:
@@ -140,8 +147,10 @@ def started_early(wanted: bool) -> Iterator[EmbeddedServer | None]:
     try:
         yield server
     finally:
-        if server is not None:
-            # If no run has used it, it may still be creating its database; nothing waits for that.
+        if server is not None and server.is_ending:
+            server.close()
+        elif server is not None:
+            # No run has used it. It may still be creating its database; nothing waits for that.
             threading.Thread(target=server.close, daemon=True).start()
 
 
@@ -195,6 +204,9 @@ def main(descriptor: int) -> None:
 
     listening = socket.socket(fileno=descriptor)
     host, port = listening.getsockname()
+    # `create_app` collects garbage itself, which is to look at nothing of the imports.
+    gc.freeze()
+    _dump_no_settings()
     ending.server = uvicorn.Server(
         uvicorn.Config(create_app(ephemeral=True), log_level="error", lifespan="on")
     )
@@ -207,6 +219,18 @@ def main(descriptor: int) -> None:
     ending.server.run(sockets=[listening])
     # Everything is written; shutting down the interpreter would delay the run by a second.
     os._exit(0)
+
+
+def _dump_no_settings() -> None:
+    """Let `create_app` not write out all settings three times, which takes longer than to make the
+    app: twice as the key of a cache, once to configure the logging.
+    """
+    from prefect.logging import configuration
+    from prefect.settings import Settings
+
+    # This process makes one app, and what it logs goes to a file that is read if it fails.
+    Settings.hash_key = lambda _: ""  # type: ignore[method-assign,assignment]
+    configuration.setup_logging = lambda incremental=None: {}  # noqa: ARG005
 
 
 class _Ending:

@@ -300,17 +300,3 @@ def label_colours(pixels, scorer, diagonal, memo, out):  # type: ignore[no-untyp
                 )
                 memo[key] = known
             out[y, x] = known - 1
-
-
-@strict_njit
-def split_floats(values, bits, parts, part_bits):  # type: ignore[no-untyped-def]
-    """Write the upper half of the bits of each float32 (pixel, band), itself a float, to the first
-    half of the bands of `parts`, and what it lacks to the second half.
-
-    `bits` and `part_bits` are the same memory as uint32.
-    """
-    pixels, bands = values.shape
-    for i in range(pixels):
-        for k in range(bands):
-            part_bits[i, k] = bits[i, k] & np.uint32(0xFFFF0000)
-            parts[i, bands + k] = values[i, k] - parts[i, k]

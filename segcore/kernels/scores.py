@@ -29,18 +29,6 @@ def argmax_labels(scores, labels):  # type: ignore[no-untyped-def]
 
 
 @strict_njit
-def threshold_labels(scores, threshold, labels):  # type: ignore[no-untyped-def]
-    """Write 1 where the only score of a pixel (y, x, 1) exceeds the threshold, otherwise 0, to the
-    integer `labels` (y, x).
-    """
-    limit = np.float32(threshold)
-    height, width, _ = scores.shape
-    for y in range(height):
-        for x in range(width):
-            labels[y, x] = scores[y, x, 0] > limit
-
-
-@strict_njit
 def softmax(logits, sharpness, scores):  # type: ignore[no-untyped-def]
     """Write the probabilities of logits (y, x, class) times `sharpness` to `scores`, of the same
     shape.

@@ -18,8 +18,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import reduce, singledispatch
+from importlib import import_module
 from itertools import islice
 from typing import Any
 
@@ -60,6 +62,7 @@ from maskloom.segcore.pipeline.tile_results import (
     merge_states,
 )
 from maskloom.segcore.processes import limits
+from maskloom.segcore.raster.spec import FORMATS
 from maskloom.segcore.storage.filesystems import configure
 from maskloom.segcore.storage.packing import PackedFile, pack, unpack
 from maskloom.segcore.storage.store import Store
@@ -69,9 +72,11 @@ def prepare_process(
     storage: Mapping[str, Mapping[str, Any]] | None = None,
     threads: int = 1,
     time_limits: limits.Limits | None = None,
+    libraries: Sequence[str] = (),
 ) -> None:
     """Set up a process for work: store options, threads of a network, limits, one thread for OpenCV
-    (it ignores OMP_NUM_THREADS).
+    (it ignores OMP_NUM_THREADS), and the modules that the first jobs need, among them these
+    `libraries` where they are installed.
     """
     import cv2
 
@@ -81,6 +86,11 @@ def prepare_process(
     configure(storage or {})
     limits.configure(time_limits or limits.Limits())
     engines.configure(threads)
+    # Now the driver still plans; the first job would wait for them.
+    iter(FORMATS)
+    for library in libraries:
+        with suppress(ImportError, OSError):
+            import_module(library)
 
 
 @singledispatch

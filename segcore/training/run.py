@@ -34,7 +34,6 @@ from maskloom.segcore.training.dataset import Dataset
 from maskloom.segcore.training.export import is_whole, publish
 from maskloom.segcore.training.imagenet import ImageNet, is_imagenet
 from maskloom.segcore.training.initial import Initial
-from maskloom.segcore.training.log import require_tensorboard
 from maskloom.segcore.training.loop import STOPPED, TrainingLoop
 from maskloom.segcore.training.pairs import (
     data_digest,
@@ -140,8 +139,6 @@ def prepare(
     _require_writable(recipe.output)
     if initial is not None and not Store(recipe.output).exists(_STATE):
         initial.check()
-    if recipe.training.tensorboard:
-        require_tensorboard(recipe.output)
     dataset = Dataset(pairs, decoder, recipe.training.memory)
     memory = Memory.of(pairs, recipe, patch_shape.cell, how)
     earlier = memory.read()

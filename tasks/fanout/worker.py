@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
+import gc
 import os
 import pickle
 import signal
@@ -38,9 +39,17 @@ class _Preparation:
     def ensure(self, prepare: bytes) -> None:
         """Call the pickled function, unless it was the last one called."""
         with self._lock:
-            if prepare != self._last:
+            if prepare == self._last:
+                return
+            # It imports most libraries. The collector would go through all of them again and again,
+            # now and during the jobs, and find almost nothing.
+            gc.disable()
+            try:
                 pickle.loads(prepare)()
-                self._last = prepare
+            finally:
+                gc.freeze()
+                gc.enable()
+            self._last = prepare
 
 
 _preparation = _Preparation()

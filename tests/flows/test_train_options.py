@@ -295,12 +295,15 @@ def test_tensorboard_gets_each_number_of_each_epoch_once(tmp_path: Path) -> None
     assert "iou_a" not in found.Tags()["tensors"]
 
 
-def test_tensorboard_that_is_absent_is_said_before_training(folder, monkeypatch):
+def test_tensorboard_that_is_absent_is_said_before_anything_is_read(tmp_path, monkeypatch):
     from maskloom.segcore.training import log
 
     monkeypatch.setattr(log.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=r"pip install 'maskloom\[tensorboard\]'"):
-        prepared(made(folder, "training.tensorboard=true"))
+    monkeypatch.setattr(flow, "import_keras", lambda: pytest.fail("Keras was imported"))
+    recipe = write_recipe(tmp_path)  # of images that do not exist
+    told = CliRunner().invoke(app, ["train", recipe, "--set", "training.tensorboard=true"])
+    assert told.exit_code == 2, told.output
+    assert "pip install 'maskloom[tensorboard]'" in told.output
 
 
 def write_recipe(folder: Path, **keys: object) -> str:

@@ -20,6 +20,8 @@ Layout = Literal["first", "last"]
 """Position of the channel axis: (patch, channel, y, x) or (patch, y, x, channel); networks of
 volumes have z before y.
 """
+_UPPER_HALF = np.uint32(0xFFFF0000)
+"""Of the bits of a float32; itself a float, and one of bfloat16."""
 
 
 def layout_of(shape: Sequence[int | None], channels: int, otherwise: Layout) -> Layout:
@@ -70,13 +72,17 @@ def split_pixels(patch: NDArray[np.float32], channels: int) -> NDArray[np.float3
     """
     if channels != 2 * patch.shape[-1]:
         return patch
-    from maskloom.segcore.kernels.pixels import split_floats
-
     bands = patch.shape[-1]
-    pixels = np.ascontiguousarray(patch, np.float32).reshape(-1, bands)
-    parts = np.empty((len(pixels), channels), np.float32)
-    split_floats(pixels, pixels.view(np.uint32), parts, parts.view(np.uint32))
-    return parts.reshape(*patch.shape[:-1], channels)
+    patch = np.ascontiguousarray(patch, np.float32)
+    parts = np.empty((*patch.shape[:-1], channels), np.float32)
+    bits, part_bits = patch.view(np.uint32), parts.view(np.uint32)
+    # Band by band, so that NumPy's inner loop is along pixels. A compiled loop would be as fast,
+    # and its library would take half a second to load.
+    with np.errstate(invalid="ignore"):  # infinite pixels
+        for band in range(bands):
+            np.bitwise_and(bits[..., band], _UPPER_HALF, out=part_bits[..., band])
+            np.subtract(patch[..., band], parts[..., band], out=parts[..., bands + band])
+    return parts
 
 
 def from_network(

@@ -42,17 +42,19 @@ class OutputReader:
 
         Raises `WeightsError` if the network gives ids of classes that it does not have.
         """
-        from maskloom.segcore.kernels.scores import argmax_labels, threshold_labels
-
         scores = self.card.class_part(output)
         if self.card.output == "labels":
             labels[...] = self._ids(scores)
-            return
-        for plane, part in zip(_planes(scores, 3), _planes(labels, 2), strict=True):
-            if scores.shape[-1] == 1:
-                # One score for the second of two classes: its probability or its log-odds.
-                threshold_labels(plane, 0.0 if self.has_logits else 0.5, part)
-            else:
+        elif scores.shape[-1] <= 2:
+            # One comparison needs no compiled loop, whose library takes half a second to load. A
+            # single score is that of the second class: its probability or its log-odds.
+            single = scores.shape[-1] == 1
+            first = (0.0 if self.has_logits else 0.5) if single else scores[..., 0]
+            np.greater(scores[..., -1], first, out=labels)
+        else:
+            from maskloom.segcore.kernels.scores import argmax_labels
+
+            for plane, part in zip(_planes(scores, 3), _planes(labels, 2), strict=True):
                 argmax_labels(plane, part)
 
     def probabilities(self, output: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as stn
 
-from maskloom.segcore.kernels.scores import add_weighted, argmax_labels, softmax, threshold_labels
+from maskloom.segcore.kernels.scores import add_weighted, argmax_labels, softmax
 
 shapes = stn.array_shapes(min_dims=3, max_dims=3, max_side=9)
 
@@ -32,20 +32,6 @@ def test_views_and_many_classes(classes: int) -> None:
     labels = np.zeros((20, 20), np.uint16)
     argmax_labels(scores[3:23, 4:24], labels)
     assert np.array_equal(labels, np.argmax(scores[3:23, 4:24], -1))
-    labels = np.zeros((50, 60), np.uint8)
-    threshold_labels(scores[..., :1], 0.5, labels[5:45, 7:37])
-    assert np.array_equal(labels[5:45, 7:37], scores[..., 0] > 0.5)
-    assert labels.sum() == labels[5:45, 7:37].sum()
-
-
-def test_a_score_at_the_threshold_does_not_exceed_it() -> None:
-    labels = np.empty((1, 3), np.uint8)
-    threshold_labels(
-        np.array([[[0.5], [np.nextafter(np.float32(0.5), np.float32(1))], [np.nan]]], np.float32),
-        0.5,
-        labels,
-    )
-    assert labels.tolist() == [[0, 1, 0]]
 
 
 def test_weighted_sums() -> None:
