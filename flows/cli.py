@@ -6,6 +6,7 @@ some images failed.
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from typing import Annotated, NoReturn
@@ -84,6 +85,10 @@ def main() -> NoReturn:
             sys.stderr.flush()
             os._exit(ended.code if isinstance(ended.code, int) else DONE)
         raise
+    finally:
+        # As it ends, the interpreter looks for garbage among all that was imported, several times:
+        # half a second after a run.
+        gc.freeze()
     sys.exit(DONE)
 
 

@@ -68,7 +68,11 @@ class Prefect:
         """Import Prefect and the flow, which takes seconds. Returns the address of the server."""
         with collector_off():
             import_prefect()
-            import maskloom.flows.orchestration.flow  # noqa: F401 - only to have it imported
+            # Only to have them imported. Arrow wants pandas for its first table of rows, when the
+            # run would wait for it.
+            import pandas  # noqa: F401, ICN001
+
+            import maskloom.flows.orchestration.flow  # noqa: F401
 
         return address()
 

@@ -401,6 +401,12 @@ def test_a_server_that_no_run_needs_ends(home: Path, monkeypatch: pytest.MonkeyP
     with started_early(True) as server:
         assert server is not None
     server._child.wait(HANG)
+    # One that a run has used is waited for at the end, after the workers.
+    with started_early(True) as server:
+        assert server is not None
+        Prefect(PARAMETERS, server).close()
+        assert server._child.returncode is None
+    assert server._child.returncode == 0
     monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
     for wanted in (True, False):
         with started_early(wanted) as server:
