@@ -104,6 +104,9 @@ class _Signals:
         self._asked = False
 
     def arrived(self, number: signal.Signals) -> None:
+        """Ask the work to stop at the first signal; break it off at a second SIGINT, if that can be
+        done.
+        """
         if self._asked and number == signal.SIGINT:
             if self._break_off is None:
                 raise KeyboardInterrupt

@@ -147,6 +147,7 @@ class _Batches:
         )
 
     def read(self) -> Iterator[pa.RecordBatch]:
+        """Batches of the zones with an area; what was repaired or left out is counted."""
         names = tuple(name for name, _ in self.zones.attributes)
         number = 0
         with VectorFile(self.wanted.file, self.wanted.layer) as file:

@@ -276,6 +276,7 @@ def takes_flags(group: type[Any]) -> Callable[[Command], Command]:
     """
 
     def decorate(command: Command) -> Command:
+        """The command, with an option for each field of the group in place of `flags`."""
         own = inspect.signature(command, eval_str=True).parameters
         hints = typing.get_type_hints(group, include_extras=True)
         options = [

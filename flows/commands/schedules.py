@@ -129,6 +129,7 @@ class _OneLine(logging.Formatter):
     """Shows an error without its traceback."""
 
     def format(self, record: logging.LogRecord) -> str:
+        """The message and its error, in one line."""
         text = record.getMessage()
         error = record.exc_info[1] if record.exc_info else None
         return " ".join(f"{text} ({error!r})".split()) if error is not None else text

@@ -34,14 +34,17 @@ class _Evaluation:
 
     @property
     def place(self) -> str:
+        """The folder as users name it."""
         return self.store.uri(self.folder).rstrip("/")
 
     @property
     def names(self) -> tuple[str, ...]:
+        """Names of the classes, by id."""
         return tuple(row["class_name"] for row in self.classes)
 
     @property
     def colours(self) -> dict[str, str]:
+        """Colours of the classes in charts, by name."""
         return {name: css(number) for number, name in enumerate(self.names)}
 
 

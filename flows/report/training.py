@@ -35,6 +35,7 @@ class _Training:
 
     @property
     def about(self) -> Mapping[str, Any]:
+        """Provenance, from the card."""
         found: Mapping[str, Any] = self.card.get("about", {})
         return found
 

@@ -188,6 +188,7 @@ def _json(content: Any) -> Response:
     from starlette.responses import Response as Plain
 
     def plain(value: Any) -> Any:
+        """A value of which JSON can hold all: null in place of NaN and infinity."""
         # NaN and infinity are not JSON.
         if isinstance(value, float):
             return value if np.isfinite(value) else None

@@ -122,6 +122,8 @@ def serve(gallery: Gallery, token: str, at: socket.socket, started: Callable[[],
     import uvicorn
 
     class Server(uvicorn.Server):
+        """Calls `started` once it listens."""
+
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             await super().startup(sockets)
             started()

@@ -197,6 +197,9 @@ class _Sums:
         self.equal = True
 
     def add(self, tile: _Tile, place: _Map, front: _Front | None) -> None:
+        """Add the new pixels of a tile and the length of their front. `front`: that of the class
+        before; None if it had no pixels.
+        """
         origin = np.array(tile.tile.core.start)
         for side, corners in tile.sides:
             at = np.argwhere(side) + origin
@@ -233,6 +236,7 @@ class _Sums:
             self.areas[i] += high * 2**32 + low
 
     def rows(self, quanta: float, spec: RasterSpec) -> tuple[Spread, ...]:
+        """The spread over all sectors, in each sector with new pixels, and apart from old ones."""
         first = Box.whole((1,) * len(spec.shape))
         cell = spec.space.cell_size(first, spec.shape) if self.equal else 0.0
         rows = []

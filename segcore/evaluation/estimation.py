@@ -135,6 +135,9 @@ class _Strata:
 
     @classmethod
     def of(cls, sizes: Mapping[str, int], samples: Sequence[Sample]) -> _Strata:
+        """The strata that have pixels (`sizes`, by name), with their samples. Raises `RecipeError`
+        for a sample of another stratum, or a stratum without samples.
+        """
         of_sample = np.array([sample.stratum for sample in samples])
         strangers = sorted(set(of_sample.tolist()) - {name for name, size in sizes.items() if size})
         if strangers:

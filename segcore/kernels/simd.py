@@ -27,24 +27,32 @@ _VECTOR = ir.VectorType(_FLOAT, LANES)
 
 
 class _LanesType(types.Type):  # type: ignore[misc]  # numba is untyped
+    """Numba's type of a value of 16 lanes for each channel."""
+
     def __init__(self, channels: int) -> None:
         self.channels = channels
         super().__init__(name=f"Lanes({channels})")
 
 
 class _ChoiceType(types.Type):  # type: ignore[misc]  # numba is untyped
+    """Numba's type of one truth value for each lane."""
+
     def __init__(self) -> None:
         super().__init__(name="Choice")
 
 
 @register_model(_LanesType)
 class _LanesModel(models.PrimitiveModel):  # type: ignore[misc]  # numba is untyped
+    """An array of vectors, one for each channel."""
+
     def __init__(self, manager: Any, kind: Any) -> None:
         super().__init__(manager, kind, ir.ArrayType(_VECTOR, kind.channels))
 
 
 @register_model(_ChoiceType)
 class _ChoiceModel(models.PrimitiveModel):  # type: ignore[misc]  # numba is untyped
+    """A vector of bits."""
+
     def __init__(self, manager: Any, kind: Any) -> None:
         super().__init__(manager, kind, ir.VectorType(ir.IntType(1), LANES))
 

@@ -211,6 +211,7 @@ def refine(dataset: WeightedValues, centres: Floats, spread: Floats) -> Clusteri
             arrays = (cells.starts, cells.corners, cells.sums)
 
             def step(centres: Floats) -> Floats:
+                """Sums of the values nearest to each centre, see `Step`."""
                 sums = np.zeros((len(chunks), len(centres), 4))
                 colours, weights = dataset.values, dataset.weights
                 run(

@@ -216,6 +216,8 @@ def _coarse(points: ClusterPoints, components: int, model: CovarianceModel, seed
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Data:
+    """The values to which a mixture is fitted, with their weights."""
+
     values: NDArray[Any]
     weights: Floats
     within_variance: Floats

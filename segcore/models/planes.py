@@ -93,6 +93,7 @@ def fragment_by_plane(
 
     @wraps(fragment)
     def on_plane(self: Any, block: Block) -> Fragments:
+        """Fragments of the one plane of a tile."""
         if len(block.spec.shape) == 2:
             return fragment(self, block)
         if block.tile.core.shape[0] != 1:

@@ -80,6 +80,8 @@ class PackedLabels:
 @packable
 @dataclass(frozen=True, slots=True, eq=False)
 class _Boundary:
+    """What a tile leaves for joining."""
+
     fragments: TileBoundary
     """Input of `ObjectMerger.join`."""
     faces: Faces
@@ -89,6 +91,8 @@ class _Boundary:
 @packable
 @dataclass(frozen=True, slots=True, eq=False)
 class _Firsts:
+    """First pixels and classes of the fragments of a tile."""
+
     positions: NDArray[np.int64]
     class_of: NDArray[np.uint16]
 
@@ -96,6 +100,8 @@ class _Firsts:
 @packable
 @dataclass(frozen=True, slots=True, eq=False)
 class _Labels:
+    """What a tile leaves for its second pass."""
+
     fragments: NDArray[np.uint32]
     """Shape of the core; `_NO_DATA` where there is no data."""
     summary: Any

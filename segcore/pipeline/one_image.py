@@ -205,6 +205,7 @@ class _Canvas:
 
     @classmethod
     def of(cls, run: ImageRun) -> _Canvas:
+        """An empty canvas for the masks of a run."""
         dtype = "uint32" if run.has_object_mask else run.class_table.dtype
         return cls(np.zeros(run.spec.shape, dtype))
 

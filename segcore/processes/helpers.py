@@ -37,6 +37,8 @@ _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM
 
 @dataclass(slots=True)
 class _Helper:
+    """A helper process and what belongs to it."""
+
     child: subprocess.Popen[bytes]
     errors: IO[bytes]
     """What it wrote to standard error."""

@@ -198,6 +198,7 @@ class _Grid:
 
     @classmethod
     def of(cls, crs: str, spec: RasterSpec) -> _Grid:
+        """The grid of an image, for zones in this CRS."""
         assert spec.space.crs is not None
         assert spec.space.affine is not None
         return _grid(crs, spec.space.crs, spec.space.affine, spec.shape)

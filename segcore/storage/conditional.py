@@ -197,6 +197,7 @@ def _copy_to_base(
     copies: ConditionalCopies, store: Store, each: Move, source: str, target: str
 ) -> None:
     def copy(base: str | None) -> None:
+        """Copy onto this version. None: where nothing is."""
         try:
             copies.copy(source, target, base)
         # The errors of clients have no common base class.
@@ -265,6 +266,7 @@ def _is_honoured(write: Callable[[], object]) -> bool:
     """
 
     def attempt() -> bool:
+        """Whether the condition was honoured, unless the store is busy."""
         try:
             write()
         # The errors of clients have no common base class.

@@ -71,6 +71,8 @@ def _protocols(fs: fsspec.AbstractFileSystem) -> set[str]:
 
 @dataclass(frozen=True, slots=True)
 class _S3:
+    """What both ways of S3 share."""
+
     fs: Any
     largest: ClassVar[int | None] = 5 * 2**30
     impossible: ClassVar[str] = '"' + "0" * 32 + '"'
@@ -106,6 +108,8 @@ class _S3Puts(_S3):
 
 @dataclass(frozen=True, slots=True)
 class _GoogleCopies:
+    """The server copies."""
+
     fs: Any
     largest: ClassVar[int | None] = None
     impossible: ClassVar[str] = "1"

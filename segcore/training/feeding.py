@@ -222,6 +222,7 @@ def _drawer(
     cv2.setNumThreads(1)
 
     def answer(question: tuple[int, int, int]) -> tuple[bytes, list[tuple[int, int]]]:
+        """Draw the arguments of a step, with their arrays in the slot if they fit into it."""
         epoch, step, start = question
         arguments, buffers, places = drawing(epoch, step), list[pickle.PickleBuffer](), []
         values = pickle.dumps(arguments, 5, buffer_callback=buffers.append)

@@ -80,6 +80,9 @@ def flow_loss(terms: LossTerms, weights: NDArray[np.float32]) -> Callable[[Tenso
         return ops.sum(values * counted) / ops.maximum(ops.sum(counted), 1.0)
 
     def loss(truth: Tensor, output: Tensor) -> Tensor:
+        """The loss of `truth` (image, y, x, 1 + 2: label and vector) and `output` (image, y, x,
+        class + 2: logits and vector).
+        """
         labels = truth[..., 0]
         inside = ops.cast((labels > 0) & (labels < classes), "float32")
         x, y = (

@@ -49,6 +49,7 @@ def loss_of(terms: LossTerms, weights: NDArray[np.float32]) -> Callable[[Tensor,
     classes = len(weights)
 
     def loss(truth: Tensor, logits: Tensor) -> Tensor:
+        """See `loss_of`."""
         ids = ops.cast(truth, "int32")
         known = ops.cast(ids < classes, "float32")
         actual = (

@@ -107,11 +107,14 @@ def _paced(kind: Any) -> Any:
     """A class of optimisers of keras whose variables may have paces."""
 
     class Paced(kind):  # type: ignore[misc]
+        """The optimiser with paces of variables, by their ids."""
+
         paces: Mapping[int, _Pace]
 
         def _backend_update_step(
             self, grads: Sequence[Any], trainable_variables: Sequence[Any], learning_rate: Any
         ) -> None:
+            """A step for each group of variables of one pace."""
             groups: dict[_Pace | None, tuple[list[Any], list[Any]]] = {}
             for gradient, variable in zip(grads, trainable_variables, strict=True):
                 one = groups.setdefault(self.paces.get(id(variable)), ([], []))

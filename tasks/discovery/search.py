@@ -365,6 +365,7 @@ class Search:
         sniffed = any(kind.sniffed for kind in FORMATS[name].kinds)
 
         def may_belong(uri: str, file: FoundImage) -> bool:
+            """Whether a file exists and has a name that such a series may have."""
             path = without_query(uri)
             return (
                 file.version != ABSENT

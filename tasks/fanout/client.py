@@ -47,6 +47,7 @@ class _Demoted(logging.Handler):
     """Passes records of other loggers to ours at level debug."""
 
     def emit(self, record: logging.LogRecord) -> None:
+        """Log a record at level debug."""
         log.debug("%s: %s", record.name, record.getMessage(), exc_info=record.exc_info)
 
 

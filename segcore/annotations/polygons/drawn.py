@@ -27,6 +27,8 @@ _OVERHEAD = 500
 
 @dataclass(frozen=True, slots=True)
 class _Compressed:
+    """The values of a cell, compressed."""
+
     content: bytes
     dtype: str
     shape: Shape

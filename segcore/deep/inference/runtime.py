@@ -38,6 +38,8 @@ _NOTICE = re.compile(
 
 @dataclass(slots=True)
 class _Settings:
+    """What this process has set once for all engines."""
+
     threads: int | None = None
     claims: dict[int, IO[bytes]] = field(default_factory=dict)
     """Lock files of the GPUs that this process has claimed."""

@@ -150,6 +150,7 @@ def _with_jax(network: Any, whole: Whole, precision: Precision) -> Call:
     )
 
     def run(gives: Gives, weights: Any, pixels: Tensor, extents: Tensor) -> Tensor:
+        """The result on the device, of pixels and extents that are there."""
         # Otherwise GPUs compute float32 in fewer bits (TF32).
         with jax.default_matmul_precision("highest" if precision == "float32" else "default"):
             return whole(
@@ -191,6 +192,7 @@ def _with_torch(network: Any, whole: Whole, precision: Precision) -> Call:
     ops = import_keras().ops
 
     def call(gives: Gives, pixels: NDArray[np.generic], extents: NDArray[np.int32]) -> Tensor:
+        """Start a call; the result is still on the device."""
         exact = precision == "float32"
         before = torch.backends.cudnn.allow_tf32
         torch.backends.cudnn.allow_tf32 = not exact

@@ -54,6 +54,8 @@ def with_ends(
 
 
 class _Ends:
+    """Makes the nodes before and behind a model, with their constants."""
+
     def __init__(self, card: Card, layouts: tuple[Layout, Layout]) -> None:
         self.card, self.layouts = card, layouts
         self.constants: list[Any] = []

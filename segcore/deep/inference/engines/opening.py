@@ -160,6 +160,8 @@ def close_others(weights: Weights, choice: Choice) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Request:
+    """What decides an engine; the key of those that are loaded."""
+
     weights: Weights
     choice: Choice
     settings: tuple[int, int, Scaling, ReceptiveField, int | None]
@@ -168,6 +170,8 @@ class _Request:
 
 @dataclass(frozen=True, slots=True)
 class _PatchByPatch:
+    """An `Engine` made of a function that runs one patch."""
+
     run: Callable[[NDArray[np.float32]], NDArray[np.float32]]
     card: Card
     where: str

@@ -73,6 +73,7 @@ def openvino_runner(
     request = compiled.create_infer_request()
 
     def run(patch: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Scores (1, y, x, class) of a patch (1, y, x, band), valid until the next call."""
         if not from_onnx:
             patch = split_pixels(patch, taken[-1] or 0)
         try:

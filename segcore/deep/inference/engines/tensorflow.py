@@ -149,6 +149,7 @@ def tensorflow_runner(
     *axes, channels = function.inputs[0].shape
 
     def run(patch: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Scores (1, y, x, class) of a patch (1, y, x, band)."""
         patch = split_pixels(patch, channels)
         try:
             with _rewriting(tensorflow, precision):
@@ -192,6 +193,7 @@ def frozen(weights: Weights, precision: Precision) -> Any:
         flat = _with_split_pixels(flat)
 
     def scores(patches: Any) -> Any:
+        """Scores as float32, of patches in the type that the network takes."""
         if dtype.is_integer:
             patches = tensorflow.clip_by_value(
                 tensorflow.round(patches), float(dtype.min), float(dtype.max)

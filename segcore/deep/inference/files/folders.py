@@ -123,6 +123,8 @@ def _missing(name: str, location: str) -> WeightsError:
 
 @dataclass(frozen=True, slots=True)
 class _Directory:
+    """A `Folder` of any store."""
+
     location: str
     fs: fsspec.AbstractFileSystem
     path: str
@@ -162,6 +164,8 @@ class _Directory:
 
 @dataclass(frozen=True, slots=True)
 class _Archive:
+    """A `Folder` in a ZIP archive, in memory."""
+
     location: str
     archive: zipfile.ZipFile
     entries: dict[str, zipfile.ZipInfo] = field(repr=False)

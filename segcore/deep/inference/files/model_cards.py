@@ -175,6 +175,7 @@ def _live_bytes(model: Any, size: Shape) -> int | None:
     kept: list[Any] = []
 
     def call(layer: Any, *arguments: Any, **options: Any) -> Any:
+        """Run a layer, and note the maps that it takes and gives."""
         output = layer(*arguments, **options)
         taken, given = (
             [each for each in keras.tree.flatten(part) if isinstance(each, keras.KerasTensor)]

@@ -137,6 +137,7 @@ def runner(model: Any, signature: Signature, where: str) -> Network:
     taken, given = session.get_inputs()[0].name, session.get_outputs()[0].name
 
     def run(batch: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Scores (image, y, x, class) of images (image, y, x, band)."""
         outputs = []
         # One by one, because the number of images may be fixed in the graph.
         for image in batch:

@@ -336,6 +336,9 @@ def _frozen(
         return own.capture(variables[name].handle)
 
     def scores(patches: Any) -> Any:
+        """Scores (patch, y, x, class) of patches (patch, y, x, band), in the types and the order of
+        axes of the graph inside.
+        """
         if kind.is_integer:
             patches = tensorflow.clip_by_value(
                 tensorflow.round(patches), float(kind.min), float(kind.max)
