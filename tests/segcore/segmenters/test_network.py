@@ -296,22 +296,6 @@ def test_scores_are_probabilities_of_the_labels(unet):
     assert np.array_equal(together[1], scores)
 
 
-@pytest.mark.parametrize("output", ["logits", "sigmoid"])
-def test_labels_of_one_and_two_scores_are_those_of_numpy(unet, output):
-    model = Unet(unet, **EXACTLY).start()
-    model = replace(model, card=replace(model.card, output=output))
-    half = np.float32(0.0 if output == "logits" else 0.5)
-    values = [half, np.nextafter(half, np.float32(1)), np.inf, -np.inf, np.nan, -1.5, 1.0]
-    scores = np.array([[(a, b) for b in values] for a in values], np.float32)
-    labels = np.full((9, 9), 7, np.uint16)
-    model._write_labels(scores[..., 1:], labels[1:-1, 1:-1])
-    assert np.array_equal(labels[1:-1, 1:-1], scores[..., 1] > half)
-    model._write_labels(scores, labels[1:-1, 1:-1])
-    known = ~np.isnan(scores).any(axis=-1)
-    assert np.array_equal(labels[1:-1, 1:-1][known], scores.argmax(axis=-1)[known])
-    assert (labels[[0, -1]] == 7).all()
-
-
 def test_a_temperature_changes_scores_as_divided_logits_would_and_no_label(unet):
     model = Unet(unet, **EXACTLY).start()
     cool = replace(model, card=replace(model.card, temperature=2.5))
