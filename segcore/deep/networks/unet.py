@@ -24,6 +24,7 @@ cubes, as Isensee et al. 2021 (nnU-Net) plan it.
 from __future__ import annotations
 
 import math
+import random
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -211,7 +212,10 @@ def unet(recipe: Unet, channels: int, classes: int) -> keras.Model:
     if recipe.application is None:
         x = _block(x, recipe, recipe.depth, "bottom")
     if recipe.dropout > 0:
-        x = layers.Dropout(recipe.dropout, name="bottom_dropout")(x)
+        # Drawn as Keras does. Without one, Keras on PyTorch takes PyTorch's own generator, whose
+        # state is in no checkpoint.
+        seed = random.randint(1, 10**9)  # noqa: S311
+        x = layers.Dropout(recipe.dropout, seed=seed, name="bottom_dropout")(x)
     for level in reversed(range(recipe.depth)):
         x = _upsampled(x, recipe, level, positions)
         skip = skips[level]
