@@ -13,7 +13,8 @@ import pytest
 import typer.testing
 from shared_support import once, serve
 
-# Tests leave nothing in the user's cache, and find nothing there.
+# Tests leave nothing in the user's cache, and find nothing there. Neither they nor what they start
+# keep converted networks: each converts its own.
 os.environ["MASKLOOM_CACHE"] = ""
 
 # No deadline: a busy machine is not a defect, and pytest-timeout catches tests that hang. A failure
@@ -34,10 +35,6 @@ hypothesis.settings.load_profile("ci")
 # No test of this process cuts the power, and the drills run commands in processes of their own.
 typer.testing._get_command = functools.cache(typer.main.get_command)
 os.fsync = lambda file: None
-
-# Converted networks are not kept, neither by tests nor by what they start: each test converts its
-# own.
-os.environ["MASKLOOM_CACHE"] = ""
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
