@@ -62,7 +62,7 @@ def main() -> None:
         os.environ["MASKLOOM_CACHE"] = f"{folder}/cache"
         write_slices(scan, labels, folder, int(seed[0]) if seed else 0)
         for number, (way, options) in enumerate(WAYS.items()):
-            training = {"patch": 96, "batch": 8, "epochs": 6, "steps": 30, "threads": 2}
+            training = {"patch": 96, "epochs": 6, "steps": 30, "rate": 0.003, "loss": "sum"}
             if "augmentation" in options:
                 training["augmentation"] = options["augmentation"]
             busy = time.process_time()
@@ -72,12 +72,7 @@ def main() -> None:
                     "images": "images",
                     "masks": "labels",
                     "output": f"out-{number}",
-                    "network": {
-                        "kind": "unet",
-                        "width": 8,
-                        "depth": 3,
-                        "normalisation": "batch",
-                    },
+                    "network": {"kind": "unet", "width": 8, "depth": 3},
                     "classes": CLASSES,
                     "scaling": options["scaling"],
                     "split": {"validation": ["held-*"]},

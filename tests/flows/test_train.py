@@ -611,6 +611,7 @@ def test_objects_are_learned_end_to_end(folder):
         "training.steps=1",
         labels="instances",
         network={"kind": "mask_rcnn", "anchors": [8, 12, 16, 24], **small},
+        scaling={"by": "range", "percentiles": [1, 99]},
     )
     course = prepared(training_run)
     arguments = course.task.arguments(drawn(course))[0]
@@ -622,9 +623,13 @@ def test_objects_are_learned_end_to_end(folder):
     card = Card.load((folder / "out" / "tiny.json").read_bytes(), "tiny.json")
     assert (card.kind, card.output, card.classes) == ("mask_rcnn", "objects", ("dark", "bright"))
     assert card.about["metrics"]["missed"] + card.about["metrics"]["found"] == 3
+    from maskloom.segcore.deep.inference.image_scaling import ScalingFitter
     from maskloom.segcore.segmenters.mask_rcnn import MaskRcnnObjects
 
-    assert MaskRcnnObjects(weights=learned.model).start().classes == ("dark", "bright")
+    assert card.image_scaling == training_run.recipe.scaling
+    started = MaskRcnnObjects(weights=learned.model).start()
+    assert isinstance(started, ScalingFitter)
+    assert started.expected_classes == ("dark", "bright")
 
 
 def touching(random):
