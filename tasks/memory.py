@@ -169,10 +169,10 @@ def _refused(image: PlannedImage, available: int) -> PlannedImage:
         else "the volume to Zarr, which is read chunk by chunk"
     )
     error = OutOfMemory(
-        f"{image.source.uri} can only be decoded as a whole, and its {size} pixels "
-        "alone take "
-        f"{_pixel_bytes(image.spec) / 1e9:.2f} GB; a worker has {available / 1e9:.2f} GB. Raise "
-        f"cluster.memory, lower cluster.workers, or convert {by_parts}."
+        f"{image.source.uri} can only be decoded as a whole, and its {size} pixels alone "
+        f"take {_pixel_bytes(image.spec) / 1e9:.2f} GB, beside {WORKER_BYTES / 1e9:.2f} GB for the "
+        f"worker itself; a worker has {available / 1e9:.2f} GB. Raise cluster.memory, lower "
+        f"cluster.workers, or convert {by_parts}."
     )
     return replace(image, failure=image.failure or Failure.of(error))
 
