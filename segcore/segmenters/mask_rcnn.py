@@ -26,6 +26,7 @@ from maskloom.segcore.deep.inference.card import Card
 from maskloom.segcore.deep.inference.files.weights import Weights, WeightsLocation, file_name
 from maskloom.segcore.deep.inference.image_scaling import ScalingFitter
 from maskloom.segcore.deep.inference.runtime import LIBRARY_BYTES
+from maskloom.segcore.deep.inference.scaling import Scaling
 from maskloom.segcore.deep.networks.mask_rcnn.lattice import WindowLattice, mirrored
 from maskloom.segcore.errors import ModelMismatch, RecipeError, WeightsError
 from maskloom.segcore.geometry import Box
@@ -46,7 +47,6 @@ from maskloom.segcore.raster.spec import Labels
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from maskloom.segcore.deep.inference.scaling import Scaling
     from maskloom.segcore.deep.networks.mask_rcnn.detections import Detections
     from maskloom.segcore.deep.networks.mask_rcnn.prediction import Detector
     from maskloom.segcore.models.typical import TypicalObjects

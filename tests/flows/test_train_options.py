@@ -194,12 +194,13 @@ def test_a_training_with_options_ends_the_same_after_interruptions(folder, optio
 
 @pytest.mark.filterwarnings("ignore:The structure of `inputs`:UserWarning")
 @pytest.mark.usefixtures("uncompiled")
+@pytest.mark.nightly
 @pytest.mark.parametrize(
     ("how", "keys"),
     [
         pytest.param({"by": "range", "percentiles": [1, 99]}, {}, id="classes"),
         *(
-            pytest.param({"by": "deviation"}, keys, id=name, marks=pytest.mark.nightly)
+            pytest.param({"by": "deviation"}, keys, id=name)
             for name, keys in {
                 "volumes": {"network": {"kind": "unet", "width": 2, "depth": 1, "dimensions": 3}},
                 "flow": {"labels": {"kind": "instances", "target": "flow", "void": 255}},

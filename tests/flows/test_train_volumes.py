@@ -181,6 +181,7 @@ def test_patches_that_do_not_fit_are_refused_with_those_that_do(folder, changes,
         trained(made(folder, *KINDS["volumes"], *changes), Watch())
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("changes", CASES)
 def test_models_are_used_in_any_tiling_by_any_workers(folder, changes, monkeypatch, two_workers):
     """The command prints how to use the model; tiles and workers change no voxel."""

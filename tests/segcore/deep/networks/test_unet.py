@@ -15,6 +15,7 @@ from maskloom.segcore.deep.networks.unet import Unet, skip_crop
 PAPER = Unet(width=64, padding="valid")
 
 
+@pytest.mark.nightly
 def test_the_paper_and_the_tutorial() -> None:
     model = PAPER.build(1, 2)
     # Figure 1 of the paper: sizes of the maps, and of those that go across, before and after
