@@ -92,8 +92,8 @@ def test_steps_from_the_same_weights_have_the_same_losses(backend, kind, tmp_pat
     folder = blocks(tmp_path)
     expected = first_losses(folder, KINDS[kind])
     found = json.loads(python(backend, "-c", STEPS, str(folder), json.dumps(KINDS[kind])))
-    # Rounding may order two candidates of almost equal scores otherwise, so that others are sampled:
-    # 5e-5 and 7e-3 were seen on JAX.
+    # Rounding may order two candidates of almost equal scores otherwise, so that others are
+    # sampled: 5e-5 and 7e-3 were seen on JAX.
     near = 2e-2 if kind == "objects" else 1e-4
     np.testing.assert_allclose(found, expected, rtol=near)
     assert found[0] != found[1]
